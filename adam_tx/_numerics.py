@@ -1,0 +1,119 @@
+"""Arithmetic that every link shares: which dtype to work in, and the few formulas that are easy to get wrong.
+
+The precision contract lives here. A leaf is *lifted* to its working dtype on
+the way in, every formula runs there, and the emitted update is *lowered* to the
+dtype Optax would have emitted on the way out.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+Scalar = float | jax.Array
+"""A Python float, exact until it meets a leaf, or a 0-d array."""
+
+
+def dtype_of(leaf: ArrayLike) -> jnp.dtype:
+    """The dtype that JAX gives this leaf, a Python number or NumPy array included."""
+    return leaf.dtype if isinstance(leaf, jax.Array) else jnp.dtype(jnp.result_type(leaf))
+
+
+def result_dtype(*leaves: ArrayLike) -> jnp.dtype:
+    """The dtype that standard promotion gives these leaves, whatever promotion mode is on."""
+    return _promote(*map(dtype_of, leaves))
+
+
+def compute_dtype(*leaves: ArrayLike) -> jnp.dtype:
+    """The dtype to work in: at least float32, wider or complex where a leaf is."""
+    dtypes = map(dtype_of, leaves)
+    return _promote(jnp.dtype(jnp.float32), *(dtype for dtype in dtypes if jnp.finfo(dtype).bits >= 32))
+
+
+@functools.cache
+def _promote(*dtypes: jnp.dtype) -> jnp.dtype:
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.dtype(functools.reduce(jnp.promote_types, dtypes))
+
+
+def is_complex(leaf: ArrayLike) -> bool:
+    """Whether the leaf has an imaginary part."""
+    return dtype_of(leaf).kind == "c"
+
+
+def real_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype of the real part: float32 for complex64, the dtype itself when it is real."""
+    return jnp.dtype(jnp.finfo(dtype).dtype)
+
+
+def cast(leaf: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """Convert a leaf; a complex one bound for a real dtype is projected onto the real axis."""
+    if isinstance(leaf, jax.Array) and leaf.dtype == dtype:
+        return leaf
+    leaf = jnp.asarray(leaf)
+    if is_complex(leaf) and jnp.dtype(dtype).kind != "c":
+        leaf = leaf.real
+    return leaf.astype(dtype)
+
+
+def scalar(value: Scalar, like: jax.Array) -> Any:
+    """The value, ready to be multiplied with a leaf without promoting it."""
+    return value.astype(like.dtype) if isinstance(value, jax.Array) else value
+
+
+def ema(average: jax.Array, value: jax.Array, weight: Scalar) -> jax.Array:
+    """One step of an exponential moving average, `average + weight * (value - average)`.
+
+    Unlike `decay * average + (1 - decay) * value`, whose two rounded constants
+    do not sum to one, this form settles on the value itself.
+    """
+    return average + scalar(weight, average) * (value - average)
+
+
+def one_minus_exp(x: jax.Array, excess: jax.Array) -> jax.Array:
+    """1 - exp(x - excess) for x <= 0 and an excess below its last place, within 2 ulp in float32.
+
+    XLA's own float32 expm1 is off by up to 5.6 ulp between -0.5 and 0 (and its
+    accuracy differs between backends), hence the series there.
+    """
+    if x.dtype != jnp.float32:
+        return -jnp.expm1(x - excess)
+    small = jnp.maximum(x, -0.5)
+    series = jnp.ones_like(x)
+    for k in range(10, 2, -1):
+        series = 1.0 + series * (small / k)
+    return jnp.where(x > -0.5, -small - (small * small * (0.5 * series) - excess), 1.0 - jnp.exp(x))
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+    """|x|², real, and differentiable at zero for complex x too."""
+    return x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
+
+
+def _nonzero(eps: Scalar, dtype: jnp.dtype) -> Any:
+    """Epsilon, or one where it is zero in this dtype."""
+    if isinstance(eps, float):
+        return eps if np.asarray(eps, dtype) else 1.0
+    return jnp.where(eps == 0, 1.0, eps)
+
+
+def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -> jax.Array:
+    """`u / (sqrt(v + eps_root) + eps)`, with finite derivatives where nothing has accumulated.
+
+    The root has no derivative at zero, and with `eps = 0` there is nothing to
+    divide by. There the denominator is the constant `eps` (or one), so a zero
+    gradient moves nothing; everywhere else the values are bit for bit those of
+    the plain formula. NaN stays NaN.
+    """
+    eps = scalar(eps, v)
+    v = v if isinstance(eps_root, float) and eps_root == 0.0 else v + scalar(eps_root, v)
+    untouched = v == 0
+    root = jnp.sqrt(jnp.where(untouched, 1.0, v))
+    denominator = jnp.where(untouched, _nonzero(eps, v.dtype), root + eps)
+    if is_complex(u):
+        return lax.complex(u.real / denominator, u.imag / denominator)
+    return u / denominator

@@ -1,0 +1,191 @@
+"""Walking the trees of an update leaf by leaf, with errors that name the leaf.
+
+`None` and `optax.MaskedNode` stand for parameters that are not there (filtered
+or masked out); they pass through untouched.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from adam_tx import _numerics
+
+Tree = Any
+
+
+def is_absent(node: object) -> bool:
+    """Whether the node stands for a parameter that is not there."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def map_leaves(
+    rule: Callable[..., tuple[jax.Array, ...]], inputs: Mapping[str, Tree], slots: Mapping[str, Tree]
+) -> tuple[Tree, ...]:
+    """Apply a leaf's rule to every leaf: `rule(*inputs, *slots) -> (emitted, *slots)`.
+
+    This is the only place where a moment changes dtype: the rule sees it in the
+    leaf's working dtype, and what it returns is stored in the dtype `init` chose.
+    The first input fixes the tree; a leaf absent there is absent everywhere.
+    """
+    (first, tree), *_ = inputs.items()
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
+    columns = {first: [leaf for _, leaf in paths]}
+    for name, other in [*list(inputs.items())[1:], *slots.items()]:
+        columns[name] = _flatten_like(treedef, other, f"{first} and {name}", tree)
+
+    rows = []
+    for (path, lead), *leaves in zip(paths, *list(columns.values())[1:], strict=True):
+        if is_absent(lead):
+            rows.append((lead, *leaves[len(inputs) - 1 :]))
+            continue
+        row = dict(zip(columns, (lead, *leaves), strict=True))
+        _check_shapes(path, row)
+        dtype = _numerics.compute_dtype(*row.values())
+        emitted, *new = rule(*(_widen(leaf, dtype, keep_real=name in slots) for name, leaf in row.items()))
+        stored = (_store(path, name, value, row[name]) for name, value in zip(slots, new, strict=True))
+        rows.append((emitted, *stored))
+    columns_out = zip(*rows, strict=True) if rows else [()] * (1 + len(slots))
+    return tuple(jax.tree.unflatten(treedef, column) for column in columns_out)
+
+
+def zeros_like(params: Tree, dtype: DTypeLike | None = None, *, real: bool = False) -> Tree:
+    """A moment for every parameter: zeros of its shape and sharding, float32 or wider.
+
+    Args:
+      params: the tree of parameters; floating-point or complex leaves.
+      dtype: storage dtype; `None` for the leaf's working dtype. A complex leaf's
+        moment stays complex unless `real`.
+      real: whether the moment is real even for a complex leaf.
+    """
+
+    def zeros(path: Any, param: Any) -> Any:
+        check_inexact(path, param, "params")
+        stored = jnp.dtype(dtype) if dtype is not None else _numerics.compute_dtype(param)
+        if real:
+            stored = _numerics.real_dtype(stored)
+        elif _numerics.is_complex(param) and not jnp.issubdtype(stored, jnp.complexfloating):
+            raise TypeError(
+                f"params: leaf {path_str(path)} is complex, so its moment cannot be stored as {stored}; "
+                "leave dtype=None or choose a complex dtype."
+            )
+        return jnp.zeros_like(param, dtype=stored)
+
+    return jax.tree_util.tree_map_with_path(zeros, params)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """The count of one more update; it stays at the largest int32 instead of wrapping round."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def scalar_dtype(params: Tree) -> jnp.dtype:
+    """The dtype of a state's scalars: the widest real working dtype of any leaf."""
+    return _numerics.real_dtype(_numerics.compute_dtype(*jax.tree.leaves(params)))
+
+
+def lift(updates: Tree, grad: Tree, params: Tree) -> tuple[Tree, Tree, Tree]:
+    """Convert each leaf of the three trees to its working dtype; `grad` and `params` may be None.
+
+    A complex gradient of a real parameter is projected onto the real axis, the
+    only direction in which that parameter can move.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_absent)
+    same = grad is updates
+    grads = None if grad is None or same else _flatten_like(treedef, grad, "updates and grad", updates)
+    weights = None if params is None else _flatten_like(treedef, params, "updates and params", updates)
+
+    columns: tuple[list[Any], ...] = ([], [], [])
+    for i, (path, u) in enumerate(paths):
+        g, p = (grads[i] if grads else None), (weights[i] if weights else None)
+        if not is_absent(u):
+            row = {"updates": u, "grad": g, "params": p}
+            present = {name: leaf for name, leaf in row.items() if not is_absent(leaf)}
+            for name, leaf in present.items():
+                check_inexact(path, leaf, name)
+            _check_shapes(path, present)
+            dtype = _numerics.compute_dtype(*present.values())
+            if "params" in present and not _numerics.is_complex(present["params"]):
+                dtype = _numerics.real_dtype(dtype)
+            u, g, p = (leaf if is_absent(leaf) else _numerics.cast(leaf, dtype) for leaf in row.values())
+        for column, leaf in zip(columns, (u, g, p), strict=True):
+            column.append(leaf)
+
+    lifted = [jax.tree.unflatten(treedef, column) for column in columns]
+    return (
+        lifted[0],
+        None if grad is None else lifted[0] if same else lifted[1],
+        None if params is None else lifted[2],
+    )
+
+
+def lower(emitted: Tree, updates: Tree, params: Tree) -> Tree:
+    """Convert emitted updates to the dtype of (parameter, update), as Optax emits them."""
+
+    def narrow(out: Any, *leaves: Any) -> Any:
+        if is_absent(out):
+            return out
+        return _numerics.cast(out, _numerics.result_dtype(*(leaf for leaf in leaves if not is_absent(leaf))))
+
+    trees = (updates,) if params is None else (updates, params)
+    return jax.tree.map(narrow, emitted, *trees, is_leaf=is_absent)
+
+
+def path_str(path: Any) -> str:
+    """A leaf's path as Python would index it, such as `['dense']['kernel']`."""
+    return jax.tree_util.keystr(path) or "(the tree itself)"
+
+
+def check_inexact(path: Any, leaf: Any, tree: str) -> None:
+    """Refuse integer, boolean, key and float0 leaves: they have no gradient to average."""
+    dtype = getattr(leaf, "dtype", None) or _numerics.dtype_of(leaf)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            f"{tree}: leaf {path_str(path)} has dtype {dtype}, but only floating-point and complex leaves can be "
+            "optimised. Mask it with optax.masked, or put None in its place in the trees given to init and update."
+        )
+
+
+def _flatten_like(treedef: Any, other: Tree, names: str, tree: Tree) -> list[Any]:
+    """The nodes of `other` that stand where `treedef` has its leaves."""
+    try:
+        return treedef.flatten_up_to(other)
+    except ValueError as error:
+        ours, theirs = (
+            {path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t, is_leaf=is_absent)}
+            for t in (tree, other)
+        )
+        one, two = names.split(" and ")
+        raise ValueError(
+            f"{names} are different trees: only {one} has {sorted(ours - theirs) or 'nothing'}, "
+            f"only {two} has {sorted(theirs - ours) or 'nothing'} ({error}). "
+            "Give update the trees that init was given, or call init anew."
+        ) from None
+
+
+def _check_shapes(path: Any, row: Mapping[str, Any]) -> None:
+    shapes = {name: jnp.shape(leaf) for name, leaf in row.items()}
+    if len(set(shapes.values())) > 1:
+        listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"leaf {path_str(path)} must have one shape, but came with {listing}. "
+            "Give update the gradient of the params that init was given, or call init anew."
+        )
+
+
+def _widen(leaf: jax.Array, dtype: jnp.dtype, *, keep_real: bool) -> jax.Array:
+    """The leaf in the working dtype; a real moment beside complex leaves stays real."""
+    real = keep_real and not _numerics.is_complex(leaf)
+    return _numerics.cast(leaf, _numerics.real_dtype(dtype) if real else dtype)
+
+
+def _store(path: Any, name: str, value: jax.Array, slot: jax.Array) -> jax.Array:
+    if _numerics.is_complex(value) and not _numerics.is_complex(slot):
+        raise TypeError(
+            f"leaf {path_str(path)}: a complex gradient came for {name}, which is {slot.dtype} because the "
+            "parameter is real. Give update the params, so that the gradient can be projected, or take its real part."
+        )
+    return _numerics.cast(value, slot.dtype)

@@ -1,0 +1,128 @@
+"""Keras's learning-rate schedules, from the configuration that `get_config()` prints inside an optimizer's.
+
+Reference: keras/src/optimizers/schedules/learning_rate_schedule.py in Keras 3.15.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
+
+from adam_tx.interop._config import check_keys
+
+Schedule = Callable[[ArrayLike], Any]
+
+
+def from_config(config: Mapping[str, Any]) -> Schedule:
+    """Build the schedule `step -> learning rate` from its serialised form.
+
+    Args:
+      config: a dict with `class_name` and `config`, as Keras serialises a schedule.
+
+    Raises:
+      ValueError: an unknown class, or a key that is missing or unknown.
+    """
+    name = str(config.get("class_name"))
+    if name not in _SCHEDULES:
+        raise ValueError(
+            f"learning_rate: the Keras schedule {name!r} is not known, only {sorted(_SCHEDULES)}. "
+            "Pass a dict with its class_name and config, or replace learning_rate by a number."
+        )
+    make, keys = _SCHEDULES[name]
+    arguments = config["config"]
+    required = [key for key in keys if not key.startswith("warmup")]
+    check_keys(arguments, required=required, ignored=["name", *keys], what=f"keras schedule {name}")
+    return make(**{key: value for key, value in arguments.items() if key != "name"})
+
+
+def _as_float(step: ArrayLike) -> jax.Array:
+    return jnp.asarray(step).astype(jnp.result_type(float))
+
+
+def _exponential(initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool) -> Schedule:
+    def schedule(step: ArrayLike) -> jax.Array:
+        periods = _as_float(step) / decay_steps
+        return initial_learning_rate * decay_rate ** (jnp.floor(periods) if staircase else periods)
+
+    return schedule
+
+
+def _inverse_time(initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool) -> Schedule:
+    def schedule(step: ArrayLike) -> jax.Array:
+        periods = _as_float(step) / decay_steps
+        return initial_learning_rate / (1.0 + decay_rate * (jnp.floor(periods) if staircase else periods))
+
+    return schedule
+
+
+def _piecewise_constant(boundaries: list[int], values: list[float]) -> Schedule:
+    """A boundary belongs to the value before it, unlike in Optax."""
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        passed = jnp.sum(jnp.asarray(step) > jnp.asarray(boundaries))
+        return jnp.asarray(values, jnp.result_type(float))[passed]
+
+    return schedule
+
+
+def _polynomial(
+    initial_learning_rate: float, decay_steps: int, end_learning_rate: float, power: float, cycle: bool
+) -> Schedule:
+    def schedule(step: ArrayLike) -> jax.Array:
+        at = _as_float(step)
+        period = decay_steps * jnp.maximum(jnp.ceil(at / decay_steps), 1.0) if cycle else decay_steps
+        left = 1.0 - jnp.minimum(at, period) / period
+        return (initial_learning_rate - end_learning_rate) * left**power + end_learning_rate
+
+    return schedule
+
+
+def _cosine(
+    initial_learning_rate: float,
+    decay_steps: int,
+    alpha: float,
+    warmup_target: float | None = None,
+    warmup_steps: int = 0,
+) -> Schedule:
+    if warmup_target is None:
+        return optax.cosine_decay_schedule(initial_learning_rate, decay_steps, alpha)
+    warmup = optax.linear_schedule(initial_learning_rate, warmup_target, warmup_steps)
+    decay = optax.cosine_decay_schedule(warmup_target, decay_steps, alpha)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
+
+
+def _cosine_restarts(
+    initial_learning_rate: float, first_decay_steps: int, t_mul: float, m_mul: float, alpha: float
+) -> Schedule:
+    def schedule(step: ArrayLike) -> jax.Array:
+        periods = _as_float(step) / first_decay_steps
+        if t_mul == 1.0:
+            restarts = jnp.floor(periods)
+            fraction = periods - restarts
+        else:
+            restarts = jnp.floor(jnp.log(1.0 - periods * (1.0 - t_mul)) / math.log(t_mul))
+            fraction = (periods - (1.0 - t_mul**restarts) / (1.0 - t_mul)) / t_mul**restarts
+        cosine = 0.5 * m_mul**restarts * (1.0 + jnp.cos(math.pi * fraction))
+        return initial_learning_rate * ((1.0 - alpha) * cosine + alpha)
+
+    return schedule
+
+
+_SCHEDULES: Mapping[str, tuple[Callable[..., Schedule], tuple[str, ...]]] = {
+    "ExponentialDecay": (_exponential, ("initial_learning_rate", "decay_steps", "decay_rate", "staircase")),
+    "InverseTimeDecay": (_inverse_time, ("initial_learning_rate", "decay_steps", "decay_rate", "staircase")),
+    "PiecewiseConstantDecay": (_piecewise_constant, ("boundaries", "values")),
+    "PolynomialDecay": (
+        _polynomial,
+        ("initial_learning_rate", "decay_steps", "end_learning_rate", "power", "cycle"),
+    ),
+    "CosineDecay": (_cosine, ("initial_learning_rate", "decay_steps", "alpha", "warmup_target", "warmup_steps")),
+    "CosineDecayRestarts": (
+        _cosine_restarts,
+        ("initial_learning_rate", "first_decay_steps", "t_mul", "m_mul", "alpha"),
+    ),
+}

@@ -1,0 +1,179 @@
+"""Keras: an optimizer from what `optimizer.get_config()` prints."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx import _numerics, _optax, _trees
+from adam_tx.bias_correction import bias_correction
+from adam_tx.chain import Link, chain, make_link
+from adam_tx.first_moment import scale_by_momentum
+from adam_tx.interop import _keras_schedules
+from adam_tx.interop._config import check_keys, unsupported
+from adam_tx.second_moment import scale_by_max_rms, scale_by_rms
+
+_BASE_KEYS = (
+    "learning_rate",
+    "weight_decay",
+    "clipnorm",
+    "global_clipnorm",
+    "clipvalue",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+)
+_ADAM_KEYS = ("beta_1", "beta_2", "epsilon", "amsgrad")
+
+
+def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> optax.GradientTransformationExtraArgs:
+    """Build Keras's `Adam` or `AdamW` from its configuration.
+
+    With g the gradient and t the number of this update::
+
+        g  <- g / loss_scale_factor; mean over gradient_accumulation_steps; clip
+        mu <- beta_1 · mu + (1 - beta_1) · g
+        nu <- beta_2 · nu + (1 - beta_2) · g²             (amsgrad: its largest value so far)
+        u  <- mu / (sqrt(nu) + epsilon) · sqrt(1 - beta_2^t) / (1 - beta_1^t)
+        update = -learning_rate · (u + weight_decay · params)
+
+    Both classes are this rule; Keras's plain Adam decays as AdamW does. With
+    accumulation a schedule counts micro-steps, as in Keras. With `use_ema` the
+    average of the weights is in the state, `optax.tree.get(state, "average")`, and
+    replaces the weights every `ema_overwrite_frequency` updates; without that key
+    Keras replaces them at the end of `fit`, which is for the caller to do.
+
+    Args:
+      config: `optimizer.get_config()`, or the serialised optimizer around it with
+        `class_name` and `config`.
+      optimizer: "Adam" or "AdamW"; by default what `class_name` or `name` says.
+
+    Returns:
+      A transformation; `update` needs `params` if there is weight decay or an average.
+
+    Raises:
+      ValueError: another optimizer, a key that is missing, out of range or cannot be honoured.
+
+    Reference: keras/src/optimizers/adam.py, base_optimizer.py in Keras 3.15.
+
+    >>> import jax.numpy as jnp
+    >>> config = {
+    ...     "name": "adam",
+    ...     "learning_rate": 0.0010000000474974513,
+    ...     "weight_decay": None,
+    ...     "clipnorm": None,
+    ...     "global_clipnorm": None,
+    ...     "clipvalue": None,
+    ...     "use_ema": False,
+    ...     "ema_momentum": 0.99,
+    ...     "ema_overwrite_frequency": None,
+    ...     "loss_scale_factor": None,
+    ...     "gradient_accumulation_steps": None,
+    ...     "beta_1": 0.9,
+    ...     "beta_2": 0.999,
+    ...     "epsilon": 1e-07,
+    ...     "amsgrad": False,
+    ... }
+    >>> tx = from_config(config)
+    >>> weights = jnp.array([0.296719, 0.12479973])
+    >>> weights + tx.update(jnp.array([-0.1, 0.2]), tx.init(weights), weights)[0]
+    Array([0.29771897, 0.12379974], dtype=float32)
+    """
+    if "class_name" in config:
+        optimizer, config = optimizer or config["class_name"], config["config"]
+    what = f"keras.optimizers.{optimizer or config.get('name')}"
+    if str(optimizer or config.get("name")).lower() not in ("adam", "adamw"):
+        raise ValueError(f"{what} is not known; if it is an Adam under another name, pass optimizer='Adam' or 'AdamW'.")
+    check_keys(config, required=(*_BASE_KEYS, *_ADAM_KEYS), ignored=("name",), what=what)
+    accumulate = config["gradient_accumulation_steps"] or 1
+
+    rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
+    tx = chain(
+        scale_by_momentum(config["beta_1"]),
+        rms(config["beta_2"], config["epsilon"]),
+        bias_correction(config["beta_1"], config["beta_2"]),
+        *([_optax.add_decayed_weights(config["weight_decay"])] if config["weight_decay"] else []),
+        _optax.scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate)),
+    )
+    return _around(tx, config, accumulate, what)
+
+
+def _around(
+    tx: optax.GradientTransformationExtraArgs, config: Mapping[str, Any], accumulate: int, what: str
+) -> optax.GradientTransformationExtraArgs:
+    """What Keras's base class does to the gradient before and to the weights after an update."""
+    clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
+    if len(clips) > 1:
+        raise unsupported(what, *next(iter(clips.items())), f"only one of {sorted(clips)} may be given.")
+    if clips:
+        ((key, limit),) = clips.items()
+        tx = optax.named_chain((key, _clip(key, limit)), ("update", tx))
+    if accumulate > 1:
+        # float64 gradients are not to be summed in MultiSteps's default float32
+        steps = optax.MultiSteps(tx, accumulate, accumulator_dtype=jnp.result_type(float))
+        tx = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+    if config["loss_scale_factor"] is not None:
+        tx = optax.named_chain(("loss_scale", optax.scale(1.0 / config["loss_scale_factor"])), ("update", tx))
+    if config["use_ema"]:
+        average = _average_weights(config["ema_momentum"], config["ema_overwrite_frequency"], accumulate)
+        tx = optax.named_chain(("update", tx), ("average_weights", average))
+    return tx
+
+
+def _learning_rate(value: Any, accumulate: int) -> optax.ScalarOrSchedule:
+    if not isinstance(value, Mapping):
+        return value
+    schedule = _keras_schedules.from_config(value)
+    return lambda count: schedule(accumulate * (count + 1) - 1)
+
+
+def _clip(key: str, limit: float) -> optax.GradientTransformation:
+    if key == "clipvalue":
+        return optax.clip(limit)
+    if key == "global_clipnorm":
+        return optax.stateless(lambda grads, _: optax.projections.projection_l2_ball(grads, limit))
+    return optax.stateless_with_tree_map(lambda grad, _: optax.projections.projection_l2_ball(grad, limit))
+
+
+class AverageWeightsState(NamedTuple):
+    """Keras's `use_ema`: `count` calls so far, `average` of the weights after each."""
+
+    count: jax.Array
+    average: Any
+
+
+def _average_weights(momentum: float, overwrite_every: int | None, accumulate: int) -> Link:
+    """Average the weights as Keras does: from the first update's weights on, at every micro-step.
+
+    The weights are replaced by their average in each micro-step of every
+    `overwrite_every`-th update.
+    """
+
+    def init(params: Any) -> AverageWeightsState:
+        return AverageWeightsState(jnp.zeros((), jnp.int32), _trees.zeros_like(params))
+
+    def update(updates: Any, state: AverageWeightsState, params: Any, **_: Any) -> tuple[Any, AverageWeightsState]:
+        if params is None:
+            raise ValueError("use_ema averages the weights: call update(updates, state, params).")
+        iteration = state.count // accumulate
+        weight = jnp.where(iteration == 0, 1.0, 1.0 - momentum)
+        overwrite = False if overwrite_every is None else (iteration + 1) % overwrite_every == 0
+
+        def rule(u: jax.Array, p: jax.Array, average: jax.Array) -> tuple[jax.Array, jax.Array]:
+            average = _numerics.ema(average, p + u, weight)
+            return jnp.where(overwrite, average - p, u), average
+
+        emitted, average = _trees.map_leaves(rule, {"updates": updates, "params": params}, {"average": state.average})
+        return emitted, AverageWeightsState(_trees.increment(state.count), average)
+
+    return make_link(
+        "average_weights",
+        init,
+        update,
+        formula="average += (1 - momentum)(params + u - average)",
+        hyperparams={"momentum": momentum, "overwrite_every": overwrite_every, "accumulate": accumulate},
+    )
