@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.typing import ArrayLike
 
 from adam_tx.interop._config import check_keys
@@ -88,11 +87,16 @@ def _cosine(
     warmup_target: float | None = None,
     warmup_steps: int = 0,
 ) -> Schedule:
-    if warmup_target is None:
-        return optax.cosine_decay_schedule(initial_learning_rate, decay_steps, alpha)
-    warmup = optax.linear_schedule(initial_learning_rate, warmup_target, warmup_steps)
-    decay = optax.cosine_decay_schedule(warmup_target, decay_steps, alpha)
-    return optax.join_schedules([warmup, decay], [warmup_steps])
+    peak, warmup = (initial_learning_rate, 0) if warmup_target is None else (warmup_target, warmup_steps)
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        at = _as_float(step)
+        rising = initial_learning_rate + (peak - initial_learning_rate) * at / max(warmup, 1)
+        fraction = jnp.minimum(at - warmup, decay_steps) / decay_steps
+        falling = peak * ((1.0 - alpha) * 0.5 * (1.0 + jnp.cos(math.pi * fraction)) + alpha)
+        return jnp.where(at < warmup, rising, falling)
+
+    return schedule
 
 
 def _cosine_restarts(

@@ -1,5 +1,6 @@
 """Keras: an optimizer from what `optimizer.get_config()` prints."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     if "class_name" in config:
         optimizer, config = optimizer or config["class_name"], config["config"]
     what = f"keras.optimizers.{optimizer or config.get('name')}"
-    if str(optimizer or config.get("name")).lower() not in ("adam", "adamw"):
+    if _class_name(optimizer or config.get("name")) not in ("adam", "adamw"):
         raise ValueError(f"{what} is not known; if it is an Adam under another name, pass optimizer='Adam' or 'AdamW'.")
     check_keys(config, required=(*_BASE_KEYS, *_ADAM_KEYS), ignored=("name",), what=what)
     accumulate = config["gradient_accumulation_steps"] or 1
@@ -102,6 +103,11 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     return _around(tx, config, accumulate, what)
 
 
+def _class_name(name: object) -> str:
+    """The class that Keras derived this name from: `adam_w_2` is the third AdamW of its process."""
+    return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()
+
+
 def _around(
     tx: optax.GradientTransformationExtraArgs, config: Mapping[str, Any], accumulate: int, what: str
 ) -> optax.GradientTransformationExtraArgs:
@@ -115,7 +121,7 @@ def _around(
     if accumulate > 1:
         # float64 gradients are not to be summed in MultiSteps's default float32
         steps = optax.MultiSteps(tx, accumulate, accumulator_dtype=jnp.result_type(float))
-        tx = optax.GradientTransformationExtraArgs(steps.init, steps.update)
+        tx = optax.with_extra_args_support(steps.gradient_transformation())
     if config["loss_scale_factor"] is not None:
         tx = optax.named_chain(("loss_scale", optax.scale(1.0 / config["loss_scale_factor"])), ("update", tx))
     if config["use_ema"]:

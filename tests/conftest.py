@@ -1,0 +1,26 @@
+"""Strict by default: no implicit promotion, warnings are errors (pyproject), eight virtual CPU devices."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "jax"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """float64 enabled for the duration of a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def standard_promotion():
+    """JAX's usual promotion, which parts of Optax and Keras rely on."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,153 @@
+"""`interop.keras.from_config(optimizer.get_config())` trains the notebook's MLP as Keras itself does."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import optax
+import pytest
+from keras.optimizers import Adam, AdamW, schedules
+
+from adam_tx import interop
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+STEPS = 100
+
+CONFIGS = {
+    "default": lambda: Adam(),
+    "adamw": lambda: AdamW(),
+    "amsgrad": lambda: Adam(amsgrad=True),
+    "clipnorm": lambda: Adam(clipnorm=0.1),
+    "global_clipnorm": lambda: Adam(global_clipnorm=0.1),
+    "clipvalue": lambda: Adam(clipvalue=0.02),
+    "adam with decay": lambda: Adam(weight_decay=0.1),
+    "adamw with decay": lambda: AdamW(weight_decay=0.1, learning_rate=0.01),
+    "accumulation": lambda: Adam(gradient_accumulation_steps=3),
+    "accumulation and clip": lambda: Adam(gradient_accumulation_steps=4, global_clipnorm=0.1),
+    "ema": lambda: Adam(use_ema=True, ema_momentum=0.9),
+    "ema overwrites": lambda: Adam(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=7),
+    "ema overwrites, accumulation": lambda: Adam(
+        use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=3, gradient_accumulation_steps=2
+    ),
+    "loss scale": lambda: Adam(loss_scale_factor=128.0),
+    "betas and epsilon": lambda: Adam(learning_rate=0.003, beta_1=0.8, beta_2=0.95, epsilon=1e-2),
+    "amsgrad, epsilon": lambda: AdamW(amsgrad=True, epsilon=1e-2, beta_2=0.9),
+    "exponential": lambda: Adam(schedules.ExponentialDecay(0.002, 20, 0.5)),
+    "exponential staircase": lambda: Adam(schedules.ExponentialDecay(0.003, 20, 0.5, staircase=True)),
+    "inverse time": lambda: Adam(schedules.InverseTimeDecay(0.003, 20, 0.5)),
+    "piecewise": lambda: Adam(schedules.PiecewiseConstantDecay([10, 30], [0.003, 0.0003, 0.001])),
+    "polynomial": lambda: Adam(schedules.PolynomialDecay(0.003, 60, 0.0003, power=2.0)),
+    "polynomial cycle": lambda: Adam(schedules.PolynomialDecay(0.003, 30, 0.0003, cycle=True)),
+    "cosine": lambda: Adam(schedules.CosineDecay(0.003, 80, alpha=0.1)),
+    "cosine warm-up": lambda: Adam(schedules.CosineDecay(0.0, 60, warmup_target=0.003, warmup_steps=20)),
+    "cosine restarts": lambda: Adam(schedules.CosineDecayRestarts(0.003, 17, t_mul=1.5, m_mul=0.9, alpha=0.1)),
+    "cosine restarts, equal": lambda: Adam(schedules.CosineDecayRestarts(0.003, 17, t_mul=1.0)),
+    "schedule, accumulation": lambda: Adam(schedules.ExponentialDecay(0.003, 20, 0.5), gradient_accumulation_steps=5),
+}
+
+
+def notebook_model():
+    inputs = keras.layers.Input((10, 10))
+    hidden = keras.layers.Dense(10, "relu")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(hidden))
+    rng = np.random.default_rng(0)  # Glorot's range, the same float32 numbers in any dtype
+    kernels = [rng.uniform(-1, 1, shape) * np.sqrt(6 / sum(shape)) for shape in [(10, 10), (10, 2)]]
+    model.set_weights([w.astype(np.float32) for kernel in kernels for w in (kernel, np.zeros(kernel.shape[1]))])
+    return model
+
+
+def data(dtype):
+    """Float32 numbers in any dtype, because Keras's trainer rounds what it is given."""
+    rng = np.random.default_rng(5)
+    return tuple(rng.standard_normal((2, 10, n)).astype(np.float32).astype(dtype) for n in (10, 2))
+
+
+def train_keras(optimizer, dtype):
+    """Weights before, weights after, and what the optimizer averaged them to."""
+    model = notebook_model()
+    before = [np.asarray(w) for w in model.get_weights()]
+    model.compile(optimizer=optimizer, loss="categorical_crossentropy")
+    x, y = data(dtype)
+    for _ in range(STEPS):
+        model.train_on_batch(x, y)
+    average = optimizer._model_variables_moving_average if optimizer.use_ema else []
+    return before, [np.asarray(w) for w in model.get_weights()], [np.asarray(a) for a in average]
+
+
+def train(tx, before, dtype, loss_scale=1.0):
+    """The same weights and data through a JAX loop."""
+    model = notebook_model()
+    x, y = data(dtype)
+
+    def loss(weights):
+        prediction, _ = model.stateless_call(weights, [], x)
+        return loss_scale * jnp.mean(keras.losses.categorical_crossentropy(y, prediction))
+
+    def step(carry, _):
+        weights, state = carry
+        updates, state = tx.update(jax.grad(loss)(weights), state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    weights = [jnp.asarray(w, dtype) for w in before]
+    weights, state = jax.jit(lambda *carry: jax.lax.scan(step, carry, length=STEPS)[0])(weights, tx.init(weights))
+    return [np.asarray(w) for w in weights], state
+
+
+def largest(a, b):
+    return max(float(np.abs(x.astype(np.float64) - y.astype(np.float64)).max()) for x, y in zip(a, b, strict=True))
+
+
+@contextlib.contextmanager
+def keras_dtype(dtype):
+    """Keras and JAX in float64 or float32."""
+    with jax.enable_x64(dtype == "float64"):
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
+        yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def run_both(name, dtype):
+    """Weights before and after a hundred steps of Keras, and after ours, with the averages where there are any."""
+    with keras_dtype(dtype):
+        optimizer = CONFIGS[name]()
+        tx = interop.keras.from_config(optimizer.get_config())
+        scale = optimizer.loss_scale_factor or 1.0  # Keras's trainer multiplies the loss by it
+        before, keras_after, keras_average = train_keras(optimizer, dtype)
+        after, state = train(tx, before, dtype, scale)
+    average = optax.tree.get(state, "average", []) if keras_average else []
+    return before, keras_after + keras_average, after + [np.asarray(a) for a in average]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_in_float64_agrees_with_keras_to_1e_10(name):
+    before, theirs, ours = run_both(name, "float64")
+    # keras.ops.cos answers in float32 even to float64
+    limit = 1e-7 if "cosine" in name else 1e-10
+    assert largest(ours, theirs) / largest(before, theirs[: len(before)]) <= limit
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_in_float32_agrees_with_keras_to_1e_5_of_the_distance(name):
+    before, theirs, ours = run_both(name, "float32")
+    rounding = 8 * np.spacing(max(np.abs(w).max() for w in theirs))  # both round the weights a hundred times
+    assert largest(ours, theirs) <= 1e-5 * largest(before, theirs[: len(before)]) + rounding
+
+
+def test_in_float32_keras_is_further_from_its_own_float64_than_we_are():
+    _, theirs, ours = run_both("default", "float32")
+    _, truth, _ = run_both("default", "float64")
+    assert 2 * largest(ours, truth) < largest(theirs, truth)
+
+
+def test_optax_adam_is_not_keras_adam_where_epsilon_matters():
+    with keras_dtype("float32"):
+        optimizer = Adam(epsilon=1e-2)
+        before, theirs, _ = train_keras(optimizer, "float32")
+        ours, _ = train(interop.keras.from_config(optimizer.get_config()), before, "float32")
+        optax_adam, _ = train(optax.adam(optimizer.get_config()["learning_rate"], eps=1e-2), before, "float32")
+    assert largest(optax_adam, theirs) > 1000 * largest(ours, theirs)
