@@ -1,0 +1,30 @@
+"""Helpers that tests share: running a transformation over given gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+def trajectory(tx, params, grads, dtype=None):
+    """Parameters after every step, as `oracles` returns them; one jitted scan over the gradients."""
+    params, grads = (jnp.asarray(x, dtype) for x in (params, grads))
+
+    def step(carry, grad):
+        params, state = carry
+        updates, state = tx.update(grad, state, params)
+        params = apply_updates(params, updates)
+        return (params, state), params
+
+    return np.asarray(jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])(params, grads))
+
+
+def apply_updates(params, updates):
+    """`optax.apply_updates` where strict promotion forbids it to add two dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.apply_updates(params, updates)
+
+
+def relative_error(ours, theirs, start):
+    """The largest difference, relative to the furthest any parameter has moved."""
+    return np.abs(ours - theirs).max() / np.abs(theirs - start).max()

@@ -1,0 +1,81 @@
+"""`interop.torch.from_param_group` is PyTorch's Adam and AdamW; recorded trajectories stand in where torch is missing."""
+
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+import run
+
+from adam_tx import interop
+
+GOLDENS = pathlib.Path(__file__).with_name("goldens")
+RECORDS = json.loads((GOLDENS / "torch_adam.json").read_text())["records"]
+
+
+def name(record):
+    flags = [flag for flag in ("amsgrad", "maximize", "weight_decay") if record["group"][flag]]
+    return " ".join([record["optimizer"], *flags])
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name)
+def test_a_hundred_float64_steps_agree_with_torch_to_1e_12(record, x64):
+    params, grads = oracles.problem()
+    ours = run.trajectory(interop.torch.from_param_group(record["group"], record["optimizer"]), params, grads)
+    assert run.relative_error(ours[-1], np.array(record["params"]), params) <= 1e-12
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name)
+def test_the_oracle_agrees_with_torch_to_1e_12(record):
+    params, grads = oracles.problem()
+    theirs = oracle(record, params, grads)[-1]
+    assert run.relative_error(theirs, np.array(record["params"]), params) <= 1e-12
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=name)
+def test_the_first_float32_update_is_within_4_ulp(record):
+    params, grads = (x.astype(np.float32) for x in oracles.problem(steps=1, size=10_000))
+    tx = interop.torch.from_param_group(record["group"], record["optimizer"])
+    updates, _ = jax.jit(tx.update)(jnp.asarray(grads[0]), tx.init(params), jnp.asarray(params))
+    exact = oracle(record, params, grads)[0] - params
+    assert (np.abs(updates - exact) <= 4 * 2.0**-23 * magnitude(record, params, grads[0])).all()
+
+
+@pytest.mark.parametrize("decoupled_key", [True, False])
+def test_implementation_flags_and_bookkeeping_make_no_difference(decoupled_key):
+    group = RECORDS[0]["group"] | {"fused": True, "foreach": False, "initial_lr": 1.0, "param_names": ["w"]}
+    if not decoupled_key:
+        group = {key: value for key, value in group.items() if key != "decoupled_weight_decay"}
+    interop.torch.from_param_group(group, "Adam")
+
+
+@pytest.mark.torch
+def test_the_recorded_trajectories_are_what_torch_does_today():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    spec = importlib.util.spec_from_file_location("record_torch", GOLDENS / "record_torch.py")
+    recorder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recorder)
+    for fresh, recorded in zip(recorder.record(), RECORDS, strict=True):
+        assert fresh["group"] == recorded["group"] | {"betas": tuple(recorded["group"]["betas"])}
+        np.testing.assert_allclose(fresh["params"], recorded["params"], rtol=1e-14)
+
+
+def oracle(record, params, grads):
+    group, decoupled = record["group"], record["optimizer"] == "AdamW"
+    decay = {"weight_decay" if decoupled else "l2": group["weight_decay"]}
+    flags = {flag: group[flag] for flag in ("amsgrad", "maximize")}
+    return oracles.adam(params, grads, group["lr"], *group["betas"], group["eps"], **flags, **decay)
+
+
+def magnitude(record, params, grad):
+    """The size of the first update before weight decay can cancel a part of it: what an ulp is counted in."""
+    group = record["group"]
+    grad = (-grad if group["maximize"] else grad).astype(np.float64)
+    decay = group["weight_decay"] * params.astype(np.float64)
+    if record["optimizer"] == "AdamW":
+        return group["lr"] * (np.abs(grad) / (np.abs(grad) + group["eps"]) + np.abs(decay))
+    return group["lr"] * (np.abs(grad) + np.abs(decay)) / (np.abs(grad + decay) + group["eps"])
