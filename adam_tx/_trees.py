@@ -4,7 +4,7 @@
 or masked out); they pass through untouched.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -23,13 +23,18 @@ def is_absent(node: object) -> bool:
 
 
 def map_leaves(
-    rule: Callable[..., tuple[jax.Array, ...]], inputs: Mapping[str, Tree], slots: Mapping[str, Tree]
+    rule: Callable[..., tuple[jax.Array, ...]],
+    inputs: Mapping[str, Tree],
+    slots: Mapping[str, Tree],
+    *,
+    real: Collection[str] = (),
 ) -> tuple[Tree, ...]:
     """Apply a leaf's rule to every leaf: `rule(*inputs, *slots) -> (emitted, *slots)`.
 
     This is the only place where a moment changes dtype: the rule sees it in the
     leaf's working dtype, and what it returns is stored in the dtype `init` chose.
-    The first input fixes the tree; a leaf absent there is absent everywhere.
+    The first input fixes the tree; a leaf absent there is absent everywhere. Slots
+    named in `real` stay real beside complex leaves.
     """
     (first, tree), *_ = inputs.items()
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
@@ -45,8 +50,11 @@ def map_leaves(
         row = dict(zip(columns, (lead, *leaves), strict=True))
         _check_shapes(path, row)
         dtype = _numerics.compute_dtype(*row.values())
-        emitted, *new = rule(*(_widen(leaf, dtype, keep_real=name in slots) for name, leaf in row.items()))
-        stored = (_store(path, name, value, row[name]) for name, value in zip(slots, new, strict=True))
+        for name in slots:
+            _check_kind(path, name, row[name], dtype if name not in real else _numerics.real_dtype(dtype))
+        wide = (_numerics.cast(x, _numerics.real_dtype(dtype) if name in real else dtype) for name, x in row.items())
+        emitted, *new = rule(*wide)
+        stored = (_numerics.cast(value, row[name].dtype) for name, value in zip(slots, new, strict=True))
         rows.append((emitted, *stored))
     columns_out = zip(*rows, strict=True) if rows else [()] * (1 + len(slots))
     return tuple(jax.tree.unflatten(treedef, column) for column in columns_out)
@@ -176,16 +184,9 @@ def _check_shapes(path: Any, row: Mapping[str, Any]) -> None:
         )
 
 
-def _widen(leaf: jax.Array, dtype: jnp.dtype, *, keep_real: bool) -> jax.Array:
-    """The leaf in the working dtype; a real moment beside complex leaves stays real."""
-    real = keep_real and not _numerics.is_complex(leaf)
-    return _numerics.cast(leaf, _numerics.real_dtype(dtype) if real else dtype)
-
-
-def _store(path: Any, name: str, value: jax.Array, slot: jax.Array) -> jax.Array:
-    if _numerics.is_complex(value) and not _numerics.is_complex(slot):
+def _check_kind(path: Any, name: str, slot: jax.Array, dtype: jnp.dtype) -> None:
+    if dtype.kind == "c" and not _numerics.is_complex(slot):
         raise TypeError(
             f"leaf {path_str(path)}: a complex gradient came for {name}, which is {slot.dtype} because the "
             "parameter is real. Give update the params, so that the gradient can be projected, or take its real part."
         )
-    return _numerics.cast(value, slot.dtype)

@@ -102,7 +102,7 @@ def make_link(
         return state
 
     def update_fn(updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if reads_grad and grad is None:
+        if reads_grad and grad is None and updates is not None:
             raise TypeError(
                 f"{name} reads the gradient, and update was called without grad. Put the link in adam_tx.chain, "
                 "which passes it on, or call update(updates, state, params, grad=g)."

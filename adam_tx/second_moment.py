@@ -167,7 +167,7 @@ def _scale_by_second_moment(
             return _numerics.root_and_divide(u, v, *epsilons), *slots
 
         moments = {slot: getattr(state, slot) for slot in slot_names}
-        emitted, *slots = _trees.map_leaves(rule, {"updates": updates, "grad": grad}, moments)
+        emitted, *slots = _trees.map_leaves(rule, {"updates": updates, "grad": grad}, moments, real=slot_names)
         return emitted, state_type(_trees.increment(state.count), log_decay, *slots)
 
     return make_link(

@@ -20,7 +20,8 @@ def trajectory(tx, params, grads, dtype=None):
 
 
 def apply_updates(params, updates):
-    """`optax.apply_updates` where strict promotion forbids it to add two dtypes."""
+    """`optax.apply_updates`, also for two dtypes under strict promotion and a complex update of a real parameter."""
+    updates = jax.tree.map(lambda p, u: u if jnp.iscomplexobj(p) else u.real, params, updates)
     with jax.numpy_dtype_promotion("standard"):
         return optax.apply_updates(params, updates)
 

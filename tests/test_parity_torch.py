@@ -1,4 +1,4 @@
-"""`interop.torch.from_param_group` is PyTorch's Adam and AdamW; recorded trajectories stand in where torch is missing."""
+"""`interop.torch.from_param_group` is PyTorch's Adam and AdamW, also where only their record is installed."""
 
 import importlib.util
 import json

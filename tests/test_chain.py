@@ -1,0 +1,111 @@
+"""`chain` gives every member the gradient that entered it, and keys its state by name."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adam_tx
+
+
+def spy(log):
+    """A transformation that notes the gradient it is given."""
+
+    def update(updates, state, params=None, *, grad, **extra):
+        log.append((np.asarray(grad), extra))
+        return jax.tree.map(lambda u: 2 * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def test_every_member_receives_the_gradient_that_entered_the_chain():
+    log = []
+    tx = adam_tx.chain(adam_tx.scale_by_momentum(0.5), ("a", spy(log)), ("b", spy(log)))
+    grad = jnp.array([1.0, 2.0])
+    tx.update(grad, tx.init(grad), value=7)
+    for seen, extra in log:
+        np.testing.assert_array_equal(seen, grad)
+        assert extra == {"value": 7}
+
+
+def test_the_innermost_chain_wins_over_a_gradient_from_outside():
+    log = []
+    inner = adam_tx.chain(adam_tx.scale_by_momentum(0.0), ("spy", spy(log)))
+    tx = adam_tx.chain(adam_tx.scale_by_momentum(0.5), ("inner", inner))
+    grad = jnp.array([4.0])
+    tx.update(grad, tx.init(grad), grad=jnp.array([100.0]))
+    np.testing.assert_array_equal(log[0][0], [2.0])  # half the gradient, as the momentum before it emitted
+
+
+def test_what_stands_before_the_chain_changes_the_gradient_for_every_link():
+    tx = optax.chain(optax.clip(1.0), adam_tx.adam(0.1))
+    grad = jnp.array([5.0, -0.5])
+    _, state = tx.update(grad, tx.init(grad))
+    np.testing.assert_allclose(state[1]["scale_by_rms"].nu, 0.001 * jnp.array([1.0, 0.25]), rtol=1e-6)
+
+
+def test_state_is_keyed_by_name_and_a_second_of_the_same_name_is_numbered():
+    tx = adam_tx.chain(
+        adam_tx.scale_by_momentum(0.9), optax.scale(2.0), adam_tx.scale_by_momentum(0.8), ("mine", optax.scale(1.0))
+    )
+    assert list(tx.init(jnp.zeros(1))) == ["scale_by_momentum", "scale", "scale_by_momentum_2", "mine"]
+
+
+def test_inserting_a_link_renames_no_state():
+    def paths(tx):
+        leaves = jax.tree_util.tree_leaves_with_path(tx.init({"w": jnp.zeros(1)}))
+        return {jax.tree_util.keystr(path) for path, _ in leaves}
+
+    schedule = optax.constant_schedule(1e-3)
+    assert paths(adam_tx.adam(1e-3)) < paths(adam_tx.adamw(schedule, weight_decay=schedule))
+    assert "['scale_by_rms'].nu['w']" in paths(adam_tx.adam(1e-3))
+
+
+def test_inside_a_chain_bfloat16_becomes_float32_and_leaves_as_bfloat16():
+    log = []
+
+    def update(updates, state, params=None, *, grad, **extra):
+        log.append([x.dtype for x in (updates, grad, params, state)])
+        return updates, state
+
+    probe = optax.GradientTransformationExtraArgs(jnp.zeros_like, update)
+    tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), probe)
+    params = jnp.ones(2, jnp.bfloat16)
+    updates, state = tx.update(params, tx.init(params), params)
+    assert log == [[jnp.float32] * 4]
+    assert updates.dtype == jnp.bfloat16
+
+
+def test_a_link_is_a_pair_and_survives_being_rebuilt_as_a_pytree():
+    tx = adam_tx.adam(1e-3)
+    init, update = tx
+    assert (init, update) == (tx.init, tx.update)
+    rebuilt = jax.tree.map(lambda leaf: leaf, tx)
+    assert isinstance(rebuilt, adam_tx.Link)
+    assert rebuilt.description is tx.description
+    arrays, rest = eqx.partition(tx, eqx.is_array)
+    assert eqx.combine(arrays, rest).description is tx.description
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [
+        (1, adam_tx.scale_by_max_rms(0.9, debias=True)),  # AMSGrad
+        (2, optax.identity()),  # no bias correction
+    ],
+)
+def test_swapping_one_link_gives_another_optimizer(replacement):
+    links = [adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_rms(0.9, debias=True), adam_tx.bias_correction(0.9)]
+    position, link = replacement
+    swapped = [*links[:position], link, *links[position + 1 :]]
+
+    def run(links, grads=(1.0, 0.1, 0.1)):
+        tx = adam_tx.chain(*links)
+        state = tx.init(jnp.float32(0))
+        for grad in grads:
+            updates, state = tx.update(jnp.float32(grad), state)
+        return updates
+
+    assert run(links) != run(swapped)

@@ -1,0 +1,137 @@
+"""The contract that every optimizer of the catalogue keeps: dtypes, state, finite updates, derivatives."""
+
+import catalogue
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import run
+
+import adam_tx
+
+DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64)
+PAIRS = [(p, g) for p in DTYPES for g in DTYPES]
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # float64 leaves meet Optax's float32 scalars
+
+
+@pytest.fixture(params=(catalogue.OPTIMIZERS | catalogue.SMALL_STATE).items(), ids=lambda item: item[0])
+def member(request):
+    return request.param
+
+
+def pairs_for(name):
+    return [pair for pair in PAIRS if name in catalogue.OPTIMIZERS or jnp.complex64 not in pair]
+
+
+def tree(pairs, which, value=0.5):
+    """A leaf for every pair of parameter and gradient dtype: the parameters (0) or the gradients (1)."""
+    return {f"{p.__name__} {g.__name__}": jnp.full((3,), value, (p, g)[which]) for p, g in pairs}
+
+
+def test_update_changes_no_shape_or_dtype_of_the_state_for_any_pair_of_dtypes(member, x64):
+    name, make = member
+    tx = make()
+    for pair in pairs_for(name):
+        params, grads = tree([pair], 0), tree([pair], 1)
+        state = jax.eval_shape(tx.init, params)
+        updates, new_state = jax.eval_shape(tx.update, grads, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+        assert jax.tree.leaves(updates)[0].dtype == jnp.promote_types(*pair)
+
+
+def test_ten_steps_of_all_pairs_of_dtypes_compile_as_a_scan_and_stay_finite(member, x64):
+    name, make = member
+    tx, params, grads = make(), tree(pairs_for(name), 0), tree(pairs_for(name), 1, 0.1)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(grads, state, params)
+        return (run.apply_updates(params, updates), state), None
+
+    last, _ = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=10)[0])(params)
+    for leaf in jax.tree.leaves(last):
+        assert np.isfinite(np.asarray(leaf)).all()
+
+
+def test_a_zero_gradient_gives_a_finite_update_in_every_dtype(member, x64):
+    name, make = member
+    tx, params, grads = make(), tree(pairs_for(name), 0), tree(pairs_for(name), 1, 0.0)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+        for update in jax.tree.leaves(updates):
+            assert np.isfinite(np.asarray(update)).all()
+
+
+def test_a_state_is_lifted_to_float32_and_no_lower_than_its_parameters(x64):
+    params = {p.__name__: jnp.zeros(2, p) for p in DTYPES}
+    state = adam_tx.adam(1e-3).init(params)
+    mu = {name: leaf.dtype for name, leaf in state["scale_by_momentum"].mu.items()}
+    nu = {name: leaf.dtype for name, leaf in state["scale_by_rms"].nu.items()}
+    single = {"float16": jnp.float32, "bfloat16": jnp.float32, "float32": jnp.float32, "float64": jnp.float64}
+    assert mu == single | {"complex64": jnp.complex64}
+    assert nu == single | {"complex64": jnp.float32}
+    assert state["scale_by_rms"].log_decay.total.dtype == jnp.float64
+
+
+def test_splitting_a_leaf_changes_no_number(member):
+    _, make = member
+    tx = make()
+    params, grads = jnp.linspace(-1, 1, 24).reshape(4, 6), jnp.linspace(-2, 3, 24).reshape(4, 6)
+    whole, _ = tx.update(grads, tx.init(params), params)
+    rows, _ = tx.update(list(grads), tx.init(list(params)), list(params))
+    np.testing.assert_array_equal(whole, np.stack(rows))
+
+
+@pytest.mark.parametrize("b2", [0.9, 0.99, 0.999, 0.9999])
+@pytest.mark.parametrize("grad_dtype", [jnp.bfloat16, jnp.float32])
+def test_the_second_moment_of_bfloat16_params_forgets_at_its_rate(b2, grad_dtype):
+    tx = adam_tx.scale_by_rms(b2)
+    params, grad = jnp.ones(4, jnp.bfloat16), jnp.full(4, 0.3, grad_dtype)
+    _, state = tx.update(grad, tx.init(params), params, grad=grad)
+
+    def step(state, _):
+        return tx.update(0 * grad, state, params, grad=0 * grad)[1], None
+
+    last, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=300))(state)
+    np.testing.assert_allclose(last.nu / state.nu, b2**300, rtol=0.01)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_hypergradients_at_a_zero_gradient_are_finite(member, order):
+    """Derivatives of three updates with respect to the gradient, through every part of the state."""
+    _, make = member
+    tx = make()
+
+    def moved(grad, params=jnp.float32(0.5)):
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(grad, state, params)
+            params = params + updates
+        return params
+
+    derivative = moved
+    for _ in range(order):
+        derivative = jax.grad(derivative)
+    assert np.isfinite(derivative(jnp.float32(0.0)))
+
+
+@pytest.mark.parametrize("argument", ["learning_rate", "b1", "b2", "eps"])
+@pytest.mark.parametrize("order", [1, 2])
+def test_derivatives_with_respect_to_hyperparameters_are_finite_at_a_zero_gradient(argument, order):
+    values = {"learning_rate": 1e-2, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+
+    def moved(value, params=jnp.float32(0.5)):
+        tx = adam_tx.adam(**values | {argument: value})
+        state = tx.init(params)
+        for grad in (0.0, 0.0, 1.0, 0.0):
+            updates, state = tx.update(jnp.float32(grad), state, params)
+            params = params + updates
+        return params
+
+    derivative = moved
+    for _ in range(order):
+        derivative = jax.grad(derivative)
+    assert np.isfinite(derivative(jnp.float32(values[argument])))

@@ -1,0 +1,201 @@
+"""Every documented error: what was wrong, which argument or leaf, and how to mend it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import KERAS_CONFIG, TORCH_GROUP
+
+import adam_tx
+from adam_tx import interop
+
+PARAMS = {"dense": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
+
+
+def update(tx, grads, params=PARAMS):
+    return tx.update(grads, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adam_tx.adam(1e-3, b1=1.5), r"b1 must be in \[0, 1\), got 1.5"),
+        (lambda: adam_tx.adam(1e-3, b1=1), r"b1 must be in \[0, 1\), got 1"),
+        (lambda: adam_tx.adam(1e-3, b2=-0.1), r"b2 must be in \[0, 1\), got -0.1"),
+        (lambda: adam_tx.adam(1e-3, b2=jnp.float32(2)), r"b2 must be in \[0, 1\), got 2"),
+        (lambda: adam_tx.adam(1e-3, eps=-1e-8), r"eps must be in \[0, inf\), got -1e-08"),
+        (lambda: adam_tx.adam(1e-3, eps_root=float("nan")), r"eps_root must be in \[0, inf\), got nan"),
+        (lambda: adam_tx.adam(-1e-3), r"learning_rate must be in \[0, inf\), got -0.001"),
+        (lambda: adam_tx.adamw(1e-3, weight_decay=float("inf")), r"weight_decay must be in \[0, inf\), got inf"),
+        (lambda: adam_tx.scale_by_momentum(1.0), r"decay must be in \[0, 1\), got 1"),
+        (
+            lambda: adam_tx.scale_by_momentum(jnp.array([0.9, 0.8])),
+            r"decay must be a 0-d array, got shape \(2,\).*vmap",
+        ),
+    ],
+)
+def test_a_number_out_of_range_is_refused_when_the_link_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0.9", "b1 must be a number, a 0-d array or a schedule, got str"),
+        (True, "b1 must be a number, a 0-d array or a schedule, got the boolean True"),
+        (None, "b1 must be a number, a 0-d array or a schedule, got NoneType"),
+        (jnp.int32(0), "b1 came as a int32 array"),
+        (jnp.bfloat16(0.9), "b1 came as a bfloat16 array.*hyperparam_dtype=jnp.float32"),
+        (jnp.float16(0.9), "b1 came as a float16 array.*hyperparam_dtype=jnp.float32"),
+    ],
+)
+def test_what_is_no_hyperparameter_is_refused(value, message):
+    with pytest.raises(TypeError, match=message):
+        adam_tx.adam(1e-3, b1=value)
+
+
+def test_a_schedule_is_checked_when_it_gives_its_value():
+    tx = adam_tx.adam(1e-3, b2=lambda count: 1.0)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
+        update(tx, PARAMS)
+
+
+def test_bfloat16_hyperparameters_from_inject_hyperparams_are_refused_with_the_fix():
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    with pytest.raises(TypeError, match="bfloat16 array.*hyperparam_dtype=jnp.float32"):
+        optax.inject_hyperparams(adam_tx.adam)(1e-3).init(params)
+
+
+@pytest.mark.parametrize("b2", [0.999, 0.991, jnp.float32(0.9), optax.constant_schedule(0.9)])
+def test_a_bfloat16_second_moment_that_would_never_decay_is_refused_with_the_reason(b2):
+    with pytest.raises(
+        ValueError, match="nu stored as bfloat16 needs a decay that is a number of at most 0.99.*never decays"
+    ):
+        adam_tx.adam(1e-3, b2=b2, nu_dtype=jnp.bfloat16)
+
+
+def test_other_storage_dtypes_that_cannot_hold_a_moment_are_refused():
+    with pytest.raises(ValueError, match="nu cannot be stored as float16"):
+        adam_tx.adam(1e-3, b2=0.9, nu_dtype=jnp.float16)
+    with pytest.raises(ValueError, match="mu stored as bfloat16 needs a decay"):
+        adam_tx.adam(1e-3, b1=0.999, mu_dtype=jnp.bfloat16)
+    with pytest.raises(TypeError, match="the dtype of mu must be a floating-point or complex dtype or None, got int8"):
+        adam_tx.adam(1e-3, mu_dtype=jnp.int8)
+    with pytest.raises(TypeError, match=r"leaf \['z'\] is complex.*cannot be stored as bfloat16"):
+        adam_tx.adam(1e-3, mu_dtype=jnp.bfloat16).init({"z": jnp.zeros(2, jnp.complex64)})
+
+
+def test_a_wrong_shape_names_the_leaf_and_both_shapes():
+    grads = {"dense": {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(3)}}
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['kernel'\] must have one shape.*\(3, 2\).*\(2, 3\)"):
+        update(adam_tx.adam(1e-3), grads)
+
+
+def test_a_wrong_shape_without_params_is_found_against_the_moment():
+    tx = adam_tx.adam(1e-3)
+    grads = {"dense": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(())}}
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['bias'\] must have one shape.*updates \(\).*mu \(3,\)"):
+        tx.update(grads, tx.init(PARAMS))
+
+
+def test_a_wrong_tree_names_the_leaves_that_differ():
+    grads = {"dense": {"kernel": jnp.zeros((2, 3)), "weight": jnp.zeros(3)}}
+    with pytest.raises(ValueError, match=r"different trees: only updates has .*weight.*only params has .*bias"):
+        update(adam_tx.adam(1e-3), grads)
+    tx = adam_tx.adam(1e-3)
+    with pytest.raises(ValueError, match=r"different trees: only updates has .*weight.*only mu has .*bias"):
+        tx.update(grads, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    "leaf", [jnp.zeros(2, jnp.int32), np.zeros(2, jax.dtypes.float0), jnp.zeros(2, bool), jax.random.key(0), 3]
+)
+def test_a_leaf_that_has_no_gradient_is_refused_with_its_path(leaf):
+    tx = adam_tx.adam(1e-3)
+    with pytest.raises(TypeError, match=r"params: leaf \['step'\] has dtype .*optax.masked"):
+        tx.init({"w": jnp.zeros(2), "step": leaf})
+    floats = {"w": jnp.zeros(2), "step": jnp.zeros(2)}
+    with pytest.raises(TypeError, match=r"updates: leaf \['step'\] has dtype"):
+        tx.update({"w": jnp.zeros(2), "step": leaf}, tx.init(floats))
+
+
+def test_a_complex_gradient_without_params_is_refused_for_a_real_moment():
+    tx = adam_tx.adam(1e-3)
+    with pytest.raises(TypeError, match=r"leaf \['w'\]: a complex gradient came for mu.*Give update the params"):
+        tx.update({"w": jnp.zeros(2, jnp.complex64)}, tx.init({"w": jnp.zeros(2)}))
+
+
+def test_a_foreign_first_member_is_refused():
+    with pytest.raises(ValueError, match=r"first member must be a link of adam_tx, got 'clip'.*in front of the chain"):
+        adam_tx.chain(optax.clip(1.0), adam_tx.scale_by_momentum(0.9))
+
+
+def test_a_link_that_reads_the_gradient_is_refused_in_a_plain_optax_chain():
+    tx = optax.chain(adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_rms(0.999))
+    with pytest.raises(TypeError, match=r"scale_by_rms reads the gradient.*adam_tx.chain.*grad=g"):
+        update(tx, PARAMS)
+
+
+def test_a_chain_of_nothing_or_of_something_else_is_refused():
+    with pytest.raises(ValueError, match="chain: no member"):
+        adam_tx.chain()
+    with pytest.raises(TypeError, match="member 1 must be a transformation or a pair"):
+        adam_tx.chain(adam_tx.scale_by_momentum(0.9), 0.1)
+
+
+def test_a_state_of_another_chain_is_refused_and_both_are_named():
+    state = adam_tx.chain(adam_tx.scale_by_momentum(0.9)).init(PARAMS)
+    with pytest.raises(
+        ValueError, match=r"its links are .*scale_by_rms.* but the state is keyed \['scale_by_momentum'\]"
+    ):
+        adam_tx.adam(1e-3).update(PARAMS, state)
+    with pytest.raises(ValueError, match="but the state is a tuple"):
+        adam_tx.adam(1e-3).update(PARAMS, optax.adam(1e-3).init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rho": 0.9}, r"\['rho'\] cannot be honoured"),
+        ({"name": "rmsprop"}, "keras.optimizers.rmsprop is not known"),
+        ({"clipnorm": 1.0, "clipvalue": 1.0}, "only one of"),
+        ({"beta_1": 1.5}, r"must be in \[0, 1\), got 1.5"),
+        ({"learning_rate": {"class_name": "MySchedule", "config": {}}}, "schedule 'MySchedule' is not known"),
+        (
+            {"learning_rate": {"class_name": "InverseTimeDecay", "config": {"decay_rate": 1.0}}},
+            r"keras schedule InverseTimeDecay: missing \['initial_learning_rate', 'decay_steps', 'staircase'\]",
+        ),
+    ],
+)
+def test_a_keras_config_that_cannot_be_honoured_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        interop.keras.from_config(KERAS_CONFIG | config)
+
+
+def test_a_keras_config_with_a_missing_key_is_refused():
+    config = {key: value for key, value in KERAS_CONFIG.items() if key != "amsgrad"}
+    with pytest.raises(ValueError, match=r"missing \['amsgrad'\]"):
+        interop.keras.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("group", "optimizer", "message"),
+    [
+        ({"momentum": 0.9}, "Adam", r"\['momentum'\] cannot be honoured"),
+        ({}, "SGD", "optimizer must be 'Adam' or 'AdamW', got 'SGD'"),
+        ({"decoupled_weight_decay": True}, "Adam", "that is AdamW; pass optimizer='AdamW'"),
+        ({"betas": (0.9, 1.0)}, "Adam", r"must be in \[0, 1\), got 1"),
+    ],
+)
+def test_a_torch_group_that_cannot_be_honoured_is_refused(group, optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        interop.torch.from_param_group(TORCH_GROUP | group, optimizer)
+
+
+def test_weight_decay_and_averages_without_params_are_refused():
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    for tx in (adam_tx.adamw(1e-3), interop.keras.from_config(KERAS_CONFIG | {"use_ema": True})):
+        with pytest.raises(ValueError, match="params"):
+            tx.update(grads, tx.init(PARAMS))
