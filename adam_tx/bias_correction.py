@@ -93,8 +93,8 @@ def bias_correction(b1: ScalarOrSchedule = 0.9, b2: ScalarOrSchedule | None = No
     b2_at = None if b2 is None else _hyperparams.decay("b2", b2)
 
     def init(params: Any) -> BiasCorrectionState:
-        zero = LogDecay.zero(params)
-        return BiasCorrectionState(jnp.zeros((), jnp.int32), zero, zero)
+        # two sums, not one twice: a buffer can only be donated once
+        return BiasCorrectionState(jnp.zeros((), jnp.int32), LogDecay.zero(params), LogDecay.zero(params))
 
     def update(updates: Any, state: BiasCorrectionState, **_: Any) -> tuple[Any, BiasCorrectionState]:
         log_b1 = state.log_b1.add(b1_at(state.count))

@@ -64,7 +64,7 @@ def scheduled():
         optax.cosine_decay_schedule(1e-3, 100),
         b1=optax.linear_schedule(0.8, 0.95, 50),
         b2=optax.linear_schedule(0.99, 0.9999, 50),
-        eps=lambda count: 1e-8 / (1.0 + count),
+        eps=lambda count: 1e-8 / (1.0 + count.astype(jnp.float32)),
     )
 
 

@@ -33,7 +33,7 @@ def test_the_weight_of_a_constant_is_within_4_ulp_of_float64_for_a_million_steps
 
 
 SCHEDULES = {
-    "constant array": lambda count: jnp.float32(0.999),
+    "constant array": lambda _: jnp.float32(0.999),
     "linear": optax.linear_schedule(0.9, 0.9999, 500_000),
     "oscillating": lambda count: 0.99 + 0.0099 * jnp.cos(count.astype(jnp.float32) / 1000),
     "jumping": lambda count: jnp.where(count % 7 == 0, 0.5, 0.9999),

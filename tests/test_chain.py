@@ -17,7 +17,7 @@ def spy(log):
         log.append((np.asarray(grad), extra))
         return jax.tree.map(lambda u: 2 * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def test_every_member_receives_the_gradient_that_entered_the_chain():
@@ -73,7 +73,7 @@ def test_inside_a_chain_bfloat16_becomes_float32_and_leaves_as_bfloat16():
     probe = optax.GradientTransformationExtraArgs(jnp.zeros_like, update)
     tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), probe)
     params = jnp.ones(2, jnp.bfloat16)
-    updates, state = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, tx.init(params), params)
     assert log == [[jnp.float32] * 4]
     assert updates.dtype == jnp.bfloat16
 

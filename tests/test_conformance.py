@@ -105,7 +105,8 @@ def test_hypergradients_at_a_zero_gradient_are_finite(member, order):
     _, make = member
     tx = make()
 
-    def moved(grad, params=jnp.float32(0.5)):
+    def moved(grad):
+        params = jnp.float32(0.5)
         state = tx.init(params)
         for _ in range(3):
             updates, state = tx.update(grad, state, params)
@@ -123,8 +124,8 @@ def test_hypergradients_at_a_zero_gradient_are_finite(member, order):
 def test_derivatives_with_respect_to_hyperparameters_are_finite_at_a_zero_gradient(argument, order):
     values = {"learning_rate": 1e-2, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
-    def moved(value, params=jnp.float32(0.5)):
-        tx = adam_tx.adam(**values | {argument: value})
+    def moved(value):
+        tx, params = adam_tx.adam(**values | {argument: value}), jnp.float32(0.5)
         state = tx.init(params)
         for grad in (0.0, 0.0, 1.0, 0.0):
             updates, state = tx.update(jnp.float32(grad), state, params)

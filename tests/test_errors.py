@@ -57,21 +57,21 @@ def test_what_is_no_hyperparameter_is_refused(value, message):
 
 
 def test_a_schedule_is_checked_when_it_gives_its_value():
-    tx = adam_tx.adam(1e-3, b2=lambda count: 1.0)
+    tx = adam_tx.adam(1e-3, b2=lambda _: 1.0)
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
         update(tx, PARAMS)
 
 
 def test_bfloat16_hyperparameters_from_inject_hyperparams_are_refused_with_the_fix():
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-    with pytest.raises(TypeError, match="bfloat16 array.*hyperparam_dtype=jnp.float32"):
+    with pytest.raises(TypeError, match=r"bfloat16 array.*hyperparam_dtype=jnp.float32"):
         optax.inject_hyperparams(adam_tx.adam)(1e-3).init(params)
 
 
 @pytest.mark.parametrize("b2", [0.999, 0.991, jnp.float32(0.9), optax.constant_schedule(0.9)])
 def test_a_bfloat16_second_moment_that_would_never_decay_is_refused_with_the_reason(b2):
     with pytest.raises(
-        ValueError, match="nu stored as bfloat16 needs a decay that is a number of at most 0.99.*never decays"
+        ValueError, match=r"nu stored as bfloat16 needs a decay that is a number of at most 0.99.*never decays"
     ):
         adam_tx.adam(1e-3, b2=b2, nu_dtype=jnp.bfloat16)
 

@@ -1,0 +1,84 @@
+"""On eight virtual devices the state is sharded as the parameters are, and no number changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import OPTIMIZERS
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_tx
+
+SPEC = {"w": P("rows", "columns"), "b": P("rows")}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+@pytest.fixture
+def params():
+    rng = np.random.default_rng(0)
+    return {"w": jnp.asarray(rng.standard_normal((8, 6)), jnp.float32), "b": jnp.ones(8)}
+
+
+def place(tree, mesh):
+    return {name: jax.device_put(tree[name], NamedSharding(mesh, SPEC[name])) for name in tree}
+
+
+def steps(tx, params, n=5):
+    step = jax.jit(lambda p, s: tx.update(jax.tree.map(jnp.sin, p), s, p))
+    state = tx.init(params)
+    for _ in range(n):
+        updates, state = step(params, state)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(make, mesh, params, standard_promotion):
+    one, one_state = steps(make(), params)
+    many, many_state = steps(make(), place(params, mesh))
+    jax.tree.map(np.testing.assert_array_equal, (one, one_state), (many, many_state))
+
+
+def test_the_state_inherits_the_sharding_of_its_parameters(mesh, params):
+    sharded = place(params, mesh)
+    tx = adam_tx.adam(1e-3)
+    for state in (tx.init(sharded), steps(tx, sharded)[1]):
+        for name in ("mu", "nu"):
+            moments = optax.tree.get(state, name)
+            for leaf, moment in zip(jax.tree.leaves(sharded), jax.tree.leaves(moments), strict=True):
+                assert moment.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+def test_update_changes_no_type_of_the_state_under_explicit_sharding(params):
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        sharded = {name: jax.device_put(params[name], SPEC[name]) for name in params}
+        tx = adam_tx.adamw(1e-3)
+        state = jax.jit(tx.init)(sharded)
+        _, new_state = jax.jit(tx.update)(sharded, state, sharded)
+        assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, new_state)
+        assert jax.typeof(state["scale_by_rms"].nu["w"]) == jax.typeof(sharded["w"])
+
+
+def test_shard_map_updates_each_shard_alone(mesh, params):
+    tx = adam_tx.adam(1e-3)
+    state = tx.init(params)
+    specs = optax.tree_map_params(tx, lambda _, spec: spec, state, SPEC, transform_non_params=lambda _: P())
+    update = jax.shard_map(tx.update, mesh=mesh, in_specs=(SPEC, specs, SPEC), out_specs=(SPEC, specs))
+    ours = jax.jit(update)(params, state, params)
+    jax.tree.map(np.testing.assert_array_equal, ours, jax.jit(tx.update)(params, state, params))
+
+
+def test_no_device_asks_another_for_anything(mesh, params):
+    sharded = place(params, mesh)
+    tx = adam_tx.adamw(1e-3)
+    compiled = jax.jit(tx.update).lower(sharded, tx.init(sharded), sharded).compile()
+    assert not any(
+        word in compiled.as_text() for word in ("all-gather", "all-reduce", "collective-permute", "all-to-all")
+    )
