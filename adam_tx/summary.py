@@ -6,6 +6,7 @@ nowhere the description says so, rather than pretend that nothing is there.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -62,14 +63,13 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
     >>> import jax.numpy as jnp
     >>> import adam_tx
     >>> print(summary(adam_tx.scale_by_momentum(0.9), jnp.zeros((3, 4))))
-    link               formula                    hyperparameters  state                bytes
-    -----------------------------------------------------------------------------------------
-    scale_by_momentum  mu += (1 - decay)(u - mu)  decay=0.9        count int32[]            4
-                       mu                         nesterov=False   log_decay float32[]      8
-                                                  debias=False     mu float32[3,4]         48
-                                                  dtype=None
-    -----------------------------------------------------------------------------------------
-    total              5 bytes per parameter                       12 parameters           60
+    link               formula                    hyperparameters  state                  bytes
+    -------------------------------------------------------------------------------------------
+    scale_by_momentum  mu += (1 - decay)(u - mu)  decay=0.9        count int32[]              4
+                       mu                                          log_decay 2×float32[]      8
+                                                                   mu float32[3,4]           48
+    -------------------------------------------------------------------------------------------
+    total              5 bytes per parameter                       12 parameters             60
     """
     seen: list[tuple[Description, Any]] = []
 
@@ -145,10 +145,11 @@ def _plain(value: Any, depth: int = _DEPTH) -> Any:
 def _row(description: Description, state: Any) -> list[list[str]]:
     fields = state._asdict() if hasattr(state, "_asdict") else {"state": state}
     slots = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    shown = {key: value for key, value in description.hyperparams.items() if value is not None and value is not False}
     return [
         [description.name],
         description.formula.split("; "),
-        [f"{key}={_short(_plain(value))}" for key, value in description.hyperparams.items()],
+        [f"{key}={_short(_plain(value))}" for key, value in shown.items()],
         [f"{name} {_shapes(value)}" for name, value in slots.items()],
         [f"{_bytes(value)}" for value in slots.values()],
     ]
@@ -159,8 +160,9 @@ def _short(value: Any) -> str:
 
 
 def _shapes(tree: Any, most: int = 3) -> str:
-    """The distinct shapes of a tree's leaves with their dtype, `float32[10,2] float32[2]`."""
-    shapes = list(dict.fromkeys(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree)))
+    """The leaves of a tree by dtype and shape, `float32[10,2] 3×float32[2]`."""
+    counts = Counter(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree))
+    shapes = [f"{n}×{shape}" if n > 1 else shape for shape, n in counts.items()]
     more = [f"(+{len(shapes) - most} more)"] if len(shapes) > most else []
     return " ".join(shapes[:most] + more)
 

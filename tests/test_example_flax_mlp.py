@@ -157,9 +157,14 @@ def test_plot_writes_a_png_that_shows_every_dialect(run):
 
 def test_compare_shows_the_chain_at_keras_and_optax_adam_elsewhere(run):
     output, _ = run
-    rows = dict(re.findall(r"│ (adam_tx|optax\.adam|Keras)[^│]*│ +([\d.e-]+) +│", output))
-    ours, optax_adam, travelled = (float(rows[name]) for name in ("adam_tx", "optax.adam", "Keras"))
+    cells = re.findall(r"│ (adam_tx|optax\.adam|Keras)[^│]*│ +([\d.e+-]+) +│ +([\d.e-]+) +│ +([\d.e-]+) +│", output)
+    rows = {name: [float(number) for number in numbers] for name, *numbers in cells}
+    (ours, our_error, _), (optax_adam, *_), (_, keras_error, travelled) = (
+        rows[name] for name in ("adam_tx", "optax.adam", "Keras")
+    )
     assert 0.05 < travelled < 0.2
+    assert our_error <= 1e-6
+    assert our_error < keras_error
     # Keras's 1 - 0.999f^t is 1.3e-5 too small and its root half that: 6.5e-6 of every step, which the steps after
     # it compound. The next test shows that nothing else is left.
     assert ours <= 3 * 6.5e-6 * travelled
