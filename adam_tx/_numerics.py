@@ -69,9 +69,16 @@ def ema(average: jax.Array, value: jax.Array, weight: Scalar) -> jax.Array:
     """One step of an exponential moving average, `average + weight * (value - average)`.
 
     Unlike `decay * average + (1 - decay) * value`, whose two rounded constants
-    do not sum to one, this form settles on the value itself.
+    do not sum to one, this form settles on the value itself. From a weight of one
+    half on the step is taken back from the value instead; a far larger average
+    would otherwise leave its rounding behind when it is forgotten at once.
     """
-    return average + scalar(weight, average) * (value - average)
+    forward = scalar(weight, average)
+    backward = scalar(1.0 - weight, average)
+    step = value - average
+    if isinstance(weight, float):
+        return average + forward * step if weight < 0.5 else value - backward * step
+    return jnp.where(forward < 0.5, average + forward * step, value - backward * step)
 
 
 def one_minus_exp(x: jax.Array, excess: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 import jax
 import pytest
 
+collect_ignore = ["goldens"]  # scripts that record other frameworks, which need not be installed
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
