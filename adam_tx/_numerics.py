@@ -6,6 +6,7 @@ dtype Optax would have emitted on the way out.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -116,11 +117,18 @@ def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -
     gradient moves nothing; everywhere else the values are bit for bit those of
     the plain formula. NaN stays NaN.
     """
-    eps = scalar(eps, v)
     v = v if isinstance(eps_root, float) and eps_root == 0.0 else v + scalar(eps_root, v)
-    untouched = v == 0
-    root = jnp.sqrt(jnp.where(untouched, 1.0, v))
-    denominator = jnp.where(untouched, _nonzero(eps, v.dtype), root + eps)
+    return divide(u, v, eps, root=jnp.sqrt)
+
+
+def divide(
+    u: jax.Array, size: jax.Array, eps: Scalar, *, root: Callable[[jax.Array], jax.Array] = lambda size: size
+) -> jax.Array:
+    """`u / (root(size) + eps)`; where size is zero, u over `eps` or, if that is zero, over one."""
+    eps = scalar(eps, size)
+    untouched = size == 0
+    denominator = root(jnp.where(untouched, 1.0, size)) + eps
+    denominator = jnp.where(untouched, _nonzero(eps, size.dtype), denominator)
     if is_complex(u):
         return lax.complex(u.real / denominator, u.imag / denominator)
     return u / denominator

@@ -60,17 +60,18 @@ def map_leaves(
     return tuple(jax.tree.unflatten(treedef, column) for column in columns_out)
 
 
-def zeros_like(params: Tree, dtype: DTypeLike | None = None, *, real: bool = False) -> Tree:
-    """A moment for every parameter: zeros of its shape and sharding, float32 or wider.
+def full_like(params: Tree, value: float, dtype: DTypeLike | None = None, *, real: bool = False) -> Tree:
+    """A moment for every parameter, of its shape and sharding, float32 or wider.
 
     Args:
       params: the tree of parameters; floating-point or complex leaves.
+      value: what every element starts from.
       dtype: storage dtype; `None` for the leaf's working dtype. A complex leaf's
         moment stays complex unless `real`.
       real: whether the moment is real even for a complex leaf.
     """
 
-    def zeros(path: Any, param: Any) -> Any:
+    def full(path: Any, param: Any) -> Any:
         check_inexact(path, param, "params")
         stored = jnp.dtype(dtype) if dtype is not None else _numerics.compute_dtype(param)
         if real:
@@ -80,9 +81,9 @@ def zeros_like(params: Tree, dtype: DTypeLike | None = None, *, real: bool = Fal
                 f"params: leaf {path_str(path)} is complex, so its moment cannot be stored as {stored}; "
                 "leave dtype=None or choose a complex dtype."
             )
-        return jnp.zeros_like(param, dtype=stored)
+        return jnp.full_like(param, value, dtype=stored)
 
-    return jax.tree_util.tree_map_with_path(zeros, params)
+    return jax.tree_util.tree_map_with_path(full, params)
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -1,10 +1,8 @@
-"""The second moment: a running size of the gradient, to divide the updates by.
+"""The second moment as a moving average, to divide the updates by its root.
 
-One core drives every accumulator. An accumulator is a rule for one leaf,
-`(grad, weight, *slots) -> slots`, and the last slot is the one that is read.
+Each link here is one rule on the core in `_preconditioner.py`.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,27 +10,27 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx import _hyperparams, _numerics, _trees
-from adam_tx._numerics import Scalar
+from adam_tx import _numerics
+from adam_tx._preconditioner import Leaf, Now, Rule, preconditioner
 from adam_tx.bias_correction import LogDecay
-from adam_tx.chain import Link, make_link
+from adam_tx.chain import Link
 
 
 class ScaleByRmsState(NamedTuple):
-    """State of `scale_by_rms`: `nu`, real, has the shapes of the parameters."""
+    """State of links with one second moment: `nu`, real, has the shapes of the parameters."""
 
     count: jax.Array
     log_decay: LogDecay
     nu: Any
 
 
-class ScaleByMaxRmsState(NamedTuple):
-    """State of `scale_by_max_rms`: `nu_max` is the largest `nu` so far."""
+class ScaleByStddevState(NamedTuple):
+    """State of `scale_by_stddev`: `mean` and `nu` average the gradient and its square."""
 
     count: jax.Array
     log_decay: LogDecay
+    mean: Any
     nu: Any
-    nu_max: Any
 
 
 def scale_by_rms(
@@ -80,101 +78,196 @@ def scale_by_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # nu is a quarter of the square
     Array([ 2., -2.], dtype=float32)
     """
-    return _scale_by_second_moment(
+
+    def rule_at(now: Now) -> Rule:
+        def rule(u: Leaf, g: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
+            nu = _numerics.ema(nu, _numerics.abs_sq(g), now.decay.weight)
+            return now.divide(u, nu), nu
+
+        return rule
+
+    return preconditioner(
         "scale_by_rms",
         ScaleByRmsState,
-        lambda g, weight, nu: (_numerics.ema(nu, _numerics.abs_sq(g), weight),),
-        formula="nu += (1 - decay)(|g|² - nu); u / (sqrt({v} + eps_root) + eps)",
+        rule_at,
+        formula="v += (1 - decay)(|g|² - v); u / (sqrt(v̂ + eps_root) + eps)",
         hyperparams={"decay": decay, "eps": eps, "eps_root": eps_root, "debias": debias, "dtype": dtype},
     )
 
 
-def scale_by_max_rms(
-    decay: ScalarOrSchedule = 0.999,
+def scale_by_stddev(
+    decay: ScalarOrSchedule = 0.99,
     eps: ScalarOrSchedule = 1e-8,
     *,
     eps_root: ScalarOrSchedule = 0.0,
-    debias: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Link:
-    """Divide the updates by the largest root mean square so far: AMSGrad's denominator.
+    """Divide the updates by the running standard deviation of the gradient: centred RMSprop.
 
-    As `scale_by_rms`, with a running maximum of the raw (not debiased) nu::
+    With g the gradient, mean and nu from zero::
 
-        nu     <- nu + (1 - decay) · (|g|² - nu)
-        nu_max <- max(nu_max, nu)
-        v       = nu_max / (1 - Π decay)               if debias, else nu_max
-        u      <- u / (sqrt(v + eps_root) + eps)
+        mean <- mean + (1 - decay) · (g - mean)
+        nu   <- nu + (1 - decay) · (|g|² - nu)
+        u    <- u / (sqrt(nu - |mean|² + eps_root) + eps)
 
-    This is the maximum that PyTorch and Keras take. Optax takes that of the
-    debiased nu, which is another optimizer; the two states cannot be converted.
+    Rounding can make nu - |mean|² negative where the gradient does not vary; it
+    counts as zero there, where PyTorch, Keras and Optax take the root of it.
 
-    Args, Returns, Raises: those of `scale_by_rms`, with state `ScaleByMaxRmsState`.
+    Args:
+      decay: in [0, 1): number, 0-d array or schedule of the number of earlier updates.
+      eps: added outside the root, in units of the gradient; at least 0.
+      eps_root: added inside the root, in units of the gradient squared; at least 0.
+      dtype: what mean and nu are stored in; None for float32 or wider.
 
-    Reference: Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, 2018
-    (https://arxiv.org/abs/1904.09237).
+    Returns:
+      A `Link` with state `ScaleByStddevState`, which reads the gradient.
+
+    Raises:
+      ValueError: a number out of range.
+
+    Reference: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
+    section 4.2 (https://arxiv.org/abs/1308.0850).
 
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_max_rms(0.0)
-    >>> grad = jnp.array([3.0, -4.0])
-    >>> _, state = tx.update(grad, tx.init(grad), grad=grad)
-    >>> tx.update(grad / 2, state, grad=grad / 2)[0]
-    Array([ 0.5, -0.5], dtype=float32)
+    >>> tx = scale_by_stddev(0.5)
+    >>> grad = jnp.array([3.0])
+    >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # half of 9 less the square of half of 3
+    Array([2.], dtype=float32)
     """
 
-    def accumulate(g: jax.Array, weight: Scalar, nu: jax.Array, nu_max: jax.Array) -> tuple[jax.Array, ...]:
-        nu = _numerics.ema(nu, _numerics.abs_sq(g), weight)
-        return nu, jnp.maximum(nu_max, nu)
+    def rule_at(now: Now) -> Rule:
+        def rule(u: Leaf, g: Leaf, mean: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
+            mean = _numerics.ema(mean, g, now.decay.weight)
+            nu = _numerics.ema(nu, _numerics.abs_sq(g), now.decay.weight)
+            return now.divide(u, jnp.maximum(nu - _numerics.abs_sq(mean), 0.0)), mean, nu
 
-    return _scale_by_second_moment(
-        "scale_by_max_rms",
-        ScaleByMaxRmsState,
-        accumulate,
-        formula="nu += (1 - decay)(|g|² - nu); u / (sqrt(max {v} + eps_root) + eps)",
-        hyperparams={"decay": decay, "eps": eps, "eps_root": eps_root, "debias": debias, "dtype": dtype},
+        return rule
+
+    return preconditioner(
+        "scale_by_stddev",
+        ScaleByStddevState,
+        rule_at,
+        formula="v = nu - |mean|², running averages of |g|² and g; u / (sqrt(v + eps_root) + eps)",
+        hyperparams={"decay": decay, "eps": eps, "eps_root": eps_root, "dtype": dtype},
+        complex_slots=("mean",),
     )
 
 
-def _scale_by_second_moment(
-    name: str,
-    state_type: Any,
-    accumulate: Callable[..., tuple[jax.Array, ...]],
+def scale_by_belief(
+    decay: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-16,
     *,
-    formula: str,
-    hyperparams: Mapping[str, Any],
+    eps_stored: ScalarOrSchedule = 1e-16,
+    debias: bool = False,
+    dtype: DTypeLike | None = None,
 ) -> Link:
-    """The core: accumulate the gradient's squares, read the last slot out, divide by its root."""
-    decay, eps, eps_root, debias, dtype = hyperparams.values()
-    decay_at = _hyperparams.decay("decay", decay)
-    eps_at = _hyperparams.hyperparameter("eps", eps)
-    eps_root_at = _hyperparams.hyperparameter("eps_root", eps_root)
-    _hyperparams.check_moment_dtype("nu", dtype, decay)
-    slot_names = state_type._fields[2:]
+    """Divide the updates by how far the gradient is from what was expected: AdaBelief's denominator.
 
-    def init(params: Any) -> Any:
-        slots = (_trees.zeros_like(params, dtype, real=True) for _ in slot_names)
-        return state_type(jnp.zeros((), jnp.int32), LogDecay.zero(params), *slots)
+    What is expected is what comes in, so a momentum stands before this link. With
+    u the incoming updates, g the gradient and nu from zero::
 
-    def update(updates: Any, state: Any, grad: Any, **_: Any) -> tuple[Any, Any]:
-        d = decay_at(state.count)
-        log_decay = state.log_decay.add(d)
-        unbias = 1.0 / log_decay.weight() if debias else 1.0
-        epsilons = eps_at(state.count), eps_root_at(state.count)
+        nu <- nu + (1 - decay) · (|g - u|² - nu) + eps_stored
+        v   = nu / (1 - Π decay)                       if debias, else nu
+        u  <- u / (sqrt(v) + eps)
 
-        def rule(u: jax.Array, g: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
-            slots = accumulate(g, d.weight, *slots)
-            v = slots[-1] * _numerics.scalar(unbias, slots[-1]) if debias else slots[-1]
-            return _numerics.root_and_divide(u, v, *epsilons), *slots
+    Args:
+      decay: in [0, 1): number, 0-d array or schedule of the number of earlier updates.
+      eps: added outside the root, in units of the gradient; at least 0.
+      eps_stored: added to nu at every update and kept in it, in units of the gradient squared.
+      debias: undo the start from zero before the root is taken.
+      dtype: what nu is stored in; None for float32 or wider.
 
-        moments = {slot: getattr(state, slot) for slot in slot_names}
-        emitted, *slots = _trees.map_leaves(rule, {"updates": updates, "grad": grad}, moments, real=slot_names)
-        return emitted, state_type(_trees.increment(state.count), log_decay, *slots)
+    Returns:
+      A `Link` with state `ScaleByRmsState`, which reads the gradient.
 
-    return make_link(
-        name,
-        init,
-        update,
-        formula=formula.format(v="nu / (1 - Π decay)" if debias else "nu"),
-        hyperparams=hyperparams,
-        reads_grad=True,
+    Raises:
+      ValueError: a number out of range, or a `dtype` in which nu would never decay.
+
+    Reference: Zhuang et al., AdaBelief, 2020 (https://arxiv.org/abs/2010.07468).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_belief(0.0)
+    >>> tx.update(jnp.array([6.0]), tx.init(jnp.zeros(1)), grad=jnp.array([3.0]))[0]
+    Array([2.], dtype=float32)
+    """
+
+    def rule_at(now: Now) -> Rule:
+        def rule(u: Leaf, g: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
+            nu = _numerics.ema(nu, _numerics.abs_sq(g - u), now.decay.weight)
+            nu = nu + _numerics.scalar(now.values["eps_stored"], nu)
+            return now.divide(u, nu), nu
+
+        return rule
+
+    return preconditioner(
+        "scale_by_belief",
+        ScaleByRmsState,
+        rule_at,
+        formula="v += (1 - decay)(|g - u|² - v) + eps_stored; u / (sqrt(v̂) + eps)",
+        hyperparams={"decay": decay, "eps": eps, "eps_stored": eps_stored, "debias": debias, "dtype": dtype},
+    )
+
+
+def scale_by_yogi_rms(
+    decay: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-3,
+    *,
+    eps_root: ScalarOrSchedule = 0.0,
+    debias: bool = False,
+    initial: float = 1e-6,
+    dtype: DTypeLike | None = None,
+) -> Link:
+    """Divide the updates by a root mean square that moves by a step of the square's size: Yogi's denominator.
+
+    With g the gradient and nu from `initial`::
+
+        nu <- nu + (1 - decay) · sign(|g|² - nu) · |g|²
+        v   = nu / (1 - Π decay)                       if debias, else nu
+        u  <- u / (sqrt(v + eps_root) + eps)
+
+    Args:
+      decay: in [0, 1): number, 0-d array or schedule of the number of earlier updates.
+      eps: added outside the root, in units of the gradient; at least 0.
+      eps_root: added inside the root, in units of the gradient squared; at least 0.
+      debias: undo the start before the root is taken.
+      initial: what nu starts from.
+      dtype: what nu is stored in; None for float32 or wider.
+
+    Returns:
+      A `Link` with state `ScaleByRmsState`, which reads the gradient.
+
+    Raises:
+      ValueError: a number out of range, or a `dtype` in which nu would never decay.
+
+    Reference: Zaheer et al., Adaptive Methods for Nonconvex Optimization, 2018
+    (https://papers.nips.cc/paper/8186).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_yogi_rms(0.75, eps=0.0, initial=0.0)
+    >>> grad = jnp.array([3.0, -4.0])
+    >>> tx.update(grad, tx.init(grad), grad=grad)[0]
+    Array([ 2., -2.], dtype=float32)
+    """
+
+    def rule_at(now: Now) -> Rule:
+        def rule(u: Leaf, g: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
+            square = _numerics.abs_sq(g)
+            nu = nu + _numerics.scalar(now.decay.weight, nu) * jnp.sign(square - nu) * square
+            return now.divide(u, nu), nu
+
+        return rule
+
+    return preconditioner(
+        "scale_by_yogi_rms",
+        ScaleByRmsState,
+        rule_at,
+        formula="v += (1 - decay) sign(|g|² - v) |g|²; u / (sqrt(v̂ + eps_root) + eps)",
+        hyperparams={
+            "decay": decay,
+            "eps": eps,
+            "eps_root": eps_root,
+            "debias": debias,
+            "initial": initial,
+            "dtype": dtype,
+        },
     )

@@ -40,7 +40,7 @@ def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
     >>> tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.bias_correction(0.9))
     >>> for link in get_config(tx)["links"]:
     ...     print(link)
-    {'name': 'scale_by_momentum', 'decay': 0.9, 'nesterov': False, 'debias': False, 'dtype': None}
+    {'name': 'scale_by_momentum', 'decay': 0.9, 'read': None, 'nesterov': False, 'debias': False, 'dtype': None}
     {'name': 'bias_correction', 'b1': 0.9, 'b2': None}
     """
     return _config(tx.update)

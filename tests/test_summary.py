@@ -25,6 +25,7 @@ def test_a_config_gives_each_link_with_its_hyperparameters():
     assert config["links"][0] == {
         "name": "scale_by_momentum",
         "decay": 0.8,
+        "read": None,
         "nesterov": False,
         "debias": False,
         "dtype": "bfloat16",

@@ -11,10 +11,11 @@ import optax
 from adam_tx import _numerics, _optax, _trees
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain, make_link
+from adam_tx.extremes import scale_by_max_rms
 from adam_tx.first_moment import scale_by_momentum
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, unsupported
-from adam_tx.second_moment import scale_by_max_rms, scale_by_rms
+from adam_tx.second_moment import scale_by_rms
 
 _BASE_KEYS = (
     "learning_rate",
@@ -160,7 +161,7 @@ def _average_weights(momentum: float, overwrite_every: int | None, accumulate: i
     """
 
     def init(params: Any) -> AverageWeightsState:
-        return AverageWeightsState(jnp.zeros((), jnp.int32), _trees.zeros_like(params))
+        return AverageWeightsState(jnp.zeros((), jnp.int32), _trees.full_like(params, 0.0))
 
     def update(updates: Any, state: AverageWeightsState, params: Any, **_: Any) -> tuple[Any, AverageWeightsState]:
         if params is None:

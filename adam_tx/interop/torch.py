@@ -8,9 +8,10 @@ import optax
 from adam_tx import _optax
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import chain
+from adam_tx.extremes import scale_by_max_rms
 from adam_tx.first_moment import scale_by_momentum
 from adam_tx.interop._config import check_keys, unsupported
-from adam_tx.second_moment import scale_by_max_rms, scale_by_rms
+from adam_tx.second_moment import scale_by_rms
 
 _HONOURED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 _IRRELEVANT = (
