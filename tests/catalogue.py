@@ -50,15 +50,6 @@ def formula():
     )
 
 
-def laprop():
-    return adam_tx.chain(
-        adam_tx.scale_by_rms(0.999, debias=True),
-        adam_tx.scale_by_momentum(0.9),
-        adam_tx.bias_correction(0.9),
-        optax.scale_by_learning_rate(1e-3),
-    )
-
-
 def scheduled():
     return adam_tx.adam(
         optax.cosine_decay_schedule(1e-3, 100),
@@ -83,11 +74,29 @@ OPTIMIZERS = {
     "torch amsgrad": lambda: torch("AdamW", amsgrad=True, maximize=True, weight_decay=0.1),
     "torch L2": lambda: torch("Adam", weight_decay=0.1),
     "formula": formula,
-    "laprop": laprop,
-    "rmsprop": lambda: adam_tx.chain(adam_tx.scale_by_rms(0.99), optax.scale_by_learning_rate(1e-3)),
+    "laprop": lambda: adam_tx.laprop(1e-3),
+    "sgd nesterov": lambda: adam_tx.sgd(1e-3, 0.9, nesterov=True, dampening=0.1),
+    "rmsprop": lambda: adam_tx.rmsprop(1e-3, momentum=0.9),
+    "rmsprop centered": lambda: adam_tx.rmsprop(1e-3, eps_in_sqrt=False, centered=True),
+    "adagrad": lambda: adam_tx.adagrad(1e-3),
+    "amsgrad": lambda: adam_tx.amsgrad(1e-3),
+    "adamax": lambda: adam_tx.adamax(1e-3),
+    "adamaxw": lambda: adam_tx.adamaxw(1e-3, eps=0.0, weight_decay=0.1),
+    "adabelief": lambda: adam_tx.adabelief(1e-3),
+    "yogi": lambda: adam_tx.yogi(1e-3),
+    "radam": lambda: adam_tx.radam(1e-3, b2=0.9, threshold=4.0),
+    "adam_atan2": lambda: adam_tx.adam_atan2(1e-3, weight_decay=0.1),
+    "adopt": lambda: adam_tx.adopt(1e-3),
+    "ademamix": lambda: adam_tx.ademamix(1e-3, alpha=optax.linear_schedule(0.0, 5.0, 50)),
+    "lion": lambda: adam_tx.lion(1e-3),
     "momentum": lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.9, nesterov=True)),
 }
 """Name -> factory of a transformation whose updates are ready for `optax.apply_updates`."""
+
+PER_TENSOR = {
+    "lamb": lambda: adam_tx.lamb(1e-3, weight_decay=0.1),
+}
+"""Those whose rule of an element depends on its whole tensor."""
 
 SMALL_STATE = {
     "adam, bf16 mu": lambda: adam_tx.adam(1e-3, mu_dtype=jnp.bfloat16),

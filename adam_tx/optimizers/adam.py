@@ -1,4 +1,4 @@
-"""Optimizers: the recurrence in the docstring, then the chain that is it."""
+"""Adam and its look-ahead and weight decay: momentum, root mean square, bias correction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -124,6 +124,59 @@ def adamw(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+def nadam(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
+    """Adam with Nesterov's look-ahead, in Optax's form: `adam(nesterov=True)`.
+
+    The first factor of the update is `b1' · mu / (1 - Π b1 · b1') + (1 - b1) · g / (1 - Π b1)`
+    with b1' the next update's decay. With a schedule for b1 this is Dozat's own
+    form, whose decays grow as b1 · (1 - 0.96^(t / 250) / 2).
+
+    Args, Returns, Raises: those of `adam`, a drop-in for `optax.nadam`.
+
+    Reference: Dozat, Incorporating Nesterov Momentum into Adam, 2016.
+
+    >>> import jax.numpy as jnp
+    >>> tx = nadam(1.0)
+    >>> grad = jnp.array([2.0])
+    >>> tx.update(grad, tx.init(grad))[0]
+    Array([-1.4736842], dtype=float32)
+    """
+    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=True, nu_dtype=nu_dtype)
+
+
+def nadamw(
+    learning_rate: ScalarOrSchedule,
+    b1: ScalarOrSchedule = 0.9,
+    b2: ScalarOrSchedule = 0.999,
+    eps: ScalarOrSchedule = 1e-8,
+    eps_root: ScalarOrSchedule = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: ScalarOrSchedule = 1e-4,
+    mask: Any | Callable[[Any], Any] | None = None,
+    *,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
+    """NAdam with decoupled weight decay: `adamw(nesterov=True)`.
+
+    Args, Returns, Raises: those of `adamw`, a drop-in for `optax.nadamw`.
+
+    Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
+
+    >>> nadamw(1e-3).description.links["add_decayed_weights"].description.hyperparams["weight_decay"]
+    0.0001
+    """
+    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=True, nu_dtype=nu_dtype)
 
 
 def _adam_direction(

@@ -1,0 +1,141 @@
+"""Each member of the family is the optimizer of the same name in Optax, over a hundred float64 steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+import run
+from optax import contrib
+
+import adam_tx
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+BIG = {"eps": 1e-2}  # so that its place shows
+PAIRS = {
+    "sgd": (adam_tx.sgd, optax.sgd, {}),
+    "sgd momentum": (adam_tx.sgd, optax.sgd, {"momentum": 0.9}),
+    "sgd nesterov": (adam_tx.sgd, optax.sgd, {"momentum": 0.9, "nesterov": True}),
+    "rmsprop": (adam_tx.rmsprop, optax.rmsprop, BIG),
+    "rmsprop outside": (adam_tx.rmsprop, optax.rmsprop, BIG | {"eps_in_sqrt": False}),
+    "rmsprop centered": (adam_tx.rmsprop, optax.rmsprop, BIG | {"centered": True}),
+    "rmsprop momentum": (adam_tx.rmsprop, optax.rmsprop, BIG | {"momentum": 0.9, "nesterov": True}),
+    "adagrad": (adam_tx.adagrad, optax.adagrad, BIG),
+    "nadam": (adam_tx.nadam, optax.nadam, BIG),
+    "nadamw": (adam_tx.nadamw, optax.nadamw, BIG | {"weight_decay": 0.1}),
+    "amsgrad": (adam_tx.amsgrad, optax.amsgrad, BIG),
+    "amsgrad eps_root": (adam_tx.amsgrad, optax.amsgrad, {"eps_root": 1e-2, "b2": 0.9}),
+    "adamax": (adam_tx.adamax, optax.adamax, BIG),
+    "adamaxw": (adam_tx.adamaxw, optax.adamaxw, BIG | {"weight_decay": 0.1}),
+    "adabelief": (adam_tx.adabelief, optax.adabelief, BIG | {"eps_root": 1e-3}),
+    "radam": (adam_tx.radam, optax.radam, BIG),
+    "radam threshold": (adam_tx.radam, optax.radam, BIG | {"threshold": 4.0, "b2": 0.99}),
+    "lamb": (adam_tx.lamb, optax.lamb, BIG | {"weight_decay": 0.1}),
+    "lion": (adam_tx.lion, optax.lion, {"weight_decay": 0.1}),
+    "adopt": (adam_tx.adopt, contrib.adopt, BIG),
+    "ademamix": (adam_tx.ademamix, contrib.ademamix, BIG | {"weight_decay": 0.1}),
+    "ademamix schedules": (
+        adam_tx.ademamix,
+        contrib.ademamix,
+        {"alpha": optax.linear_schedule(0.0, 5.0, 50), "b3": optax.linear_schedule(0.9, 0.999, 50)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_hundred_float64_steps_agree_with_optax_to_1e_10(name, x64):
+    ours, theirs, options = PAIRS[name]
+    params, grads = oracles.problem()
+    theirs = run.trajectory(theirs(0.01, **options), params, grads)
+    assert run.relative_error(run.trajectory(ours(0.01, **options), params, grads), theirs, params) <= 1e-10
+
+
+def test_yogi_agrees_with_optax_when_its_momentum_starts_where_optax_starts_it(x64):
+    params, grads = oracles.problem()
+    theirs = run.trajectory(optax.yogi(0.01, eps=1e-2), params, grads)
+    ours = adam_tx.yogi(0.01, eps=1e-2)
+
+    def init(params):
+        state = ours.init(params)
+        momentum = state["scale_by_momentum"]
+        return state | {"scale_by_momentum": momentum._replace(mu=jnp.full_like(momentum.mu, 1e-6))}
+
+    ours = run.trajectory(optax.GradientTransformation(init, ours.update), params, grads)
+    assert run.relative_error(ours, theirs, params) <= 1e-10
+
+
+def test_laprop_is_its_formula(x64):
+    params, grads = oracles.problem()
+    ours = run.trajectory(adam_tx.laprop(0.01, 0.9, 0.99, eps=1e-2), params, grads)
+    mu = nu = np.zeros_like(params)
+    p = params
+    for t, g in enumerate(grads, start=1):
+        nu = 0.99 * nu + 0.01 * g * g
+        mu = 0.9 * mu + 0.1 * g / (np.sqrt(nu / (1 - 0.99**t)) + 1e-2)
+        p = p - 0.01 * mu / (1 - 0.9**t)
+    assert run.relative_error(ours[-1], p, params) <= 1e-12
+
+
+def test_adam_atan2_is_its_formula(x64):
+    params, grads = oracles.problem()
+    ours = run.trajectory(adam_tx.adam_atan2(0.01, weight_decay=0.1), params, grads)
+    m, v, p = np.zeros_like(params), np.zeros_like(params), params
+    for t, g in enumerate(grads, start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        u = 1.27 * np.arctan2(m / (1 - 0.9**t), np.sqrt(v / (1 - 0.99**t)))
+        p = p - 0.01 * (u + 0.1 * p)
+    assert run.relative_error(ours[-1], p, params) <= 1e-12
+
+
+def test_dampened_sgd_takes_the_first_gradient_whole(x64):
+    """As PyTorch: the buffer starts from the gradient, dampened only from the second on."""
+    params, grads = oracles.problem(steps=20)
+    ours = run.trajectory(adam_tx.sgd(0.01, 0.9, dampening=0.5), params, grads)
+    buffer, p = grads[0], params - 0.01 * grads[0]
+    for g in grads[1:]:
+        buffer = 0.9 * buffer + 0.5 * g
+        p = p - 0.01 * buffer
+    assert run.relative_error(ours[-1], p, params) <= 1e-12
+
+
+FIRST_STEPS = {
+    "nadam": (adam_tx.nadam, -1.4736842),
+    "adamax": (adam_tx.adamax, -1.0),
+    "radam": (adam_tx.radam, -3.0),
+    "lion": (lambda lr: adam_tx.lion(lr, weight_decay=0.0), -1.0),
+    "adopt": (adam_tx.adopt, 0.0),
+    "ademamix": (adam_tx.ademamix, -1.0005),
+    "adam_atan2": (adam_tx.adam_atan2, -1.27 * np.pi / 4),
+    "adabelief": (adam_tx.adabelief, -1 / 0.9),
+    "laprop": (adam_tx.laprop, -1.0),
+    "rmsprop": (lambda lr: adam_tx.rmsprop(lr, decay=0.99, eps=0.0), -10.0),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_STEPS)
+def test_the_first_step_is_what_the_recurrence_says(name):
+    make, expected = FIRST_STEPS[name]
+    tx, params, grad = make(1.0), jnp.float32(0.0), jnp.float32(3.0)
+    updates, _ = jax.jit(tx.update)(grad, tx.init(params), params)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+SWAPS = {
+    "amsgrad": (1, adam_tx.scale_by_max_rms(debias=True, max_of="debiased"), adam_tx.amsgrad),
+    "adabelief": (1, adam_tx.scale_by_belief(debias=True), adam_tx.adabelief),
+    "yogi": (1, adam_tx.scale_by_yogi_rms(debias=True), adam_tx.yogi),
+    "radam": (1, adam_tx.scale_by_rectified_rms(debias=True), adam_tx.radam),
+    "adamax": (1, adam_tx.scale_by_max_norm(), adam_tx.adamax),
+}
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_swapping_one_link_of_adam_gives_the_named_optimizer_bit_for_bit(name):
+    position, link, named = SWAPS[name]
+    links = list(adam_tx.adam(0.01).description.links.values())
+    links[position] = link
+    params, grads = oracles.problem()
+    swapped = run.trajectory(adam_tx.chain(*links), params, grads, jnp.float32)
+    np.testing.assert_array_equal(swapped, run.trajectory(named(0.01), params, grads, jnp.float32))
