@@ -1,6 +1,8 @@
 """Adam taken apart into Optax transformations, which put together again are exactly Adam."""
 
 from adam_tx import interop as interop
+from adam_tx._optax import add_decayed_weights as add_decayed_weights
+from adam_tx._optax import scale_by_learning_rate as scale_by_learning_rate
 from adam_tx.bias_correction import BiasCorrectionState as BiasCorrectionState
 from adam_tx.bias_correction import bias_correction as bias_correction
 from adam_tx.chain import Link as Link

@@ -15,7 +15,26 @@ from adam_tx.chain import Link, named
 
 
 def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Link:
-    """Multiply by minus the learning rate, which must be at least 0."""
+    """Multiply the updates by minus the learning rate: a step downhill.
+
+    `optax.scale_by_learning_rate` with its argument checked, and with a state that
+    has the same key in a chain whether the rate is constant or scheduled.
+
+    Args:
+      learning_rate: at least 0: number, 0-d array or schedule of the number of earlier updates.
+
+    Returns:
+      A `Link` with Optax's state.
+
+    Raises:
+      ValueError: a negative number.
+      TypeError: what is no number, array or schedule, or a 16-bit array.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_learning_rate(0.5)
+    >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
+    Array([-1.], dtype=float32)
+    """
     _hyperparams.hyperparameter("learning_rate", learning_rate)
     return named(
         "scale_by_learning_rate",
@@ -26,11 +45,38 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Link:
 
 
 def add_decayed_weights(weight_decay: ScalarOrSchedule, mask: Any = None) -> Link:
-    """Add the parameters times the weight decay, which must be at least 0."""
+    """Add the parameters times the weight decay to the updates.
+
+    `optax.add_decayed_weights` with its argument checked. Before the learning rate
+    this is AdamW's decay, in front of a chain it is L2.
+
+    Args:
+      weight_decay: at least 0: number, 0-d array or schedule of the number of earlier updates.
+      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
+
+    Returns:
+      A `Link` with Optax's state. Its `update` needs `params`.
+
+    Raises:
+      ValueError: a negative number; `update` without params.
+      TypeError: what is no number, array or schedule, or a 16-bit array.
+
+    >>> import jax.numpy as jnp
+    >>> tx = add_decayed_weights(0.5)
+    >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
+    Array([1.], dtype=float32)
+    """
     _hyperparams.hyperparameter("weight_decay", weight_decay)
+    decay = optax.with_extra_args_support(optax.add_decayed_weights(weight_decay, mask))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None and updates is not None:
+            raise ValueError("add_decayed_weights needs params: call tx.update(updates, state, params).")
+        return decay.update(updates, state, params, **extra)
+
     return named(
         "add_decayed_weights",
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.GradientTransformationExtraArgs(decay.init, update),
         formula="u + weight_decay · params",
         hyperparams={"weight_decay": weight_decay, "mask": mask},
     )

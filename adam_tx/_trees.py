@@ -168,11 +168,17 @@ def _flatten_like(treedef: Any, other: Tree, names: str, tree: Tree) -> list[Any
             for t in (tree, other)
         )
         one, two = names.split(" and ")
+        only = {one: sorted(ours - theirs), two: sorted(theirs - ours)}
+        found = [f"only {name} has {_some(paths)}" for name, paths in only.items() if paths] or [str(error)]
         raise ValueError(
-            f"{names} are different trees: only {one} has {sorted(ours - theirs) or 'nothing'}, "
-            f"only {two} has {sorted(theirs - ours) or 'nothing'} ({error}). "
-            "Give update the trees that init was given, or call init anew."
+            f"{names} are different trees: {', '.join(found)}. Give update(updates, state, params) trees like the one "
+            "that init was given, or call init anew."
         ) from None
+
+
+def _some(paths: list[str], most: int = 5) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more
 
 
 def _check_shapes(path: Any, row: Mapping[str, Any]) -> None:

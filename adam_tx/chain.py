@@ -180,11 +180,7 @@ def chain(
 
     def update(updates: Any, state: Mapping[str, Any], **extra: Any) -> tuple[Any, dict[str, Any]]:
         if not isinstance(state, Mapping) or set(state) != set(links):
-            found = f"is keyed {list(state)}" if isinstance(state, Mapping) else f"is a {type(state).__name__}"
-            raise ValueError(
-                f"chain: its links are {list(links)}, but the state {found}. "
-                "Give update the state that this chain's init returned, or bring it into that form."
-            )
+            raise ValueError(_of_another_chain(links, state))
         new_state = {}
         extra["grad"] = updates
         for name, link in links.items():
@@ -274,6 +270,19 @@ def _name_and_transformation(position: int, member: Any) -> tuple[str | None, op
             f"chain: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
         )
     return name, transformation
+
+
+def _of_another_chain(links: Mapping[str, Link], state: Any) -> str:
+    if not isinstance(state, Mapping):
+        return (
+            f"chain: its state is a dict keyed {list(links)}, but a {type(state).__name__} came. Give update the state "
+            "that this chain's init returned; the order is update(updates, state, params)."
+        )
+    missing, unknown = [key for key in links if key not in state], [key for key in state if key not in links]
+    return (
+        f"chain: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call init of this "
+        "chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
+    )
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:

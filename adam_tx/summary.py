@@ -43,7 +43,7 @@ def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
     {'name': 'scale_by_momentum', 'decay': 0.9, 'read': None, 'nesterov': False, 'debias': False, 'dtype': None}
     {'name': 'bias_correction', 'b1': 0.9, 'b2': None}
     """
-    return _config(tx.update)
+    return _config(*_pair(tx))
 
 
 def summary(tx: optax.GradientTransformation, params: Any) -> str:
@@ -77,20 +77,35 @@ def summary(tx: optax.GradientTransformation, params: Any) -> str:
         if not link.description.links:
             seen.append((link.description, state))
 
+    config = get_config(tx)
     with observing(observe):
         whole = jax.eval_shape(tx.init, params)
 
     rows = [_row(description, state) for description, state in seen]
     elsewhere = _bytes(whole) - sum(_bytes(state) for _, state in seen)
-    if elsewhere:
-        rows.append([["(elsewhere)"], ["not seen: not a link of adam_tx"], [], ["its state"], [f"{elsewhere}"]])
+    foreign = [name for name in _foreign(config) if name not in {description.name for description, _ in seen}]
+    if elsewhere or foreign:
+        rows.append([["(elsewhere)"], foreign or ["not a link of adam_tx"], [], ["its state"], [f"{elsewhere}"]])
     count = sum(int(np.prod(jnp.shape(leaf))) for leaf in jax.tree.leaves(params))
     per_parameter = f"{_bytes(whole) / count:.4g} bytes per parameter" if count else "no parameters"
     total = [["total"], [per_parameter], [], [f"{count} parameters"], [f"{_bytes(whole)}"]]
     return _table(["link", "formula", "hyperparameters", "state", "bytes"], rows, total)
 
 
-def _config(update: Callable[..., Any]) -> dict[str, Any]:
+def _pair(tx: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """The update and init of a transformation, or of what has both, such as `optax.MultiSteps`."""
+    if not callable(getattr(tx, "update", None)) or isinstance(tx, Mapping):
+        raise TypeError(f"tx must be an Optax transformation, with init and update, got {type(tx).__name__}.")
+    return tx.update, getattr(tx, "init", None)
+
+
+def _foreign(config: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the members of a description that are neither links nor wrappers."""
+    for member in config.get("links", []):
+        yield from _foreign(member) if "links" in member else [member["name"]]
+
+
+def _config(update: Callable[..., Any], init: Callable[..., Any] | None = None) -> dict[str, Any]:
     description = describe(update)
     if description is not None:
         config = {"name": description.name, **{key: _plain(value) for key, value in description.hyperparams.items()}}
@@ -98,10 +113,10 @@ def _config(update: Callable[..., Any]) -> dict[str, Any]:
             config["links"] = [_config(link.update) | {"name": name} for name, link in description.links.items()]
         return config
 
-    held = _introspect.held(update)
+    held = _introspect.held(update) | ({} if init is None else _introspect.held(init))
     if _introspect.name(update) == "with_extra_args_support":  # Optax's adapter, not a transformation
-        return _config(held["tx"].update)
-    links = [_config(member) for value in held.values() for member in _members(value)]
+        return _config(*_pair(held["tx"]))
+    links = [_config(*member) for value in held.values() for member in _members(value)]
     unseen = [key for key, value in held.items() if callable(value)]
     config = {"name": _introspect.name(update)}
     config |= {key: _plain(value) for key, value in held.items() if not callable(value) and not list(_members(value))}
@@ -110,16 +125,16 @@ def _config(update: Callable[..., Any]) -> dict[str, Any]:
     return config | ({"unseen": unseen} if unseen else {})
 
 
-def _members(value: Any) -> Iterator[Callable[..., Any]]:
-    """The update functions of the transformations in something that a wrapper holds on to."""
+def _members(value: Any) -> Iterator[tuple[Callable[..., Any], Callable[..., Any] | None]]:
+    """The update and, where it is there, the init of each transformation in what a wrapper holds on to."""
     if isinstance(value, optax.GradientTransformation):
-        yield value.update
+        yield value.update, value.init
     elif isinstance(value, Mapping):
-        yield from (update for member in value.values() for update in _members(member))
+        yield from (found for member in value.values() for found in _members(member))
     elif isinstance(value, tuple | list):
         for member in value:
             is_update = callable(member) and getattr(member, "__name__", "").startswith("update")
-            yield from [member] if is_update else _members(member)
+            yield from [(member, None)] if is_update else _members(member)
 
 
 def _plain(value: Any, depth: int = _DEPTH) -> Any:

@@ -1,5 +1,7 @@
 """Links and chains work, jitted and with a stable state, in what their users already use."""
 
+import pickle
+
 import chex
 import equinox as eqx
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from flax.training.train_state import TrainState
 
 import adam_tx
@@ -185,6 +187,13 @@ def test_vmap_over_learning_rates_and_b1_trains_a_population():
     for i, (rate, b1) in enumerate(zip(rates, decays, strict=True)):
         alone, _ = train(adam_tx.adam(float(rate), b1=float(b1)), steps=10)
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], population), alone, rtol=1e-4)
+
+
+def test_a_state_survives_flax_serialization_and_pickle():
+    params, state = train(adam_tx.adamw(optax.constant_schedule(0.05)))
+    saved = serialization.from_bytes(state, serialization.to_bytes(state))
+    chex.assert_trees_all_equal(state, saved, pickle.loads(pickle.dumps(state)))
+    assert jax.tree.structure(saved) == jax.tree.structure(state)
 
 
 def test_donated_buffers_are_reused():

@@ -102,10 +102,14 @@ def test_a_wrong_shape_without_params_is_found_against_the_moment():
 
 def test_a_wrong_tree_names_the_leaves_that_differ():
     grads = {"dense": {"kernel": jnp.zeros((2, 3)), "weight": jnp.zeros(3)}}
-    with pytest.raises(ValueError, match=r"different trees: only updates has .*weight.*only params has .*bias"):
+    with pytest.raises(
+        ValueError, match=r"only updates has \['dense'\]\['weight'\], only params has \['dense'\]\['bias'\]"
+    ):
         update(adam_tx.adam(1e-3), grads)
     tx = adam_tx.adam(1e-3)
-    with pytest.raises(ValueError, match=r"different trees: only updates has .*weight.*only mu has .*bias"):
+    with pytest.raises(
+        ValueError, match=r"only updates has \['dense'\]\['weight'\], only mu has \['dense'\]\['bias'\]"
+    ):
         tx.update(grads, tx.init(PARAMS))
 
 
@@ -147,11 +151,9 @@ def test_a_chain_of_nothing_or_of_something_else_is_refused():
 
 def test_a_state_of_another_chain_is_refused_and_both_are_named():
     state = adam_tx.chain(adam_tx.scale_by_momentum(0.9)).init(PARAMS)
-    with pytest.raises(
-        ValueError, match=r"its links are .*scale_by_rms.* but the state is keyed \['scale_by_momentum'\]"
-    ):
+    with pytest.raises(ValueError, match=r"lacks \['scale_by_rms', .* and has \[\] instead"):
         adam_tx.adam(1e-3).update(PARAMS, state)
-    with pytest.raises(ValueError, match="but the state is a tuple"):
+    with pytest.raises(ValueError, match=r"but a tuple came.*update\(updates, state, params\)"):
         adam_tx.adam(1e-3).update(PARAMS, optax.adam(1e-3).init(PARAMS))
 
 
