@@ -67,10 +67,15 @@ def hyperparameter(name: str, value: Any, allowed: Range = NON_NEGATIVE) -> Call
       TypeError: the value is none of these, or a 16-bit float or integer array.
       ValueError: a number outside its range, or an array that is not 0-d.
     """
-    if callable(value) and not isinstance(value, jax.Array | np.ndarray | np.generic):
+    if is_schedule(value):
         return lambda count: _check(name, value(count), allowed)
     checked = _check(name, value, allowed)
     return lambda _: checked
+
+
+def is_schedule(value: object) -> bool:
+    """Whether a hyperparameter is a function of the count; arrays are not, though JAX's can be called."""
+    return callable(value) and not isinstance(value, jax.Array | np.ndarray | np.generic)
 
 
 def decay(name: str, value: Any) -> Callable[[jax.Array], Decay]:
@@ -108,6 +113,10 @@ def check_moment_dtype(moment: str, dtype: DTypeLike | None, decay: Any) -> None
         )
     if jnp.finfo(dtype).bits >= 32:
         return
+    if jnp.finfo(dtype).bits < 16:
+        raise ValueError(
+            f"{moment} cannot be stored as {jnp.dtype(dtype)}: rounded to so few bits it would stand still."
+        )
     stored, squares = jnp.dtype(dtype).name, moment == "nu"
     if squares and jnp.finfo(dtype).minexp > -100:
         raise ValueError(
@@ -135,10 +144,18 @@ def _check(name: str, value: Any, allowed: Range) -> Scalar:
         raise ValueError(
             f"{name} must be a 0-d array, got shape {value.shape}. To try several values at once, jax.vmap over them."
         )
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        value = value.astype(jnp.float32)
     if value.dtype not in (jnp.float32, jnp.float64):
+        narrow = jnp.issubdtype(value.dtype, jnp.floating)
         raise TypeError(
-            f"{name} came as a {value.dtype} array; it must be float32 or float64, because in 16 bits b2 = 0.999 is 1 "
-            "or eps = 1e-8 is 0. With optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
+            f"{name} came as a {value.dtype} array; it must be float32 or float64"
+            + (
+                ", because in so few bits b2 = 0.999 is 1 or eps = 1e-8 is 0. With optax.inject_hyperparams pass "
+                "hyperparam_dtype=jnp.float32."
+                if narrow
+                else "."
+            )
         )
     if not isinstance(value, Tracer):
         _check_range(name, float(value), allowed)

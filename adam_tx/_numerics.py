@@ -98,8 +98,12 @@ def one_minus_exp(x: jax.Array, excess: jax.Array) -> jax.Array:
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
-    """|x|², real, and differentiable at zero for complex x too."""
-    return x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
+    """|x|², real, differentiable at zero for complex x too, and at most the largest number.
+
+    A square that overflowed to infinity would stay in an average for ever.
+    """
+    square = x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
+    return jnp.minimum(square, float(jnp.finfo(square.dtype).max))
 
 
 def _nonzero(eps: Scalar, dtype: jnp.dtype) -> Any:

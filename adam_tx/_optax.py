@@ -35,10 +35,10 @@ def scale_by_learning_rate(learning_rate: ScalarOrSchedule) -> Link:
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([-1.], dtype=float32)
     """
-    _hyperparams.hyperparameter("learning_rate", learning_rate)
+    checked = _checked("learning_rate", learning_rate)
     return named(
         "scale_by_learning_rate",
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(checked),
         formula="-learning_rate · u",
         hyperparams={"learning_rate": learning_rate},
     )
@@ -66,13 +66,13 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule, mask: Any = None) -> Lin
     >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
     Array([1.], dtype=float32)
     """
-    _hyperparams.hyperparameter("weight_decay", weight_decay)
-    decay = optax.with_extra_args_support(optax.add_decayed_weights(weight_decay, mask))
+    decay = optax.with_extra_args_support(optax.add_decayed_weights(_checked("weight_decay", weight_decay), mask))
+    inner: Any = decay.update
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if params is None and updates is not None:
             raise ValueError("add_decayed_weights needs params: call tx.update(updates, state, params).")
-        return decay.update(updates, state, params, **extra)
+        return inner(updates, state, params, **extra)
 
     return named(
         "add_decayed_weights",
@@ -80,3 +80,9 @@ def add_decayed_weights(weight_decay: ScalarOrSchedule, mask: Any = None) -> Lin
         formula="u + weight_decay · params",
         hyperparams={"weight_decay": weight_decay, "mask": mask},
     )
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value itself once it is known to be in range, or a schedule that checks what it gives."""
+    at = _hyperparams.hyperparameter(name, value)
+    return at if _hyperparams.is_schedule(value) else value

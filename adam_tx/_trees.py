@@ -159,21 +159,30 @@ def check_inexact(path: Any, leaf: Any, tree: str) -> None:
 
 
 def _flatten_like(treedef: Any, other: Tree, names: str, tree: Tree) -> list[Any]:
-    """The nodes of `other` that stand where `treedef` has its leaves."""
+    """The nodes of `other` that stand where `treedef` has its leaves; a leaf where there is a leaf."""
     try:
-        return treedef.flatten_up_to(other)
-    except ValueError as error:
-        ours, theirs = (
-            {path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t, is_leaf=is_absent)}
-            for t in (tree, other)
-        )
-        one, two = names.split(" and ")
-        only = {one: sorted(ours - theirs), two: sorted(theirs - ours)}
-        found = [f"only {name} has {_some(paths)}" for name, paths in only.items() if paths] or [str(error)]
-        raise ValueError(
-            f"{names} are different trees: {', '.join(found)}. Give update(updates, state, params) trees like the one "
-            "that init was given, or call init anew."
-        ) from None
+        nodes = treedef.flatten_up_to(other)
+    except ValueError:
+        raise ValueError(_different(tree, other, names)) from None
+    leaves = treedef.flatten_up_to(tree)
+    if all(is_absent(leaf) or _is_leaf(node) for leaf, node in zip(leaves, nodes, strict=True)):
+        return nodes
+    raise ValueError(_different(tree, other, names))
+
+
+def _is_leaf(node: Any) -> bool:
+    return not is_absent(node) and jax.tree_util.all_leaves([node])
+
+
+def _different(tree: Tree, other: Tree, names: str) -> str:
+    ours, theirs = ({path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, other))
+    one, two = names.split(" and ")
+    only = {one: sorted(ours - theirs), two: sorted(theirs - ours)}
+    found = [f"only {name} has {_some(paths)}" for name, paths in only.items() if paths]
+    return (
+        f"{names} are different trees: {', '.join(found) or 'the same leaves in other containers'}. Give "
+        "update(updates, state, params) trees like the one that init was given, or call init anew."
+    )
 
 
 def _some(paths: list[str], most: int = 5) -> str:

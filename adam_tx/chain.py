@@ -9,6 +9,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,12 +28,15 @@ class Description(NamedTuple):
       formula: what it emits, in one line.
       hyperparams: its arguments, as they were given.
       links: its members by name, when it is a chain.
+      wraps: the transformation from elsewhere that it stands for, which is then
+        described by what it holds on to.
     """
 
     name: str
     formula: str
     hyperparams: Mapping[str, Any]
     links: Mapping[str, "Link"]
+    wraps: optax.GradientTransformation | None = None
 
 
 class Link(optax.GradientTransformationExtraArgs):
@@ -47,7 +51,8 @@ class Link(optax.GradientTransformationExtraArgs):
     @property
     def description(self) -> Description:
         """Name, formula, hyperparameters and members."""
-        return _DESCRIPTIONS[self.update]
+        unknown = Description(_introspect.name(self.update), "its update was replaced", {}, {})
+        return describe(self.update) or unknown
 
 
 # Keyed by the update function, because that is what wrappers such as
@@ -63,17 +68,17 @@ def describe(update: Callable[..., Any]) -> Description | None:
         return None
 
 
-_OBSERVERS: list[Callable[[Link, Any], None]] = []
+_OBSERVE: ContextVar[Callable[[Link, Any], None] | None] = ContextVar("observe", default=None)
 
 
 @contextlib.contextmanager
 def observing(observe: Callable[[Link, Any], None]) -> Iterator[None]:
-    """Call `observe(link, state)` whenever a link's `init` has run, in whatever wrapper."""
-    _OBSERVERS.append(observe)
+    """Call `observe(link, state)` whenever a link's `init` has run in this thread, in whatever wrapper."""
+    token = _OBSERVE.set(observe)
     try:
         yield
     finally:
-        _OBSERVERS.remove(observe)
+        _OBSERVE.reset(token)
 
 
 def make_link(
@@ -85,6 +90,7 @@ def make_link(
     hyperparams: Mapping[str, Any],
     links: Mapping[str, Link] | None = None,
     reads_grad: bool = False,
+    wraps: optax.GradientTransformation | None = None,
 ) -> Link:
     """Make a link from an `update` that works in the working precision.
 
@@ -97,11 +103,12 @@ def make_link(
       hyperparams: its arguments, as they were given.
       links: its members, when it is a chain.
       reads_grad: whether `grad` must be there.
+      wraps: the transformation from elsewhere that it stands for.
     """
 
     def init_fn(params: Any) -> Any:
         state = init(params)
-        for observe in _OBSERVERS:
+        if observe := _OBSERVE.get():
             observe(link, state)
         return state
 
@@ -116,7 +123,7 @@ def make_link(
         return _trees.lower(emitted, updates, params), new_state
 
     link = Link(init_fn, update_fn)
-    _DESCRIPTIONS[update_fn] = Description(name, formula, hyperparams, links or {})
+    _DESCRIPTIONS[update_fn] = Description(name, formula, hyperparams, links or {}, wraps)
     return link
 
 
@@ -292,7 +299,12 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def named(
-    name: str, transformation: optax.GradientTransformation, *, formula: str, hyperparams: Mapping[str, Any]
+    name: str,
+    transformation: optax.GradientTransformation,
+    *,
+    formula: str,
+    hyperparams: Mapping[str, Any],
+    wraps: optax.GradientTransformation | None = None,
 ) -> Link:
     """A transformation from elsewhere as a link: its own `init` and `update`, plus a description.
 
@@ -307,9 +319,10 @@ def named(
     def update(updates: Any, state: Any, **extra: Any) -> tuple[Any, Any]:
         return inner.update(updates, state, **extra)
 
-    return make_link(name, init, update, formula=formula, hyperparams=hyperparams)
+    return make_link(name, init, update, formula=formula, hyperparams=hyperparams, wraps=wraps)
 
 
 def _adopt(foreign: optax.GradientTransformation) -> Link:
-    name, closure = _introspect.name(foreign.update), _introspect.held(foreign.update)
-    return named(name, foreign, formula="as in its own documentation", hyperparams=closure)
+    name, held = _introspect.name(foreign.update), _introspect.held(foreign.update)
+    shown = {key: value for key, value in held.items() if value is None or isinstance(value, bool | int | float | str)}
+    return named(name, foreign, formula="as in its own documentation", hyperparams=shown, wraps=foreign)

@@ -19,7 +19,7 @@ from jax.core import Tracer
 from adam_tx import _introspect
 from adam_tx.chain import Description, Link, describe, observing
 
-_DEPTH = 4  # how far schedules made of schedules are followed
+_DEPTH = 4  # how far containers and schedules made of schedules are followed
 
 
 def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
@@ -107,6 +107,8 @@ def _foreign(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _config(update: Callable[..., Any], init: Callable[..., Any] | None = None) -> dict[str, Any]:
     description = describe(update)
+    if description is not None and description.wraps is not None:
+        return _config(*_pair(description.wraps)) | {"name": description.name}
     if description is not None:
         config = {"name": description.name, **{key: _plain(value) for key, value in description.hyperparams.items()}}
         if description.links:
@@ -125,36 +127,38 @@ def _config(update: Callable[..., Any], init: Callable[..., Any] | None = None) 
     return config | ({"unseen": unseen} if unseen else {})
 
 
-def _members(value: Any) -> Iterator[tuple[Callable[..., Any], Callable[..., Any] | None]]:
+def _members(value: Any, depth: int = _DEPTH) -> Iterator[tuple[Callable[..., Any], Callable[..., Any] | None]]:
     """The update and, where it is there, the init of each transformation in what a wrapper holds on to."""
     if isinstance(value, optax.GradientTransformation):
         yield value.update, value.init
-    elif isinstance(value, Mapping):
-        yield from (found for member in value.values() for found in _members(member))
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, Mapping) and depth:
+        yield from (found for member in value.values() for found in _members(member, depth - 1))
+    elif isinstance(value, tuple | list) and depth:
         for member in value:
             is_update = callable(member) and getattr(member, "__name__", "").startswith("update")
-            yield from [(member, None)] if is_update else _members(member)
+            yield from [(member, None)] if is_update else _members(member, depth - 1)
 
 
 def _plain(value: Any, depth: int = _DEPTH) -> Any:
     """The value as data that JSON can hold."""
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | str):
         return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)
     if isinstance(value, Tracer):
         return f"{value.dtype}, known when it runs"
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return value.tolist()
+    if isinstance(value, jax.Array | np.ndarray | np.generic) and jnp.issubdtype(value.dtype, np.number):
+        return _plain(value.tolist(), depth)
     if isinstance(value, type | np.dtype) and jnp.issubdtype(value, np.generic):
         return jnp.dtype(value).name
-    if isinstance(value, Mapping):
-        return {str(key): _plain(member, depth) for key, member in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(member, depth) for member in value]
+    if isinstance(value, Mapping) and depth:
+        return {str(key): _plain(member, depth - 1) for key, member in value.items()}
+    if isinstance(value, tuple | list) and depth:
+        return [_plain(member, depth - 1) for member in value]
     if callable(value) and depth:
         held = {key: _plain(member, depth - 1) for key, member in _introspect.held(value).items()}
         return {"name": _introspect.name(value), **held}
-    return str(value)
+    return str(value) if isinstance(value, complex) else type(value).__name__
 
 
 def _row(description: Description, state: Any) -> list[list[str]]:

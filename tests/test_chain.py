@@ -89,6 +89,15 @@ def test_a_link_is_a_pair_and_survives_being_rebuilt_as_a_pytree():
     assert eqx.combine(arrays, rest).description is tx.description
 
 
+def test_a_link_whose_update_was_replaced_is_still_a_transformation():
+    def update(updates, state, params=None, **extra):
+        return updates, state
+
+    link = adam_tx.scale_by_momentum(0.9)._replace(update=update)
+    assert link.description.formula == "its update was replaced"
+    assert list(adam_tx.chain(link).init(jnp.zeros(1)))
+
+
 @pytest.mark.parametrize(
     "replacement",
     [

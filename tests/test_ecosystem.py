@@ -190,7 +190,7 @@ def test_vmap_over_learning_rates_and_b1_trains_a_population():
 
 
 def test_a_state_survives_flax_serialization_and_pickle():
-    params, state = train(adam_tx.adamw(optax.constant_schedule(0.05)))
+    _, state = train(adam_tx.adamw(optax.constant_schedule(0.05)))
     saved = serialization.from_bytes(state, serialization.to_bytes(state))
     chex.assert_trees_all_equal(state, saved, pickle.loads(pickle.dumps(state)))
     assert jax.tree.structure(saved) == jax.tree.structure(state)

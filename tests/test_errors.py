@@ -46,7 +46,7 @@ def test_a_number_out_of_range_is_refused_when_the_link_is_made(make, message):
         ("0.9", "b1 must be a number, a 0-d array or a schedule, got str"),
         (True, "b1 must be a number, a 0-d array or a schedule, got the boolean True"),
         (None, "b1 must be a number, a 0-d array or a schedule, got NoneType"),
-        (jnp.int32(0), "b1 came as a int32 array"),
+        (jnp.complex64(0), "b1 came as a complex64 array; it must be float32 or float64.$"),
         (jnp.bfloat16(0.9), "b1 came as a bfloat16 array.*hyperparam_dtype=jnp.float32"),
         (jnp.float16(0.9), "b1 came as a float16 array.*hyperparam_dtype=jnp.float32"),
     ],
@@ -85,6 +85,30 @@ def test_other_storage_dtypes_that_cannot_hold_a_moment_are_refused():
         adam_tx.adam(1e-3, mu_dtype=jnp.int8)
     with pytest.raises(TypeError, match=r"leaf \['z'\] is complex.*cannot be stored as bfloat16"):
         adam_tx.adam(1e-3, mu_dtype=jnp.bfloat16).init({"z": jnp.zeros(2, jnp.complex64)})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e8m0fnu])
+def test_moments_of_fewer_than_16_bits_are_refused(dtype):
+    with pytest.raises(ValueError, match=r"mu cannot be stored as float8.*would stand still"):
+        adam_tx.adam(1e-3, b1=0.5, mu_dtype=dtype)
+    with pytest.raises(ValueError, match="nu cannot be stored as float8"):
+        adam_tx.adam(1e-3, b2=0.5, nu_dtype=dtype)
+
+
+def test_schedules_of_the_learning_rate_and_of_weight_decay_are_checked_too():
+    with pytest.raises(ValueError, match=r"learning_rate must be in \[0, inf\), got -1"):
+        update(adam_tx.adam(lambda _: -1.0), PARAMS)
+    with pytest.raises(ValueError, match=r"weight_decay must be a 0-d array, got shape \(1,\)"):
+        update(adam_tx.adamw(1e-3, weight_decay=lambda _: jnp.zeros(1)), PARAMS)
+
+
+@pytest.mark.parametrize("deeper", [{"k": {"x": jnp.ones(2)}}, {"k": [jnp.ones(())] * 2}, {"k": {}}, {"k": None}])
+def test_a_tree_that_goes_deeper_than_the_gradient_names_the_leaf(deeper):
+    tx, grads = adam_tx.adam(1e-3), {"k": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"updates and params are different trees: only updates has \['k'\]"):
+        tx.update(grads, tx.init(grads), deeper)
+    with pytest.raises(ValueError, match=r"updates and mu are different trees: only updates has \['k'\]"):
+        tx.update(grads, tx.init(deeper))
 
 
 def test_a_wrong_shape_names_the_leaf_and_both_shapes():
@@ -164,6 +188,10 @@ def test_a_state_of_another_chain_is_refused_and_both_are_named():
         ({"name": "rmsprop"}, "keras.optimizers.rmsprop is not known"),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "only one of"),
         ({"beta_1": 1.5}, r"must be in \[0, 1\), got 1.5"),
+        ({"gradient_accumulation_steps": 2.5}, "gradient_accumulation_steps=2.5 .*a whole number of at least 2"),
+        ({"loss_scale_factor": 0.0}, "loss_scale_factor=0.0 .*must be a number from"),
+        ({"clipnorm": -1.0}, "clipnorm=-1.0 cannot be honoured"),
+        ({"use_ema": True, "ema_momentum": 1.5}, "ema_momentum=1.5 .*from 0 to 1"),
         ({"learning_rate": {"class_name": "MySchedule", "config": {}}}, "schedule 'MySchedule' is not known"),
         (
             {"learning_rate": {"class_name": "InverseTimeDecay", "config": {"decay_rate": 1.0}}},
@@ -189,6 +217,8 @@ def test_a_keras_config_with_a_missing_key_is_refused():
         ({}, "SGD", "optimizer must be 'Adam' or 'AdamW', got 'SGD'"),
         ({"decoupled_weight_decay": True}, "Adam", "that is AdamW; pass optimizer='AdamW'"),
         ({"betas": (0.9, 1.0)}, "Adam", r"must be in \[0, 1\), got 1"),
+        ({"betas": (0.9,)}, "Adam", r"betas=\(0.9,\) cannot be honoured: it must be a pair"),
+        ({"lr": None}, "Adam", "lr=None cannot be honoured: it must be a number"),
     ],
 )
 def test_a_torch_group_that_cannot_be_honoured_is_refused(group, optimizer, message):

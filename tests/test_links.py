@@ -83,6 +83,27 @@ def test_nan_in_a_gradient_is_not_hidden():
     assert np.isfinite(updates[1])
 
 
+@pytest.mark.parametrize("b2", [0.3, 0.999])
+def test_a_square_that_overflows_is_forgotten_like_any_other(b2):
+    tx = adam_tx.adam(1e-3, b2=b2)
+    state = tx.init(jnp.zeros(1))
+    for size in (1e20, 1.0, 1.0):
+        updates, state = tx.update(jnp.array([size]), state)
+        assert np.isfinite(updates).all()
+    zero = jnp.zeros(1)
+    for _ in range(3):
+        before = optax.tree.get(state, "nu")
+        _, state = tx.update(zero, state)
+        np.testing.assert_allclose(optax.tree.get(state, "nu"), b2 * before, rtol=1e-6)
+
+
+def test_integer_arrays_are_numbers_too():
+    tx = optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(1e-3, b1=0)
+    grad = jnp.array([3.0])
+    updates, _ = tx.update(grad, tx.init(grad), grad)
+    np.testing.assert_allclose(updates, [-1e-3], rtol=1e-6)
+
+
 def test_max_rms_never_forgets_its_largest_moment(grads):
     big_first = jnp.concatenate([jnp.full((1, 5), 100.0), grads])
     _, state = run_link(adam_tx.scale_by_max_rms(0.5), big_first)

@@ -1,6 +1,7 @@
 """`get_config` and `summary` describe every link they can reach, and say where they cannot."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,41 @@ def test_a_schedule_is_described_by_its_maker_and_arguments():
 def test_a_config_sees_through_wrappers(wrap, expected):
     found = names(adam_tx.get_config(wrap(adam_tx.adam(1e-3))))
     assert found == (expected or ["partition", "chain", *ADAM, "set_to_zero"])
+
+
+def test_a_config_sees_through_wrappers_inside_a_chain():
+    masked = optax.masked(adam_tx.scale_by_rms(0.99), {"a": True, "b": False})
+    config = adam_tx.get_config(adam_tx.chain(adam_tx.scale_by_momentum(0.9), masked))
+    assert names(config) == ["chain", "scale_by_momentum", "masked", "scale_by_rms"]
+
+
+@pytest.mark.parametrize(
+    "value", [1j, float("inf"), jax.random.key(0), (recursive := []).append(recursive) or recursive]
+)
+def test_what_json_cannot_hold_is_described(value):
+    def update(updates, state, params=None):
+        return updates, (state, value)[:1][0]
+
+    config = adam_tx.get_config(optax.GradientTransformation(optax.init_empty_state, update))
+    json.dumps(config, allow_nan=False)
+
+
+def test_what_is_no_transformation_has_no_config():
+    with pytest.raises(TypeError, match=r"tx must be an Optax transformation.*got dict"):
+        adam_tx.get_config(adam_tx.adam(1e-3).init(PARAMS))
+
+
+def test_a_summary_lists_the_links_of_its_own_optimizer_only():
+    other = threading.Thread(target=lambda: adam_tx.adamw(1e-3).init(PARAMS))
+
+    def init(params):
+        other.start()
+        other.join()
+        return ()
+
+    slow = optax.GradientTransformation(init, optax.identity().update)
+    table = rows(adam_tx.summary(optax.chain(adam_tx.scale_by_momentum(0.5), slow), PARAMS))
+    assert "add_decayed_weights" not in table
 
 
 def test_a_config_says_where_it_cannot_look():

@@ -14,7 +14,7 @@ from adam_tx.chain import Link, chain, make_link
 from adam_tx.extremes import scale_by_max_rms
 from adam_tx.first_moment import scale_by_momentum
 from adam_tx.interop import _keras_schedules
-from adam_tx.interop._config import check_keys, unsupported
+from adam_tx.interop._config import check_keys, number, unsupported, whole
 from adam_tx.second_moment import scale_by_rms
 
 _BASE_KEYS = (
@@ -85,13 +85,16 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     >>> weights + tx.update(jnp.array([-0.1, 0.2]), tx.init(weights), weights)[0]
     Array([0.29771897, 0.12379974], dtype=float32)
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
     if "class_name" in config:
         optimizer, config = optimizer or config["class_name"], config["config"]
     what = f"keras.optimizers.{optimizer or config.get('name')}"
     if _class_name(optimizer or config.get("name")) not in ("adam", "adamw"):
         raise ValueError(f"{what} is not known; if it is an Adam under another name, pass optimizer='Adam' or 'AdamW'.")
     check_keys(config, required=(*_BASE_KEYS, *_ADAM_KEYS), ignored=("name",), what=what)
-    accumulate = config["gradient_accumulation_steps"] or 1
+    steps = config["gradient_accumulation_steps"]
+    accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
 
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
     tx = chain(
@@ -118,15 +121,20 @@ def _around(
         raise unsupported(what, *next(iter(clips.items())), f"only one of {sorted(clips)} may be given.")
     if clips:
         ((key, limit),) = clips.items()
+        limit = number(what, key, limit, 0.0)
         tx = optax.named_chain((key, _clip(key, limit)), ("update", tx))
     if accumulate > 1:
         # float64 gradients are not to be summed in MultiSteps's default float32
         steps = optax.MultiSteps(tx, accumulate, accumulator_dtype=jnp.result_type(float))
         tx = optax.with_extra_args_support(steps.gradient_transformation())
     if config["loss_scale_factor"] is not None:
-        tx = optax.named_chain(("loss_scale", optax.scale(1.0 / config["loss_scale_factor"])), ("update", tx))
+        factor = number(what, "loss_scale_factor", config["loss_scale_factor"], 1e-30)
+        tx = optax.named_chain(("loss_scale", optax.scale(1.0 / factor)), ("update", tx))
     if config["use_ema"]:
-        average = _average_weights(config["ema_momentum"], config["ema_overwrite_frequency"], accumulate)
+        momentum = number(what, "ema_momentum", config["ema_momentum"], 0.0, 1.0)
+        every = config["ema_overwrite_frequency"]
+        every = None if every is None else whole(what, "ema_overwrite_frequency", every, 1)
+        average = _average_weights(momentum, every, accumulate)
         tx = optax.named_chain(("update", tx), ("average_weights", average))
     return tx
 

@@ -10,7 +10,7 @@ from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import chain
 from adam_tx.extremes import scale_by_max_rms
 from adam_tx.first_moment import scale_by_momentum
-from adam_tx.interop._config import check_keys, unsupported
+from adam_tx.interop._config import check_keys, number, unsupported
 from adam_tx.second_moment import scale_by_rms
 
 _HONOURED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
@@ -71,17 +71,19 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
             group["decoupled_weight_decay"],
             f"that is {other}; pass optimizer={other!r}.",
         )
-    b1, b2 = (float(beta) for beta in group["betas"])
-    weight_decay = float(group["weight_decay"])
+    if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
+        raise unsupported(what, "betas", group["betas"], "it must be a pair.")
+    b1, b2 = (number(what, "betas", beta, 0.0, 1.0) for beta in group["betas"])
+    lr, eps, weight_decay = (number(what, key, group[key], 0.0) for key in ("lr", "eps", "weight_decay"))
     rms = scale_by_max_rms if group["amsgrad"] else scale_by_rms
 
     decay = _optax.add_decayed_weights(weight_decay)
     tx = chain(
         scale_by_momentum(b1),
-        rms(b2, float(group["eps"]), debias=True),
+        rms(b2, eps, debias=True),
         bias_correction(b1),
         *([decay] if weight_decay and decoupled else []),
-        _optax.scale_by_learning_rate(float(group["lr"])),
+        _optax.scale_by_learning_rate(lr),
     )
     front = {
         **({"maximize": optax.scale(-1.0)} if group["maximize"] else {}),
