@@ -80,9 +80,11 @@ def scale_by_max_rms(
     debias_first = max_of == "debiased"
 
     def rule_at(now: Now) -> Rule:
+        unbias = 1.0 / now.weight
+
         def rule(u: Leaf, g: Leaf, nu: Leaf, nu_max: Leaf) -> tuple[Leaf, ...]:
             nu = _numerics.ema(nu, _numerics.abs_sq(g), now.decay.weight)
-            nu_max = jnp.maximum(nu_max, nu / _numerics.scalar(now.weight, nu) if debias_first else nu)
+            nu_max = jnp.maximum(nu_max, nu * _numerics.scalar(unbias, nu) if debias_first else nu)
             return now.divide(u, nu_max), nu, nu_max
 
         return rule

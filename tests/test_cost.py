@@ -15,6 +15,8 @@ PAIRS = {
     "adam": (adam_tx.adam(1e-3), optax.adam(1e-3)),
     "adamw": (adam_tx.adamw(1e-3), optax.adamw(1e-3)),
 }
+FAMILY = ("nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief", "yogi", "radam", "lion", "adagrad")
+FAMILY += ("rmsprop", "sgd")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -40,6 +42,13 @@ def test_one_more_leaf_costs_no_more_than_with_optax_and_24_equations(pair):
     assert ours.leaf_fusions <= theirs.leaf_fusions
     assert ours.bytes_accessed <= theirs.bytes_accessed
     assert ours.equations <= 24
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_one_more_leaf_of_a_member_of_the_family_costs_no_more_than_with_optax(name):
+    ours, theirs = (per_leaf(getattr(library, name)(1e-3)) for library in (adam_tx, optax))
+    assert ours.leaf_fusions <= theirs.leaf_fusions
+    assert ours.bytes_accessed <= theirs.bytes_accessed
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS | SMALL_STATE)

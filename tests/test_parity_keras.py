@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 import optax
+import oracles
 import pytest
+import run
 from keras.optimizers import Adam, AdamW, schedules
 
 from adam_tx import interop
@@ -151,3 +153,40 @@ def test_optax_adam_is_not_keras_adam_where_epsilon_matters():
         ours, _ = train(interop.keras.from_config(optimizer.get_config()), before, "float32")
         optax_adam, _ = train(optax.adam(optimizer.get_config()["learning_rate"], eps=1e-2), before, "float32")
     assert largest(optax_adam, theirs) > 1000 * largest(ours, theirs)
+
+
+OTHERS = {
+    "Adamax": lambda **o: keras.optimizers.Adamax(epsilon=1e-2, **o),
+    "RMSprop": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, **o),
+    "RMSprop momentum": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, momentum=0.9, **o),
+    "RMSprop centered": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, centered=True, **o),
+    "Adagrad": lambda **o: keras.optimizers.Adagrad(epsilon=1e-2, **o),
+    "Lion": lambda **o: keras.optimizers.Lion(**o),
+    "SGD": lambda **o: keras.optimizers.SGD(**o),
+    "SGD momentum": lambda **o: keras.optimizers.SGD(momentum=0.9, **o),
+    "SGD nesterov": lambda **o: keras.optimizers.SGD(momentum=0.9, nesterov=True, **o),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.1},
+        {"weight_decay": 0.1, "clipnorm": 1.0},
+    ],
+    ids=["plain", "decay", "decay and clip"],
+)
+@pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "scheduled"])
+def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_12(name, options, scheduled):
+    with keras_dtype("float64"):
+        rate = schedules.ExponentialDecay(0.01, 20, 0.5) if scheduled else 0.01
+        optimizer = OTHERS[name](learning_rate=rate, **options)
+        params, grads = oracles.problem()
+        variable = keras.Variable(params, dtype="float64")
+        optimizer.build([variable])
+        for grad in grads:
+            optimizer.apply([jnp.asarray(grad)], [variable])
+        ours = run.trajectory(interop.keras.from_config(optimizer.get_config()), params, grads)
+        assert run.relative_error(ours[-1], np.asarray(variable.value), params) <= 1e-12

@@ -1,4 +1,4 @@
-"""`interop.torch.from_param_group` is PyTorch's Adam and AdamW, also where only their record is installed."""
+"""`interop.torch.from_param_group` is PyTorch's optimizer, also where only its record is at hand."""
 
 import importlib.util
 import json
@@ -14,12 +14,18 @@ import run
 from adam_tx import interop
 
 GOLDENS = pathlib.Path(__file__).with_name("goldens")
-RECORDS = json.loads((GOLDENS / "torch_adam.json").read_text())["records"]
+RECORDS = json.loads((GOLDENS / "torch.json").read_text())["records"]
+
+
+ADAMS = [record for record in RECORDS if record["optimizer"] in ("Adam", "AdamW")]
+FLAGS = (
+    *("amsgrad", "maximize", "weight_decay", "decoupled_weight_decay"),
+    *("centered", "momentum", "dampening", "nesterov", "lr_decay", "initial_accumulator_value"),
+)
 
 
 def name(record):
-    flags = [flag for flag in ("amsgrad", "maximize", "weight_decay") if record["group"][flag]]
-    return " ".join([record["optimizer"], *flags])
+    return " ".join([record["optimizer"], *(flag for flag in FLAGS if record["group"].get(flag))])
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=name)
@@ -29,14 +35,14 @@ def test_a_hundred_float64_steps_agree_with_torch_to_1e_12(record, x64):
     assert run.relative_error(ours[-1], np.array(record["params"]), params) <= 1e-12
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=name)
+@pytest.mark.parametrize("record", ADAMS, ids=name)
 def test_the_oracle_agrees_with_torch_to_1e_12(record):
     params, grads = oracles.problem()
     theirs = oracle(record, params, grads)[-1]
     assert run.relative_error(theirs, np.array(record["params"]), params) <= 1e-12
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=name)
+@pytest.mark.parametrize("record", ADAMS, ids=name)
 def test_the_first_float32_update_is_within_4_ulp(record):
     params, grads = (x.astype(np.float32) for x in oracles.problem(steps=1, size=10_000))
     tx = interop.torch.from_param_group(record["group"], record["optimizer"])
@@ -60,7 +66,7 @@ def test_the_recorded_trajectories_are_what_torch_does_today():
     recorder = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recorder)
     for fresh, recorded in zip(recorder.record(), RECORDS, strict=True):
-        assert fresh["group"] == recorded["group"] | {"betas": tuple(recorded["group"]["betas"])}
+        assert json.loads(json.dumps(fresh["group"])) == recorded["group"]
         np.testing.assert_allclose(fresh["params"], recorded["params"], rtol=1e-14)
 
 

@@ -1,7 +1,7 @@
 """Keras: an optimizer from what `optimizer.get_config()` prints."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,12 @@ import optax
 
 from adam_tx import _numerics, _optax, _trees
 from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import Link, chain, make_link
-from adam_tx.extremes import scale_by_max_rms
-from adam_tx.first_moment import scale_by_momentum
+from adam_tx.chain import Link, chain, make_link, parallel
+from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
+from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
-from adam_tx.second_moment import scale_by_rms
+from adam_tx.second_moment import scale_by_rms, scale_by_stddev
 
 _BASE_KEYS = (
     "learning_rate",
@@ -29,13 +29,13 @@ _BASE_KEYS = (
     "loss_scale_factor",
     "gradient_accumulation_steps",
 )
-_ADAM_KEYS = ("beta_1", "beta_2", "epsilon", "amsgrad")
 
 
 def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> optax.GradientTransformationExtraArgs:
-    """Build Keras's `Adam` or `AdamW` from its configuration.
+    """Build one of Keras's optimizers from its configuration.
 
-    With g the gradient and t the number of this update::
+    Adam, AdamW, Adamax, RMSprop, Adagrad, Lion and SGD are known. For Adam and
+    AdamW, with g the gradient and t the number of this update::
 
         g  <- g / loss_scale_factor; mean over gradient_accumulation_steps; clip
         mu <- beta_1 · mu + (1 - beta_1) · g
@@ -43,7 +43,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
         u  <- mu / (sqrt(nu) + epsilon) · sqrt(1 - beta_2^t) / (1 - beta_1^t)
         update = -learning_rate · (u + weight_decay · params)
 
-    Both classes are this rule; Keras's plain Adam decays as AdamW does. With
+    Both classes are this rule; every class of Keras decays as AdamW does. With
     accumulation a schedule counts micro-steps, as in Keras. With `use_ema` the
     average of the weights is in the state, `optax.tree.get(state, "average")`, and
     replaces the weights every `ema_overwrite_frequency` updates; without that key
@@ -52,7 +52,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     Args:
       config: `optimizer.get_config()`, or the serialised optimizer around it with
         `class_name` and `config`.
-      optimizer: "Adam" or "AdamW"; by default what `class_name` or `name` says.
+      optimizer: the class, such as "Adam"; by default what `class_name` or `name` says.
 
     Returns:
       A transformation; `update` needs `params` if there is weight decay or an average.
@@ -60,7 +60,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     Raises:
       ValueError: another optimizer, a key that is missing, out of range or cannot be honoured.
 
-    Reference: keras/src/optimizers/adam.py, base_optimizer.py in Keras 3.15.
+    Reference: keras/src/optimizers/*.py in Keras 3.15.
 
     >>> import jax.numpy as jnp
     >>> config = {
@@ -90,21 +90,82 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     if "class_name" in config:
         optimizer, config = optimizer or config["class_name"], config["config"]
     what = f"keras.optimizers.{optimizer or config.get('name')}"
-    if _class_name(optimizer or config.get("name")) not in ("adam", "adamw"):
-        raise ValueError(f"{what} is not known; if it is an Adam under another name, pass optimizer='Adam' or 'AdamW'.")
-    check_keys(config, required=(*_BASE_KEYS, *_ADAM_KEYS), ignored=("name",), what=what)
+    kind = _CLASSES.get(_class_name(optimizer or config.get("name")))
+    if kind is None:
+        raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
+    check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
     steps = config["gradient_accumulation_steps"]
     accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
 
+    rate = _optax.scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate))
+    return _around(_decayed(kind.links(config, rate), rate, config["weight_decay"]), config, accumulate, what)
+
+
+def _decayed(links: tuple[Any, ...], rate: Link, weight_decay: float | None) -> Link:
+    """The chain with `-learning_rate · weight_decay · params` added to what it emits.
+
+    Where the learning rate is not the last link, a momentum that follows it must
+    not gather the decay, which then goes beside the chain.
+    """
+    if not weight_decay:
+        return chain(*links)
+    decay = _optax.add_decayed_weights(weight_decay)
+    if links[-1] is rate and len(links) > 1:
+        return chain(*links[:-1], decay, rate)
+    alone = optax.named_chain(("set_to_zero", optax.set_to_zero()), ("add_decayed_weights", decay), ("rate", rate))
+    return chain(parallel(("update", chain(*links)), ("weight_decay", alone)))
+
+
+def _adam(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
-    tx = chain(
-        scale_by_momentum(config["beta_1"]),
-        rms(config["beta_2"], config["epsilon"]),
-        bias_correction(config["beta_1"], config["beta_2"]),
-        *([_optax.add_decayed_weights(config["weight_decay"])] if config["weight_decay"] else []),
-        _optax.scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate)),
-    )
-    return _around(tx, config, accumulate, what)
+    b1, b2 = config["beta_1"], config["beta_2"]
+    return scale_by_momentum(b1), rms(b2, config["epsilon"]), bias_correction(b1, b2), rate
+
+
+def _adamax(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+    b1 = config["beta_1"]
+    size = scale_by_max_norm(config["beta_2"], config["epsilon"], eps_stored=0.0)
+    return scale_by_momentum(b1), size, bias_correction(b1), rate
+
+
+def _rmsprop(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+    """The learning rate stands inside the momentum."""
+    scale = scale_by_stddev if config["centered"] else scale_by_rms
+    momentum = (scale_by_heavy_ball(config["momentum"]),) if config["momentum"] else ()
+    return scale(config["rho"], 0.0, eps_root=config["epsilon"]), rate, *momentum
+
+
+def _adagrad(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+    return scale_by_rss(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"]), rate
+
+
+def _lion(config: Mapping[str, Any], rate: Link) -> tuple[Any, ...]:
+    return scale_by_momentum(config["beta_2"], read=config["beta_1"]), optax.scale_by_sign(), rate
+
+
+def _sgd(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+    """The learning rate stands inside the momentum."""
+    if not config["momentum"]:
+        return (rate,)
+    return rate, scale_by_heavy_ball(config["momentum"], nesterov=config["nesterov"])
+
+
+class _Class(NamedTuple):
+    """The keys of a class beside the common ones, and its chain but for weight decay."""
+
+    keys: tuple[str, ...]
+    links: Callable[[Mapping[str, Any], Link], tuple[Any, ...]]
+
+
+_CLASSES = {
+    "adam": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
+    "adamw": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
+    "adamax": _Class(("beta_1", "beta_2", "epsilon"), _adamax),
+    "rmsprop": _Class(("rho", "momentum", "epsilon", "centered"), _rmsprop),
+    "adagrad": _Class(("initial_accumulator_value", "epsilon"), _adagrad),
+    "lion": _Class(("beta_1", "beta_2"), _lion),
+    "sgd": _Class(("momentum", "nesterov"), _sgd),
+}
 
 
 def _class_name(name: object) -> str:

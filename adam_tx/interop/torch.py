@@ -1,30 +1,32 @@
 """PyTorch: an optimizer from an entry of `optimizer.state_dict()["param_groups"]`."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from adam_tx import _optax
 from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import chain
-from adam_tx.extremes import scale_by_max_rms
-from adam_tx.first_moment import scale_by_momentum
+from adam_tx.chain import Link, chain
+from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
+from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop._config import check_keys, number, unsupported
-from adam_tx.second_moment import scale_by_rms
+from adam_tx.readouts import scale_by_rectified_rms
+from adam_tx.second_moment import scale_by_rms, scale_by_stddev
 
-_HONOURED = ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize")
 _IRRELEVANT = (
     *("foreach", "fused", "capturable", "differentiable"),  # how it is computed, not what
     *("params", "param_names", "initial_lr"),  # bookkeeping of the group and its scheduler
-    "decoupled_weight_decay",
+    "decoupled_weight_decay",  # checked against the class below
 )
 
 
 def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax.GradientTransformationExtraArgs:
-    """Build PyTorch's `Adam` or `AdamW` from one of its parameter groups.
+    """Build one of PyTorch's optimizers from one of its parameter groups.
 
-    With g the gradient, negated if `maximize`, and t the number of this update::
+    For Adam and AdamW, with g the gradient, negated if `maximize`, and t the number
+    of this update::
 
         Adam:   g <- g + weight_decay · params
         mu <- betas[0] · mu + (1 - betas[0]) · g
@@ -34,13 +36,14 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
         update = -lr · u
 
     Args:
-      group: an entry of `state_dict()["param_groups"]`. `lr` and `betas` may be
-        0-d tensors. Implementation flags (foreach, fused, capturable,
-        differentiable) and bookkeeping (params, param_names, initial_lr) make no
-        difference. For complex parameters PyTorch treats real and imaginary part as
-        two numbers, adam_tx as one modulus.
-      optimizer: "Adam" or "AdamW", the class the group comes from. PyTorch's own
-        flag `decoupled_weight_decay`, where the group has it, must agree.
+      group: an entry of `state_dict()["param_groups"]`. Numbers in it may be 0-d
+        tensors. Implementation flags (foreach, fused, capturable, differentiable) and
+        bookkeeping (params, param_names, initial_lr) make no difference. For complex
+        parameters PyTorch treats real and imaginary part as two numbers, adam_tx as
+        one modulus.
+      optimizer: the class the group comes from: "Adam", "AdamW", "RAdam", "Adamax",
+        "RMSprop", "Adagrad" or "SGD". The group does not say; of Adam and AdamW only
+        `decoupled_weight_decay`, where it is there, and it must agree.
 
     Returns:
       A transformation for the parameters of that group; `update` needs `params`
@@ -49,7 +52,7 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
     Raises:
       ValueError: another optimizer, a key that is missing, out of range or cannot be honoured.
 
-    Reference: torch/optim/adam.py, adamw.py in PyTorch 2.13.
+    Reference: torch/optim/*.py in PyTorch 2.13.
 
     >>> import jax.numpy as jnp
     >>> group = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False, maximize=True)
@@ -59,34 +62,93 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
     Array([ 0.1, -0.1], dtype=float32)
     """
     what = f"torch.optim.{optimizer}"
-    if optimizer not in ("Adam", "AdamW"):
-        raise ValueError(f"optimizer must be 'Adam' or 'AdamW', got {optimizer!r}.")
-    check_keys(group, required=_HONOURED, ignored=_IRRELEVANT, what=what)
-    decoupled = optimizer == "AdamW"
-    if group.get("decoupled_weight_decay", decoupled) != decoupled:
-        other = "Adam" if decoupled else "AdamW"
-        raise unsupported(
-            what,
-            "decoupled_weight_decay",
-            group["decoupled_weight_decay"],
-            f"that is {other}; pass optimizer={other!r}.",
-        )
-    if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
-        raise unsupported(what, "betas", group["betas"], "it must be a pair.")
-    b1, b2 = (number(what, "betas", beta, 0.0, 1.0) for beta in group["betas"])
-    lr, eps, weight_decay = (number(what, key, group[key], 0.0) for key in ("lr", "eps", "weight_decay"))
-    rms = scale_by_max_rms if group["amsgrad"] else scale_by_rms
+    if optimizer not in _CLASSES:
+        raise ValueError(f"optimizer must be one of {sorted(_CLASSES)}, got {optimizer!r}.")
+    kind = _CLASSES[optimizer]
+    check_keys(group, required=(*_COMMON, *kind.keys), ignored=_IRRELEVANT, what=what)
+    decoupled = _is_decoupled(group, optimizer, what)
+    values = {key: number(what, key, group[key], 0.0) for key in (*_COMMON, *kind.keys) if key != "betas"}
+    if "betas" in kind.keys:
+        values["b1"], values["b2"] = _betas(group["betas"], what)
 
-    decay = _optax.add_decayed_weights(weight_decay)
-    tx = chain(
-        scale_by_momentum(b1),
-        rms(b2, eps, debias=True),
-        bias_correction(b1),
-        *([decay] if weight_decay and decoupled else []),
-        _optax.scale_by_learning_rate(lr),
-    )
-    front = {
-        **({"maximize": optax.scale(-1.0)} if group["maximize"] else {}),
-        **({"add_decayed_weights": decay} if weight_decay and not decoupled else {}),
-    }
+    decay = [_optax.add_decayed_weights(values["weight_decay"])] if values["weight_decay"] else []
+    rate = _optax.scale_by_learning_rate(_learning_rate(values))
+    tx = chain(*kind.direction(values), *(decay if decoupled else []), rate)
+    front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
+    if decay and not decoupled:
+        front["add_decayed_weights"] = decay[0]
     return optax.named_chain(*front.items(), (optimizer.lower(), tx)) if front else tx
+
+
+def _betas(betas: Any, what: str) -> tuple[float, ...]:
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise unsupported(what, "betas", betas, "it must be a pair.")
+    return tuple(number(what, "betas", beta, 0.0, 1.0) for beta in betas)
+
+
+def _is_decoupled(group: Mapping[str, Any], optimizer: str, what: str) -> bool:
+    """Whether weight decay bypasses the moments: a matter of the class, for RAdam of its flag."""
+    if optimizer == "RAdam":
+        return bool(group.get("decoupled_weight_decay", False))
+    decoupled = optimizer == "AdamW"
+    if (flag := group.get("decoupled_weight_decay", decoupled)) != decoupled:
+        other = "Adam" if decoupled else "AdamW"
+        raise unsupported(what, "decoupled_weight_decay", flag, f"that is {other}; pass optimizer={other!r}.")
+    return decoupled
+
+
+def _learning_rate(values: Mapping[str, float]) -> optax.ScalarOrSchedule:
+    lr, lr_decay = values["lr"], values.get("lr_decay", 0.0)
+    if not lr_decay:
+        return lr
+    return lambda count: lr / (1.0 + jax.numpy.asarray(count).astype(float) * lr_decay)
+
+
+def _adam(values: Mapping[str, float]) -> Sequence[Link]:
+    rms = scale_by_max_rms if values["amsgrad"] else scale_by_rms
+    b1, b2 = values["b1"], values["b2"]
+    return scale_by_momentum(b1), rms(b2, values["eps"], debias=True), bias_correction(b1)
+
+
+def _radam(values: Mapping[str, float]) -> Sequence[Link]:
+    b1, b2 = values["b1"], values["b2"]
+    return scale_by_momentum(b1), scale_by_rectified_rms(b2, values["eps"]), bias_correction(b1)
+
+
+def _adamax(values: Mapping[str, float]) -> Sequence[Link]:
+    b1, b2 = values["b1"], values["b2"]
+    return scale_by_momentum(b1), scale_by_max_norm(b2, eps_stored=values["eps"]), bias_correction(b1)
+
+
+def _rmsprop(values: Mapping[str, float]) -> Sequence[Link]:
+    scale = scale_by_stddev if values["centered"] else scale_by_rms
+    momentum = (scale_by_heavy_ball(values["momentum"]),) if values["momentum"] else ()
+    return scale(values["alpha"], values["eps"]), *momentum
+
+
+def _adagrad(values: Mapping[str, float]) -> Sequence[Link]:
+    return (scale_by_rss(values["eps"], initial=values["initial_accumulator_value"]),)
+
+
+def _sgd(values: Mapping[str, float]) -> Sequence[Link]:
+    dampening = values["dampening"] if values["momentum"] else 0.0  # without momentum PyTorch dampens nothing
+    return (scale_by_heavy_ball(values["momentum"], dampening=dampening, nesterov=bool(values["nesterov"])),)
+
+
+class _Class(NamedTuple):
+    """The keys of a class beside the common ones, and its direction before decay and learning rate."""
+
+    keys: tuple[str, ...]
+    direction: Callable[[Mapping[str, float]], Sequence[Link]]
+
+
+_COMMON = ("lr", "weight_decay", "maximize")
+_CLASSES = {
+    "Adam": _Class(("betas", "eps", "amsgrad"), _adam),
+    "AdamW": _Class(("betas", "eps", "amsgrad"), _adam),
+    "RAdam": _Class(("betas", "eps"), _radam),
+    "Adamax": _Class(("betas", "eps"), _adamax),
+    "RMSprop": _Class(("alpha", "eps", "centered", "momentum"), _rmsprop),
+    "Adagrad": _Class(("eps", "lr_decay", "initial_accumulator_value"), _adagrad),
+    "SGD": _Class(("momentum", "dampening", "nesterov"), _sgd),
+}

@@ -17,7 +17,7 @@ from adam_tx.second_moment import scale_by_rms, scale_by_stddev
 
 def sgd(
     learning_rate: ScalarOrSchedule,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     nesterov: bool = False,
     *,
     dampening: ScalarOrSchedule = 0.0,
@@ -31,13 +31,12 @@ def sgd(
 
     Args:
       learning_rate: at least 0; like every hyperparameter a number, a 0-d array or a schedule.
-      momentum: decay of the trace, in [0, 1).
+      momentum: decay of the trace, in [0, 1); None for no trace.
       nesterov: look one step ahead.
       dampening: in [0, 1).
 
     Returns:
-      A `Link`, with the arguments of `optax.sgd`; its state keeps the trace even
-      where momentum is 0.
+      A `Link`, with the arguments of `optax.sgd`.
 
     Raises:
       ValueError: a number out of range.
@@ -50,10 +49,10 @@ def sgd(
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.2], dtype=float32)
     """
-    return chain(
-        scale_by_heavy_ball(momentum, dampening=dampening, nesterov=nesterov),
-        scale_by_learning_rate(learning_rate),
-    )
+    step = scale_by_learning_rate(learning_rate)
+    if momentum is None:
+        return chain(step)
+    return chain(scale_by_heavy_ball(momentum, dampening=dampening, nesterov=nesterov), step)
 
 
 def rmsprop(
@@ -63,7 +62,7 @@ def rmsprop(
     *,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: ScalarOrSchedule = 0.0,
+    momentum: ScalarOrSchedule | None = None,
     nesterov: bool = False,
 ) -> Link:
     """Divide the gradient by its running root mean square, then let it gather momentum.
@@ -84,7 +83,7 @@ def rmsprop(
       eps: at least 0.
       eps_in_sqrt: whether eps is added inside the root.
       centered: divide by the standard deviation instead.
-      momentum: decay of the trace, in [0, 1).
+      momentum: decay of the trace, in [0, 1); None for no trace.
       nesterov: look one step ahead.
 
     Returns:
@@ -106,7 +105,7 @@ def rmsprop(
     return chain(
         scale(decay, outside, eps_root=inside),
         scale_by_learning_rate(learning_rate),
-        scale_by_heavy_ball(momentum, nesterov=nesterov),
+        *([] if momentum is None else [scale_by_heavy_ball(momentum, nesterov=nesterov)]),
     )
 
 

@@ -1,4 +1,4 @@
-"""Record what PyTorch's Adam and AdamW do: `python tests/goldens/record_torch.py` writes torch_adam.json.
+"""Record what PyTorch's optimizers do: `python tests/goldens/record_torch.py` writes torch.json.
 
 Float64, a hundred steps on `oracles.problem`, over every combination of the
 flags that change the rule. eps is 1e-2 so that its place shows.
@@ -14,24 +14,35 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import oracles
 
-FILE = pathlib.Path(__file__).with_name("torch_adam.json")
+FILE = pathlib.Path(__file__).with_name("torch.json")
+
+EPS = {"lr": [0.01], "eps": [1e-2]}
+FLAGS = {"maximize": [False, True], "weight_decay": [0.0, 0.1]}
+CASES = {
+    "Adam": EPS | {"amsgrad": [False, True]} | FLAGS,
+    "AdamW": EPS | {"amsgrad": [False, True]} | FLAGS,
+    "RAdam": EPS | {"decoupled_weight_decay": [False, True]} | FLAGS,
+    "Adamax": EPS | FLAGS,
+    "RMSprop": EPS | {"centered": [False, True], "momentum": [0, 0.9]} | FLAGS,
+    "Adagrad": EPS | {"lr_decay": [0, 0.1], "initial_accumulator_value": [0, 0.5]} | FLAGS,
+    "SGD": {"lr": [0.01], "momentum": [0, 0.9], "dampening": [0, 0.5]} | FLAGS,
+    "SGD nesterov": {"lr": [0.01], "momentum": [0.9], "nesterov": [True]} | FLAGS,
+}
 
 
 def record():
     """One record a combination: optimizer, its param group as a state_dict has it, the last parameters."""
     records = []
-    for name, amsgrad, maximize, weight_decay in itertools.product(
-        ("Adam", "AdamW"), (False, True), (False, True), (0.0, 0.1)
-    ):
-        params, grads = oracles.problem()
-        weights = torch.tensor(params, dtype=torch.float64, requires_grad=True)
-        options = {"lr": 0.01, "eps": 1e-2, "amsgrad": amsgrad, "maximize": maximize, "weight_decay": weight_decay}
-        optimizer = getattr(torch.optim, name)([weights], **options)
-        for grad in grads:
-            weights.grad = torch.tensor(grad, dtype=torch.float64)
-            optimizer.step()
-        (group,) = optimizer.state_dict()["param_groups"]
-        records.append({"optimizer": name, "group": group, "params": weights.tolist()})
+    for name, grid in CASES.items():
+        for values in itertools.product(*grid.values()):
+            params, grads = oracles.problem()
+            weights = torch.tensor(params, dtype=torch.float64, requires_grad=True)
+            optimizer = getattr(torch.optim, name.split()[0])([weights], **dict(zip(grid, values, strict=True)))
+            for grad in grads:
+                weights.grad = torch.tensor(grad, dtype=torch.float64)
+                optimizer.step()
+            (group,) = optimizer.state_dict()["param_groups"]
+            records.append({"optimizer": name.split()[0], "group": group, "params": weights.tolist()})
     return records
 
 
