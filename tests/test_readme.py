@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import family_table
 import pytest
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -17,6 +18,10 @@ def test_the_code_of_a_section_runs(title, standard_promotion):
     namespace = {}
     for block in SECTIONS[title]:
         exec(compile(block, f"README.md: {title}", "exec"), namespace)
+
+
+def test_the_table_of_the_family_is_what_the_code_says():
+    assert family_table.BEGIN + family_table.render() + family_table.END in README
 
 
 def test_the_readme_has_code_to_run():
