@@ -64,7 +64,7 @@ def hyperparameter(name: str, value: Any, allowed: Range = NON_NEGATIVE) -> Call
       A function of `count`, the number of earlier updates, int32.
 
     Raises:
-      TypeError: the value is none of these, or a 16-bit float or integer array.
+      TypeError: the value is none of these, or an array of 16-bit floats.
       ValueError: a number outside its range, or an array that is not 0-d.
     """
     if is_schedule(value):

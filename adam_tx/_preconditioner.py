@@ -19,8 +19,9 @@ from adam_tx.chain import Link, make_link
 
 Leaf = jax.Array
 Rule = Callable[..., tuple[Leaf, ...]]
-_STATIC = ("decay", "debias", "dtype", "initial", "max_of", "threshold")  # the rest are numbers that may vary
 Combine = Callable[[Leaf, Leaf, Scalar, Scalar], Leaf]
+
+_STATIC = ("decay", "debias", "dtype", "initial", "max_of", "threshold")  # the rest are numbers that may vary
 
 
 class Now(NamedTuple):

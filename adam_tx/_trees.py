@@ -93,7 +93,10 @@ def increment(count: jax.Array) -> jax.Array:
 
 def scalar_dtype(params: Tree) -> jnp.dtype:
     """The dtype of a state's scalars: the widest real working dtype of any leaf."""
-    return _numerics.real_dtype(_numerics.compute_dtype(*jax.tree.leaves(params)))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves:
+        check_inexact(path, leaf, "params")
+    return _numerics.real_dtype(_numerics.compute_dtype(*(leaf for _, leaf in leaves)))
 
 
 def lift(updates: Tree, grad: Tree, params: Tree) -> tuple[Tree, Tree, Tree]:
