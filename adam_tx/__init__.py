@@ -6,9 +6,7 @@ from adam_tx._optax import scale_by_learning_rate as scale_by_learning_rate
 from adam_tx.bias_correction import BiasCorrectionState as BiasCorrectionState
 from adam_tx.bias_correction import bias_correction as bias_correction
 from adam_tx.chain import Link as Link
-from adam_tx.chain import ParallelState as ParallelState
 from adam_tx.chain import chain as chain
-from adam_tx.chain import parallel as parallel
 from adam_tx.extremes import ScaleByMaxNormState as ScaleByMaxNormState
 from adam_tx.extremes import ScaleByMaxRmsState as ScaleByMaxRmsState
 from adam_tx.extremes import ScaleByRssState as ScaleByRssState
@@ -38,6 +36,8 @@ from adam_tx.optimizers import radam as radam
 from adam_tx.optimizers import rmsprop as rmsprop
 from adam_tx.optimizers import sgd as sgd
 from adam_tx.optimizers import yogi as yogi
+from adam_tx.parallel import ParallelState as ParallelState
+from adam_tx.parallel import parallel as parallel
 from adam_tx.readouts import scale_by_atan2 as scale_by_atan2
 from adam_tx.readouts import scale_by_delayed_rms as scale_by_delayed_rms
 from adam_tx.readouts import scale_by_rectified_rms as scale_by_rectified_rms

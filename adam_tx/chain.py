@@ -6,18 +6,14 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 """
 
 import contextlib
-import functools
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from adam_tx import _hyperparams, _introspect, _numerics, _trees
+from adam_tx import _introspect, _trees
 
 
 class Description(NamedTuple):
@@ -172,7 +168,7 @@ def chain(
     >>> updates
     Array([-0.00099999,  0.00099997], dtype=float32)
     """
-    links = _by_name(members)
+    links = by_name(members)
     if not links:
         raise ValueError("chain: no member; give at least one link of adam_tx.")
     _, first = _name_and_transformation(0, members[0])
@@ -197,69 +193,7 @@ def chain(
     return make_link("chain", init, update, formula="its links in turn", hyperparams={}, links=links)
 
 
-class ParallelState(NamedTuple):
-    """State of `parallel`: that of each link, by name."""
-
-    count: Any
-    links: dict[str, Any]
-
-
-def parallel(
-    *members: optax.GradientTransformation | tuple[str, optax.GradientTransformation],
-    weights: Sequence[optax.ScalarOrSchedule] | None = None,
-) -> Link:
-    """Give the same updates to several links and add up what they emit.
-
-    Every member also receives the raw gradient, as in `chain`::
-
-        u <- Σ weight_k · member_k(u)
-
-    Args:
-      *members: as for `chain`; none has to come first.
-      weights: one for each member, at least 0: number, 0-d array or schedule; all
-        one by default.
-
-    Returns:
-      A `Link` with state `ParallelState`.
-
-    Raises:
-      ValueError: no member, or as many weights as there are not members.
-
-    >>> import jax.numpy as jnp
-    >>> import optax
-    >>> tx = parallel(optax.scale(1.0), optax.scale(10.0), weights=(1.0, 0.5))
-    >>> grad = jnp.array([2.0])
-    >>> tx.update(grad, tx.init(grad))[0]
-    Array([12.], dtype=float32)
-    """
-    links = _by_name(members)
-    weights = (1.0,) * len(links) if weights is None else tuple(weights)
-    if not links or len(weights) != len(links):
-        raise ValueError(f"parallel: needs members and a weight for each, got {len(links)} and {len(weights)}.")
-    weights_at = [_hyperparams.hyperparameter(f"weights[{k}]", weight) for k, weight in enumerate(weights)]
-
-    def init(params: Any) -> ParallelState:
-        return ParallelState(jnp.zeros((), jnp.int32), {name: link.init(params) for name, link in links.items()})
-
-    def update(updates: Any, state: ParallelState, **extra: Any) -> tuple[Any, ParallelState]:
-        terms, new = {}, {}
-        for name, link in links.items():
-            terms[name], new[name] = link.update(updates, state.links[name], **extra)
-        values = [weight_at(state.count) for weight_at in weights_at]
-
-        def rule(*leaves: jax.Array) -> tuple[jax.Array]:
-            weighted = [leaf * _numerics.scalar(value, leaf) for leaf, value in zip(leaves, values, strict=True)]
-            return (functools.reduce(operator.add, weighted),)
-
-        (total,) = _trees.map_leaves(rule, terms, {})
-        return total, ParallelState(_trees.increment(state.count), new)
-
-    return make_link(
-        "parallel", init, update, formula="Σ weight · link(u)", hyperparams={"weights": weights}, links=links
-    )
-
-
-def _by_name(members: Sequence[Any]) -> dict[str, Link]:
+def by_name(members: Sequence[Any]) -> dict[str, Link]:
     """The members as links, keyed by their names; a second one of a name is numbered."""
     links: dict[str, Link] = {}
     for position, member in enumerate(members):

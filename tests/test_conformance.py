@@ -103,13 +103,14 @@ def test_the_second_moment_of_bfloat16_params_forgets_at_its_rate(b2, grad_dtype
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_hypergradients_at_a_zero_gradient_are_finite(member, order):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_hypergradients_at_a_zero_gradient_are_finite(member, order, dtype):
     """Derivatives of three updates with respect to the gradient, through every part of the state."""
     _, make = member
     tx = make()
 
     def moved(grad):
-        params = jnp.float32(0.5)
+        params = jnp.asarray(0.5, dtype)
         state = tx.init(params)
         for _ in range(3):
             updates, state = tx.update(grad, state, params)
@@ -119,7 +120,7 @@ def test_hypergradients_at_a_zero_gradient_are_finite(member, order):
     derivative = moved
     for _ in range(order):
         derivative = jax.grad(derivative)
-    assert np.isfinite(derivative(jnp.float32(0.0)))
+    assert np.isfinite(np.float32(derivative(jnp.asarray(0.0, dtype))))
 
 
 @pytest.mark.parametrize("argument", ["learning_rate", "b1", "b2", "eps"])

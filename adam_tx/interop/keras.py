@@ -10,11 +10,12 @@ import optax
 
 from adam_tx import _numerics, _optax, _trees
 from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import Link, chain, make_link, parallel
+from adam_tx.chain import Link, chain, make_link
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
+from adam_tx.parallel import parallel
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
 
 _BASE_KEYS = (

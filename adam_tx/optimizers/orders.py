@@ -8,9 +8,10 @@ from optax import ScalarOrSchedule
 
 from adam_tx._optax import add_decayed_weights, scale_by_learning_rate
 from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import Link, chain, parallel
+from adam_tx.chain import Link, chain
 from adam_tx.extremes import scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
+from adam_tx.parallel import parallel
 from adam_tx.readouts import scale_by_delayed_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
 
