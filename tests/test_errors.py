@@ -174,6 +174,22 @@ def test_a_chain_of_nothing_or_of_something_else_is_refused():
         adam_tx.chain(adam_tx.scale_by_momentum(0.9), 0.1)
 
 
+def test_parallel_links_need_as_many_weights():
+    with pytest.raises(ValueError, match="parallel: needs members and a weight for each, got 1 and 2"):
+        adam_tx.parallel(adam_tx.scale_by_momentum(0.9), weights=(1.0, 2.0))
+    with pytest.raises(ValueError, match="parallel: needs members and a weight for each, got 0 and 0"):
+        adam_tx.parallel()
+    with pytest.raises(ValueError, match=r"weights\[0\] must be in \[0, inf\), got -1"):
+        adam_tx.parallel(adam_tx.scale_by_momentum(0.9), weights=(-1.0,))
+
+
+def test_read_outs_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="read is a read-out of its own"):
+        adam_tx.scale_by_momentum(0.9, read=0.8, nesterov=True)
+    with pytest.raises(ValueError, match='max_of must be "raw", or "debiased" together with debias=True'):
+        adam_tx.scale_by_max_rms(0.9, max_of="debiased")
+
+
 def test_a_state_of_another_chain_is_refused_and_both_are_named():
     state = adam_tx.chain(adam_tx.scale_by_momentum(0.9)).init(PARAMS)
     with pytest.raises(ValueError, match=r"lacks \['scale_by_rms', .* and has \[\] instead"):
