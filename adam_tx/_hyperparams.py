@@ -73,6 +73,12 @@ def hyperparameter(name: str, value: Any, allowed: Range = NON_NEGATIVE) -> Call
     return lambda _: checked
 
 
+def checked(name: str, value: Any) -> Any:
+    """The value itself once it is known to be in range, or a schedule that checks what it gives."""
+    at = hyperparameter(name, value)
+    return at if is_schedule(value) else value
+
+
 def is_schedule(value: object) -> bool:
     """Whether a hyperparameter is a function of the count; arrays are not, though JAX's can be called."""
     return callable(value) and not isinstance(value, jax.Array | np.ndarray | np.generic)

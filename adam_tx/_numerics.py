@@ -97,6 +97,12 @@ def one_minus_exp(x: jax.Array, excess: jax.Array) -> jax.Array:
     return jnp.where(x > -0.5, -small - (small * small * (0.5 * series) - excess), 1.0 - jnp.exp(x))
 
 
+def root_mean_square(x: jax.Array, *, mean: bool = True) -> jax.Array:
+    """The root mean square of all elements, or their norm; zero, with finite derivatives, where all are zero."""
+    total = jnp.sum(abs_sq(x)) / (max(x.size, 1) if mean else 1)
+    return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
+
+
 def abs_sq(x: jax.Array) -> jax.Array:
     """|x|², real, differentiable at zero for complex x too, and at most the largest number.
 
@@ -113,6 +119,10 @@ def _nonzero(eps: Scalar, dtype: jnp.dtype) -> Any:
     return jnp.where(eps == 0, 1.0, eps)
 
 
+def _plus(v: jax.Array, eps_root: Scalar) -> jax.Array:
+    return v if isinstance(eps_root, float) and eps_root == 0.0 else v + scalar(eps_root, v)
+
+
 def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -> jax.Array:
     """`u / (sqrt(v + eps_root) + eps)`, with finite derivatives where nothing has accumulated.
 
@@ -121,8 +131,13 @@ def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -
     gradient moves nothing; everywhere else the values are bit for bit those of
     the plain formula. NaN stays NaN.
     """
-    v = v if isinstance(eps_root, float) and eps_root == 0.0 else v + scalar(eps_root, v)
-    return divide(u, v, eps, root=jnp.sqrt)
+    return divide(u, _plus(v, eps_root), eps, root=jnp.sqrt)
+
+
+def root_and_divide_clamped(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -> jax.Array:
+    """`u / max(sqrt(v + eps_root), eps)`, with the floor under v, where its derivative is finite."""
+    floor = jnp.square(jnp.asarray(eps, v.dtype))
+    return root_and_divide(u, jnp.maximum(_plus(v, eps_root), floor), 0.0, 0.0)
 
 
 def divide(

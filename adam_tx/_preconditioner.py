@@ -21,7 +21,8 @@ Leaf = jax.Array
 Rule = Callable[..., tuple[Leaf, ...]]
 Combine = Callable[[Leaf, Leaf, Scalar, Scalar], Leaf]
 
-_STATIC = ("decay", "debias", "dtype", "initial", "max_of", "threshold")  # the rest are numbers that may vary
+# the other hyperparameters are numbers that may vary
+_STATIC = ("decay", "debias", "dtype", "initial", "max_of", "threshold", "degenerate", "block", "total", "axes")
 
 
 class Now(NamedTuple):
@@ -53,6 +54,7 @@ def preconditioner(
     combine: Combine = _numerics.root_and_divide,
     debias: bool | None = None,
     complex_slots: Collection[str] = (),
+    shapes: Mapping[str, _trees.ShapeOf] | None = None,
 ) -> Link:
     """Make the link from its rule.
 
@@ -68,7 +70,9 @@ def preconditioner(
       debias: whether `Now.divide` debiases what it is given; by default what the
         hyperparameter of that name says.
       complex_slots: slots that average the gradient itself, complex where it is.
+      shapes: of slots that stand for blocks of their leaf, or are None for some.
     """
+    shapes = shapes or {}
     slot_names = [field for field in state_type._fields if field not in ("count", "log_decay")]
     decay_at = _hyperparams.decay("decay", hyperparams["decay"]) if "decay" in hyperparams else None
     numbers = {"eps": 0.0, "eps_root": 0.0} | {k: v for k, v in hyperparams.items() if k not in _STATIC}
@@ -81,13 +85,17 @@ def preconditioner(
     def init(params: Any) -> Any:
         scalars = {"count": jnp.zeros((), jnp.int32)} | ({"log_decay": LogDecay.zero(params)} if decay_at else {})
         start = hyperparams.get("initial", 0.0)
-        slots = {slot: _trees.full_like(params, start, dtype, real=slot in real) for slot in slot_names}
+        slots = {
+            slot: _trees.full_like(params, start, dtype, real=slot in real, shape=shapes.get(slot))
+            for slot in slot_names
+        }
         return state_type(**scalars, **slots)
 
     def update(updates: Any, state: Any, grad: Any, **_: Any) -> tuple[Any, Any]:
         now, scalars = at(state)
         moments = {slot: getattr(state, slot) for slot in slot_names}
-        emitted, *slots = _trees.map_leaves(rule_at(now), {"updates": updates, "grad": grad}, moments, real=real)
+        inputs = {"updates": updates, "grad": grad}
+        emitted, *slots = _trees.map_leaves(rule_at(now), inputs, moments, real=real, blocks=shapes)
         return emitted, state_type(**scalars, **dict(zip(slot_names, slots, strict=True)))
 
     def at(state: Any) -> tuple[Now, dict[str, Any]]:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from adam_tx import _numerics
+from adam_tx import _blocks, _numerics
 
 Tree = Any
+ShapeOf = Callable[[Any, _blocks.Shape], _blocks.Shape | None]
+"""The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
 
 
 def is_absent(node: object) -> bool:
@@ -28,19 +30,21 @@ def map_leaves(
     slots: Mapping[str, Tree],
     *,
     real: Collection[str] = (),
+    blocks: Collection[str] = (),
 ) -> tuple[Tree, ...]:
     """Apply a leaf's rule to every leaf: `rule(*inputs, *slots) -> (emitted, *slots)`.
 
     This is the only place where a moment changes dtype: the rule sees it in the
     leaf's working dtype, and what it returns is stored in the dtype `init` chose.
     The first input fixes the tree; a leaf absent there is absent everywhere. Slots
-    named in `real` stay real beside complex leaves.
+    named in `real` stay real beside complex leaves; those named in `blocks` stand for
+    blocks of the leaf (`_blocks`) or, where they are None, for nothing.
     """
     (first, tree), *_ = inputs.items()
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
     columns = {first: [leaf for _, leaf in paths]}
     for name, other in [*list(inputs.items())[1:], *slots.items()]:
-        columns[name] = _flatten_like(treedef, other, f"{first} and {name}", tree)
+        columns[name] = _flatten_like(treedef, other, f"{first} and {name}", tree, optional=name in blocks)
 
     rows = []
     for (path, lead), *leaves in zip(paths, *list(columns.values())[1:], strict=True):
@@ -48,19 +52,22 @@ def map_leaves(
             rows.append((lead, *leaves[len(inputs) - 1 :]))
             continue
         row = dict(zip(columns, (lead, *leaves), strict=True))
-        _check_shapes(path, row)
-        dtype = _numerics.compute_dtype(*row.values())
-        for name in slots:
-            _check_kind(path, name, row[name], dtype if name not in real else _numerics.real_dtype(dtype))
-        wide = (_numerics.cast(x, _numerics.real_dtype(dtype) if name in real else dtype) for name, x in row.items())
-        emitted, *new = rule(*wide)
-        stored = (_numerics.cast(value, row[name].dtype) for name, value in zip(slots, new, strict=True))
-        rows.append((emitted, *stored))
+        present = {name: leaf for name, leaf in row.items() if leaf is not None}
+        _check_shapes(path, present, blocks)
+        dtype = _numerics.compute_dtype(*present.values())
+        dtypes = {name: _numerics.real_dtype(dtype) if name in real else dtype for name in present}
+        for name in present.keys() & slots.keys():
+            _check_kind(path, name, row[name], dtypes[name])
+        emitted, *new = rule(*(x if x is None else _numerics.cast(x, dtypes[name]) for name, x in row.items()))
+        stored = dict(zip(slots, new, strict=True))
+        rows.append((emitted, *(x if x is None else _numerics.cast(x, row[name].dtype) for name, x in stored.items())))
     columns_out = zip(*rows, strict=True) if rows else [()] * (1 + len(slots))
     return tuple(jax.tree.unflatten(treedef, column) for column in columns_out)
 
 
-def full_like(params: Tree, value: float, dtype: DTypeLike | None = None, *, real: bool = False) -> Tree:
+def full_like(
+    params: Tree, value: float, dtype: DTypeLike | None = None, *, real: bool = False, shape: ShapeOf | None = None
+) -> Tree:
     """A moment for every parameter, of its shape and sharding, float32 or wider.
 
     Args:
@@ -69,6 +76,7 @@ def full_like(params: Tree, value: float, dtype: DTypeLike | None = None, *, rea
       dtype: storage dtype; `None` for the leaf's working dtype. A complex leaf's
         moment stays complex unless `real`.
       real: whether the moment is real even for a complex leaf.
+      shape: its shape where that is another, standing for blocks of the leaf.
     """
 
     def full(path: Any, param: Any) -> Any:
@@ -81,9 +89,27 @@ def full_like(params: Tree, value: float, dtype: DTypeLike | None = None, *, rea
                 f"params: leaf {path_str(path)} is complex, so its moment cannot be stored as {stored}; "
                 "leave dtype=None or choose a complex dtype."
             )
-        return jnp.full_like(param, value, dtype=stored)
+        moment = jnp.full_like(param, value, dtype=stored)
+        if shape is None:
+            return moment
+        smaller = shape(path, moment.shape)
+        # reduced from the leaf, so that its sharding is what a reduction of the gradient has
+        return None if smaller is None else _blocks.mean(moment, smaller)
 
     return jax.tree_util.tree_map_with_path(full, params)
+
+
+def map_beside(rule: Callable[..., Any], tree: Tree, beside: Tree, names: str) -> Tree:
+    """Apply `rule(path, leaf, part)` to every leaf and what stands in its place in `beside`, of any structure."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
+    try:
+        parts = treedef.flatten_up_to(beside)
+    except ValueError:
+        raise ValueError(_different(tree, beside, names)) from None
+    rows = zip(paths, parts, strict=True)
+    return jax.tree.unflatten(
+        treedef, [leaf if is_absent(leaf) else rule(path, leaf, part) for (path, leaf), part in rows]
+    )
 
 
 def increment(count: jax.Array) -> jax.Array:
@@ -161,14 +187,15 @@ def check_inexact(path: Any, leaf: Any, tree: str) -> None:
         )
 
 
-def _flatten_like(treedef: Any, other: Tree, names: str, tree: Tree) -> list[Any]:
-    """The nodes of `other` that stand where `treedef` has its leaves; a leaf where there is a leaf."""
+def _flatten_like(treedef: Any, other: Tree, names: str, tree: Tree, *, optional: bool = False) -> list[Any]:
+    """The nodes of `other` that stand where `treedef` has its leaves; a leaf, or None if `optional`, for a leaf."""
     try:
         nodes = treedef.flatten_up_to(other)
     except ValueError:
         raise ValueError(_different(tree, other, names)) from None
     leaves = treedef.flatten_up_to(tree)
-    if all(is_absent(leaf) or _is_leaf(node) for leaf, node in zip(leaves, nodes, strict=True)):
+    pairs = zip(leaves, nodes, strict=True)
+    if all(is_absent(leaf) or _is_leaf(node) or (optional and node is None) for leaf, node in pairs):
         return nodes
     raise ValueError(_different(tree, other, names))
 
@@ -193,9 +220,10 @@ def _some(paths: list[str], most: int = 5) -> str:
     return ", ".join(paths[:most]) + more
 
 
-def _check_shapes(path: Any, row: Mapping[str, Any]) -> None:
+def _check_shapes(path: Any, row: Mapping[str, Any], blocks: Collection[str] = ()) -> None:
     shapes = {name: jnp.shape(leaf) for name, leaf in row.items()}
-    if len(set(shapes.values())) > 1:
+    lead = next(iter(shapes.values()))
+    if not all(shape == lead or (name in blocks and _blocks.divides(shape, lead)) for name, shape in shapes.items()):
         listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
             f"leaf {path_str(path)} must have one shape, but came with {listing}. "

@@ -198,7 +198,7 @@ def by_name(members: Sequence[Any]) -> dict[str, Link]:
     links: dict[str, Link] = {}
     for position, member in enumerate(members):
         name, transformation = _name_and_transformation(position, member)
-        link = transformation if isinstance(transformation, Link) else _adopt(transformation)
+        link = as_link(transformation)
         links[_unique(name or link.description.name, links)] = link
     return links
 
@@ -256,7 +256,10 @@ def named(
     return make_link(name, init, update, formula=formula, hyperparams=hyperparams, wraps=wraps)
 
 
-def _adopt(foreign: optax.GradientTransformation) -> Link:
-    name, held = _introspect.name(foreign.update), _introspect.held(foreign.update)
+def as_link(transformation: optax.GradientTransformation) -> Link:
+    """A transformation from anywhere as a link, described as far as it can be seen into; a link as it is."""
+    if isinstance(transformation, Link):
+        return transformation
+    name, held = _introspect.name(transformation.update), _introspect.held(transformation.update)
     shown = {key: value for key, value in held.items() if value is None or isinstance(value, bool | int | float | str)}
-    return named(name, foreign, formula="as in its own documentation", hyperparams=shown, wraps=foreign)
+    return named(name, transformation, formula="as in its own documentation", hyperparams=shown, wraps=transformation)

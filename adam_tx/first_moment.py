@@ -38,13 +38,16 @@ def scale_by_momentum(
         u  <- d' · mu + (1 - d) · u                    nesterov, d' the next update's decay
         u  <- read · mu_before + (1 - read) · u        read, mu_before from before this update
 
+    With `nesterov` and `read`, the latter takes the place of d in the look-ahead, and
+    in its weights: NAdam with a schedule that only the read-out follows (PyTorch, Keras).
+
     `debias` divides mu by its weight 1 - Π d; a Nesterov look-ahead divides mu by
     the weight it will have after the next update and u by today's (Dozat's NAdam,
     as Optax writes it). Without it, follow with `bias_correction`.
 
     Args:
       decay: d in [0, 1): number, 0-d array or schedule of the number of earlier updates.
-      read: a second decay in [0, 1) with which the average is read out (Lion).
+      read: a second decay in [0, 1) with which the average is read out (Lion, NAdam).
       nesterov: emit the look-ahead average.
       debias: undo the start from zero here.
       dtype: what mu is stored in; None for float32, or wider where the parameter
@@ -54,7 +57,8 @@ def scale_by_momentum(
       A `Link` with state `ScaleByMomentumState`.
 
     Raises:
-      ValueError: a decay outside [0, 1), or one too close to one for `dtype`.
+      ValueError: a decay outside [0, 1), or one too close to one for `dtype`; `read`
+        with `debias` but without `nesterov`.
 
     Reference: Kingma & Ba, Adam, 2015 (https://arxiv.org/abs/1412.6980); Dozat,
     Incorporating Nesterov Momentum into Adam, 2016; Chen et al., Lion, 2023
@@ -70,8 +74,8 @@ def scale_by_momentum(
     decay_at = _hyperparams.decay("decay", decay)
     read_at = None if read is None else _hyperparams.decay("read", read)
     _hyperparams.check_moment_dtype("mu", dtype, decay)
-    if read is not None and (nesterov or debias):
-        raise ValueError("read is a read-out of its own: give it without nesterov and debias.")
+    if read is not None and debias and not nesterov:
+        raise ValueError("read without nesterov is a read-out of its own, which debias would not correct: give one.")
 
     def init(params: Any) -> ScaleByMomentumState:
         mu = _trees.full_like(params, 0.0, dtype)
@@ -80,13 +84,14 @@ def scale_by_momentum(
     def update(updates: Any, state: ScaleByMomentumState, **_: Any) -> tuple[Any, ScaleByMomentumState]:
         d = decay_at(state.count)
         count = _trees.increment(state.count)
-        log_decay = state.log_decay.add(d)
-        if read_at is not None:
-            read_out = _two_decays(read_at(state.count))
-        elif nesterov:
-            read_out = _look_ahead(d, decay_at(count), log_decay, debias)
+        if nesterov:
+            of_reading = read_at or decay_at
+            now = of_reading(state.count)
+            log_decay = state.log_decay.add(now)
+            read_out = _look_ahead(now, of_reading(count), log_decay, debias)
         else:
-            read_out = _average(log_decay, debias)
+            log_decay = state.log_decay.add(d)
+            read_out = _two_decays(read_at(state.count)) if read_at else _average(log_decay, debias)
 
         def rule(u: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
             new_mu = _numerics.ema(mu, u, d.weight)
@@ -95,7 +100,10 @@ def scale_by_momentum(
         emitted, mu = _trees.map_leaves(rule, {"updates": updates}, {"mu": state.mu})
         return emitted, ScaleByMomentumState(count, log_decay, mu)
 
-    emits = "read·mu_before + (1 - read)·u" if read is not None else "decay·mu + (1 - decay)·u" if nesterov else "mu"
+    reading = "decay" if read is None else "read"
+    emits = f"{reading}·mu + (1 - {reading})·u" if nesterov else "mu"
+    if read is not None and not nesterov:
+        emits = "read·mu_before + (1 - read)·u"
     return make_link(
         "scale_by_momentum",
         init,
@@ -116,8 +124,8 @@ def _average(log_decay: LogDecay, debias: bool) -> ReadOut:
     return lambda _u, _before, after: after * _numerics.scalar(unbias, after)
 
 
-def _look_ahead(d: _hyperparams.Decay, following: _hyperparams.Decay, log_decay: LogDecay, debias: bool) -> ReadOut:
-    of_mu, of_u = following.value, d.weight
+def _look_ahead(now: _hyperparams.Decay, following: _hyperparams.Decay, log_decay: LogDecay, debias: bool) -> ReadOut:
+    of_mu, of_u = following.value, now.weight
     if debias:
         of_mu, of_u = of_mu / log_decay.add(following).weight(), of_u / log_decay.weight()
     return lambda u, _before, after: after * _numerics.scalar(of_mu, after) + u * _numerics.scalar(of_u, u)

@@ -75,7 +75,7 @@ def scale_by_delayed_rms(
         rule_at,
         formula="u / max(sqrt(v), eps), clipped; then v += (1 - decay)(|g|² - v)",
         hyperparams={"decay": decay, "eps": eps, "dtype": dtype},
-        combine=_divide_clamped,
+        combine=_numerics.root_and_divide_clamped,
     )
 
 
@@ -86,6 +86,7 @@ def scale_by_rectified_rms(
     eps_root: ScalarOrSchedule = 0.0,
     debias: bool = False,
     threshold: float = 5.0,
+    degenerate: bool = True,
     dtype: DTypeLike | None = None,
 ) -> Link:
     """Divide the updates by the root mean square once there is enough of it: RAdam's rectification.
@@ -95,11 +96,12 @@ def scale_by_rectified_rms(
         rho_inf = 2 / (1 - decay) - 1
         rho     = rho_inf - 2 · t · (1 - w) / w
         r       = sqrt((rho - 4)(rho - 2) rho_inf / ((rho_inf - 4)(rho_inf - 2) rho))
-        u      <- r · u / (sqrt(v + eps_root) + eps)   if rho >= threshold, else u
+        u      <- r · u / (sqrt(v + eps_root) + eps)   if rho >= threshold
+        u      <- u if degenerate, else 0              before
 
     With `debias` epsilon is compared with the debiased root (Optax), without it with
     the raw root, r · sqrt(w) correcting the quotient (PyTorch). The paper rectifies
-    from rho > 4, PyTorch and Optax from 5.
+    from rho > 4, PyTorch and Optax from 5; the official code emits nothing before 5.
 
     Args:
       decay: in [0, 1): number, 0-d array or schedule of the number of earlier updates.
@@ -107,6 +109,7 @@ def scale_by_rectified_rms(
       eps_root: added inside the root, in units of the gradient squared; at least 0.
       debias: undo the start from zero before the root is taken.
       threshold: the least rho at which updates are divided.
+      degenerate: whether updates pass as they are before that, instead of being held back.
       dtype: what nu is stored in; None for float32 or wider.
 
     Returns:
@@ -132,7 +135,7 @@ def scale_by_rectified_rms(
         def rule(u: Leaf, g: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
             nu = _numerics.ema(nu, _numerics.abs_sq(g), now.decay.weight)
             rectified = now.divide(u, nu) * _numerics.scalar(factor, u)
-            return jnp.where(enough, rectified, u), nu
+            return jnp.where(enough, rectified, u if degenerate else jnp.zeros_like(u)), nu
 
         return rule
 
@@ -147,6 +150,7 @@ def scale_by_rectified_rms(
             "eps_root": eps_root,
             "debias": debias,
             "threshold": threshold,
+            "degenerate": degenerate,
             "dtype": dtype,
         },
     )
@@ -211,13 +215,6 @@ def scale_by_atan2(
         formula="v += (1 - decay)(|g|² - v); a · atan2(u, b · sqrt(v̂))",
         hyperparams={"decay": decay, "a": a, "b": b, "debias": debias, "dtype": dtype},
     )
-
-
-def _divide_clamped(u: Leaf, v: Leaf, eps: Scalar, eps_root: Scalar) -> Leaf:
-    """`u / max(sqrt(v), eps)`, with the floor under v, where its derivative is finite."""
-    del eps_root
-    floor = jnp.square(jnp.asarray(eps, v.dtype))
-    return _numerics.root_and_divide(u, jnp.maximum(v, floor), 0.0, 0.0)
 
 
 def _clip(u: Leaf, limit: Leaf) -> Leaf:

@@ -18,6 +18,13 @@ def problem(steps: int = 100, size: int = 12, seed: int = 0) -> tuple[np.ndarray
     return rng.standard_normal(size), grads
 
 
+def matrix_problem(steps: int = 100, shape: tuple[int, ...] = (5, 4), seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix of parameters and its gradients in float64, of magnitudes from 0.1 to 10 and full rank."""
+    rng = np.random.default_rng(seed)
+    scale = rng.permutation(np.logspace(-1, 1, np.prod(shape))).reshape(shape)
+    return rng.standard_normal(shape), scale * (rng.standard_normal((steps, *shape)) + 0.3)
+
+
 def adam(
     params,
     grads,

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx import _numerics, _optax, _trees
+from adam_tx import _numerics, _trees
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain, make_link
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
+from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.parallel import parallel
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
+from adam_tx.weight_decay import add_decayed_weights
 
 _BASE_KEYS = (
     "learning_rate",
@@ -98,7 +100,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     steps = config["gradient_accumulation_steps"]
     accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
 
-    rate = _optax.scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate))
+    rate = scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate))
     return _around(_decayed(kind.links(config, rate), rate, config["weight_decay"]), config, accumulate, what)
 
 
@@ -110,7 +112,7 @@ def _decayed(links: tuple[Any, ...], rate: Link, weight_decay: float | None) -> 
     """
     if not weight_decay:
         return chain(*links)
-    decay = _optax.add_decayed_weights(weight_decay)
+    decay = add_decayed_weights(weight_decay)
     if links[-1] is rate and len(links) > 1:
         return chain(*links[:-1], decay, rate)
     alone = optax.named_chain(("set_to_zero", optax.set_to_zero()), ("add_decayed_weights", decay), ("rate", rate))

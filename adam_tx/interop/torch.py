@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from adam_tx import _optax
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop._config import check_keys, number, unsupported
+from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.readouts import scale_by_rectified_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
+from adam_tx.weight_decay import add_decayed_weights
 
 _IRRELEVANT = (
     *("foreach", "fused", "capturable", "differentiable"),  # how it is computed, not what
@@ -71,8 +72,8 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
     if "betas" in kind.keys:
         values["b1"], values["b2"] = _betas(group["betas"], what)
 
-    decay = [_optax.add_decayed_weights(values["weight_decay"])] if values["weight_decay"] else []
-    rate = _optax.scale_by_learning_rate(_learning_rate(values))
+    decay = [add_decayed_weights(values["weight_decay"])] if values["weight_decay"] else []
+    rate = scale_by_learning_rate(_learning_rate(values))
     tx = chain(*kind.direction(values), *(decay if decoupled else []), rate)
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
     if decay and not decoupled:

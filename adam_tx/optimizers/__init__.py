@@ -4,6 +4,10 @@ from adam_tx.optimizers.adam import adam as adam
 from adam_tx.optimizers.adam import adamw as adamw
 from adam_tx.optimizers.adam import nadam as nadam
 from adam_tx.optimizers.adam import nadamw as nadamw
+from adam_tx.optimizers.around import adamc as adamc
+from adam_tx.optimizers.around import cautious as cautious
+from adam_tx.optimizers.around import mars_adamw as mars_adamw
+from adam_tx.optimizers.around import soap as soap
 from adam_tx.optimizers.denominators import adabelief as adabelief
 from adam_tx.optimizers.denominators import adam_atan2 as adam_atan2
 from adam_tx.optimizers.denominators import adamax as adamax
@@ -14,8 +18,12 @@ from adam_tx.optimizers.denominators import yogi as yogi
 from adam_tx.optimizers.orders import adagrad as adagrad
 from adam_tx.optimizers.orders import ademamix as ademamix
 from adam_tx.optimizers.orders import adopt as adopt
-from adam_tx.optimizers.orders import lamb as lamb
 from adam_tx.optimizers.orders import laprop as laprop
 from adam_tx.optimizers.orders import lion as lion
 from adam_tx.optimizers.orders import rmsprop as rmsprop
 from adam_tx.optimizers.orders import sgd as sgd
+from adam_tx.optimizers.tensors import adafactor as adafactor
+from adam_tx.optimizers.tensors import adam_mini as adam_mini
+from adam_tx.optimizers.tensors import lamb as lamb
+from adam_tx.optimizers.tensors import novograd as novograd
+from adam_tx.optimizers.tensors import stable_adamw as stable_adamw

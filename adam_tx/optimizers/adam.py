@@ -6,12 +6,13 @@ from typing import Any
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx import _hyperparams
-from adam_tx._optax import add_decayed_weights, scale_by_learning_rate
+from adam_tx import _hyperparams, schedules
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain
 from adam_tx.first_moment import scale_by_momentum
+from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.second_moment import scale_by_rms
+from adam_tx.weight_decay import add_decayed_weights
 
 
 def adam(
@@ -134,25 +135,49 @@ def nadam(
     eps_root: ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     *,
+    momentum_decay: float | None = None,
     nu_dtype: DTypeLike | None = None,
 ) -> Link:
-    """Adam with Nesterov's look-ahead, in Optax's form: `adam(nesterov=True)`.
+    """Adam with Nesterov's look-ahead, in the form of Optax, PyTorch or Keras.
 
-    The first factor of the update is `b1' · mu / (1 - Π b1 · b1') + (1 - b1) · g / (1 - Π b1)`
-    with b1' the next update's decay. With a schedule for b1 this is Dozat's own
-    form, whose decays grow as b1 · (1 - 0.96^(t / 250) / 2).
+    With mu, nu, t and g as in `adam`, m_t the look-ahead's decay at update t::
 
-    Args, Returns, Raises: those of `adam`, a drop-in for `optax.nadam`.
+        u = m_(t+1) · mu / (1 - m_1 · … · m_(t+1)) + (1 - m_t) · g / (1 - m_1 · … · m_t)
+        update = -learning_rate · u / (sqrt(nu / (1 - b2^t) + eps_root) + eps)
+
+    m_t is b1 in Optax's form, `momentum_decay=None`; with a `momentum_decay` it is
+    `b1 · (1 - 0.96^(t · momentum_decay) / 2)`, which PyTorch has with 0.004 and Keras
+    with 1, while mu decays by b1. In Dozat's own form mu, too, decays by m_t: give
+    `b1=schedules.nadam_decay()`.
+
+    Args:
+      learning_rate: as in `adam`, and so are the other arguments of that name:
+      b1: decay of mu.
+      b2: decay of nu.
+      eps: added outside the root.
+      eps_root: added inside the root.
+      mu_dtype: what mu is stored in.
+      momentum_decay: how fast m_t grows to b1, at least 0; None for m_t = b1.
+      nu_dtype: what nu is stored in.
+
+    Returns:
+      A `Link`, a drop-in for `optax.nadam`.
+
+    Raises:
+      ValueError: a number out of range.
 
     Reference: Dozat, Incorporating Nesterov Momentum into Adam, 2016.
 
     >>> import jax.numpy as jnp
-    >>> tx = nadam(1.0)
+    >>> tx, torch = nadam(1.0), nadam(1.0, momentum_decay=0.004)
     >>> grad = jnp.array([2.0])
-    >>> tx.update(grad, tx.init(grad))[0]
-    Array([-1.4736842], dtype=float32)
+    >>> [round(float(t.update(grad, t.init(grad))[0][0]), 4) for t in (tx, torch)]
+    [-1.4737, -1.0565]
     """
-    return adam(learning_rate, b1, b2, eps, eps_root, mu_dtype, nesterov=True, nu_dtype=nu_dtype)
+    return chain(
+        *_nadam_direction(b1, b2, eps, eps_root, mu_dtype, nu_dtype, momentum_decay),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def nadamw(
@@ -165,18 +190,24 @@ def nadamw(
     weight_decay: ScalarOrSchedule = 1e-4,
     mask: Any | Callable[[Any], Any] | None = None,
     *,
+    momentum_decay: float | None = None,
     nu_dtype: DTypeLike | None = None,
 ) -> Link:
-    """NAdam with decoupled weight decay: `adamw(nesterov=True)`.
+    """NAdam with decoupled weight decay, times the learning rate as in `adamw`.
 
-    Args, Returns, Raises: those of `adamw`, a drop-in for `optax.nadamw`.
+    Args, Returns, Raises: those of `adamw`, a drop-in for `optax.nadamw`, and
+    `momentum_decay`, that of `nadam`.
 
     Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
 
     >>> nadamw(1e-3).description.links["add_decayed_weights"].description.hyperparams["weight_decay"]
     0.0001
     """
-    return adamw(learning_rate, b1, b2, eps, eps_root, mu_dtype, weight_decay, mask, nesterov=True, nu_dtype=nu_dtype)
+    return chain(
+        *_nadam_direction(b1, b2, eps, eps_root, mu_dtype, nu_dtype, momentum_decay),
+        add_decayed_weights(weight_decay, mask),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def _adam_direction(
@@ -189,9 +220,30 @@ def _adam_direction(
     nesterov: bool,
 ) -> tuple[Link, ...]:
     """The links before the learning rate, which adam and adamw share."""
-    for name, value in {"b1": b1, "b2": b2}.items():
-        _hyperparams.decay(name, value)  # refused by the name it has here, not the link's
-    rms = scale_by_rms(b2, eps, eps_root=eps_root, debias=True, dtype=nu_dtype)
     if nesterov:
-        return scale_by_momentum(b1, nesterov=True, debias=True, dtype=mu_dtype), rms
+        return _nadam_direction(b1, b2, eps, eps_root, mu_dtype, nu_dtype, None)
+    _check_decays(b1, b2)
+    rms = scale_by_rms(b2, eps, eps_root=eps_root, debias=True, dtype=nu_dtype)
     return scale_by_momentum(b1, dtype=mu_dtype), rms, bias_correction(b1)
+
+
+def _nadam_direction(
+    b1: ScalarOrSchedule,
+    b2: ScalarOrSchedule,
+    eps: ScalarOrSchedule,
+    eps_root: ScalarOrSchedule,
+    mu_dtype: DTypeLike | None,
+    nu_dtype: DTypeLike | None,
+    momentum_decay: float | None,
+) -> tuple[Link, ...]:
+    """The links before the learning rate, which nadam and nadamw share."""
+    _check_decays(b1, b2)
+    read = None if momentum_decay is None else schedules.nadam_decay(b1, momentum_decay)
+    rms = scale_by_rms(b2, eps, eps_root=eps_root, debias=True, dtype=nu_dtype)
+    return scale_by_momentum(b1, read=read, nesterov=True, debias=True, dtype=mu_dtype), rms
+
+
+def _check_decays(b1: ScalarOrSchedule, b2: ScalarOrSchedule) -> None:
+    """Refuse them by the names they have here, which are not the links'."""
+    for name, value in {"b1": b1, "b2": b2}.items():
+        _hyperparams.decay(name, value)

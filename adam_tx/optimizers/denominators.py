@@ -5,13 +5,14 @@ from typing import Any
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx._optax import add_decayed_weights, scale_by_learning_rate
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms
 from adam_tx.first_moment import scale_by_momentum
+from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.readouts import scale_by_atan2, scale_by_rectified_rms
 from adam_tx.second_moment import scale_by_belief, scale_by_yogi_rms
+from adam_tx.weight_decay import add_decayed_weights
 
 
 def amsgrad(
@@ -234,12 +235,15 @@ def radam(
     eps: ScalarOrSchedule = 1e-8,
     eps_root: ScalarOrSchedule = 0.0,
     threshold: float = 5.0,
+    *,
+    degenerate: bool = True,
 ) -> Link:
     """Adam that divides only once its second moment has seen enough, and rectifies it then.
 
     The chain of `adam` with `scale_by_rectified_rms`, whose docstring has rho and r;
     until rho reaches the threshold, from update 6 on for b2 = 0.999, the update is
-    -learning_rate · mu / (1 - b1^t).
+    -learning_rate · mu / (1 - b1^t), or zero if not `degenerate`, as in the official
+    code, which then also adds epsilon to the raw root.
 
     Args:
       learning_rate: at least 0; like every hyperparameter a number, a 0-d array or a schedule.
@@ -248,6 +252,7 @@ def radam(
       eps: added outside the debiased root (Optax), in units of the gradient; at least 0.
       eps_root: added inside the root, in units of the gradient squared; at least 0.
       threshold: the least rho at which updates are divided: 5 in Optax and PyTorch, 4 in the paper.
+      degenerate: whether there are updates before that.
 
     Returns:
       A `Link`, a drop-in for `optax.radam`.
@@ -265,7 +270,7 @@ def radam(
     """
     return chain(
         scale_by_momentum(b1),
-        scale_by_rectified_rms(b2, eps, eps_root=eps_root, debias=True, threshold=threshold),
+        scale_by_rectified_rms(b2, eps, eps_root=eps_root, debias=True, threshold=threshold, degenerate=degenerate),
         bias_correction(b1),
         scale_by_learning_rate(learning_rate),
     )

@@ -6,14 +6,15 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx._optax import add_decayed_weights, scale_by_learning_rate
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain
 from adam_tx.extremes import scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
+from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.parallel import parallel
 from adam_tx.readouts import scale_by_delayed_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
+from adam_tx.weight_decay import add_decayed_weights
 
 
 def sgd(
@@ -331,54 +332,5 @@ def lion(
         scale_by_momentum(b2, read=b1, dtype=mu_dtype),
         optax.scale_by_sign(),
         add_decayed_weights(weight_decay, mask),
-        scale_by_learning_rate(learning_rate),
-    )
-
-
-def lamb(
-    learning_rate: ScalarOrSchedule,
-    b1: ScalarOrSchedule = 0.9,
-    b2: ScalarOrSchedule = 0.999,
-    eps: ScalarOrSchedule = 1e-6,
-    eps_root: ScalarOrSchedule = 0.0,
-    weight_decay: ScalarOrSchedule = 0.0,
-    mask: Any = None,
-) -> Link:
-    """AdamW whose update of each tensor has the size of that tensor, times the learning rate.
-
-    With u Adam's direction, p a tensor of the parameters::
-
-        r = u + weight_decay · p
-        update = -learning_rate · r · ||p|| / ||r||            the ratio 1 where a norm is 0
-
-    Not leafwise: the rule of an element depends on its whole tensor. Keras leaves
-    the decay out of the ratio.
-
-    Args:
-      learning_rate: at least 0; like every hyperparameter a number, a 0-d array or a schedule.
-      b1: decay of mu, in [0, 1).
-      b2: decay of nu, in [0, 1).
-      eps: added outside the root, in units of the gradient; at least 0.
-      eps_root: added inside the root, in units of the gradient squared; at least 0.
-      weight_decay: at least 0.
-      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
-
-    Returns:
-      A `Link`, a drop-in for `optax.lamb`. Its `update` needs `params`.
-
-    Raises:
-      ValueError: a number out of range; `update` without params.
-
-    Reference: You et al., LAMB, 2020 (https://arxiv.org/abs/1904.00962).
-
-    >>> list(lamb(1e-3).description.links)[-2:]
-    ['scale_by_trust_ratio', 'scale_by_learning_rate']
-    """
-    return chain(
-        scale_by_momentum(b1),
-        scale_by_rms(b2, eps, eps_root=eps_root, debias=True),
-        bias_correction(b1),
-        add_decayed_weights(weight_decay, mask),
-        optax.scale_by_trust_ratio(),
         scale_by_learning_rate(learning_rate),
     )
