@@ -75,7 +75,8 @@ def preconditioner(
     shapes = shapes or {}
     slot_names = [field for field in state_type._fields if field not in ("count", "log_decay")]
     decay_at = _hyperparams.decay("decay", hyperparams["decay"]) if "decay" in hyperparams else None
-    numbers = {"eps": 0.0, "eps_root": 0.0} | {k: v for k, v in hyperparams.items() if k not in _STATIC}
+    given = {k: v for k, v in hyperparams.items() if k not in _STATIC and v is not None}
+    numbers = {"eps": 0.0, "eps_root": 0.0} | given
     values_at = {key: _hyperparams.hyperparameter(key, value) for key, value in numbers.items()}
     debias = hyperparams.get("debias", False) if debias is None else debias
     dtype = hyperparams.get("dtype")

@@ -149,7 +149,7 @@ def largest_axes(path: str, shape: Shape, least: int = 128) -> tuple[int, int] |
 
 def scale_by_factored_rms(
     decay: ScalarOrSchedule | None = None,
-    eps: ScalarOrSchedule = 0.0,
+    eps: ScalarOrSchedule | None = 0.0,
     *,
     eps_stored: ScalarOrSchedule = 1e-30,
     axes: Callable[[str, Shape], tuple[int, int] | None] = last_axes,
@@ -169,7 +169,8 @@ def scale_by_factored_rms(
     Args:
       decay: in [0, 1): number, 0-d array or schedule of the number of earlier
         updates; None for Adafactor's `schedules.power_decay(0.8)`.
-      eps: the least denominator, in units of the gradient; at least 0 (PyTorch).
+      eps: the least denominator, in units of the gradient; at least 0 (PyTorch); None
+        for the machine epsilon of the precision that a leaf is worked in.
       eps_stored: added to |g|² and kept (the paper, Keras, Optax); at least 0.
       axes: `(path, shape) -> (rows, columns)`, the axes to factor or None: `last_axes`
         (PyTorch, Keras), `largest_axes` (Optax) or your own.
@@ -192,6 +193,9 @@ def scale_by_factored_rms(
     """
     decay = schedules.power_decay() if decay is None else decay
 
+    def divide(u: Leaf, v: Leaf, value: _numerics.Scalar, eps_root: _numerics.Scalar) -> Leaf:
+        return _numerics.root_and_divide_clamped(u, v, _least(eps, value, v), eps_root)
+
     def rule_at(now: Now) -> Rule:
         def rule(u: Leaf, g: Leaf, nu_row: Any, nu_col: Any, nu: Leaf | None) -> tuple[Any, ...]:
             square = _numerics.abs_sq(g)
@@ -204,7 +208,8 @@ def scale_by_factored_rms(
                 nu = averaged(nu)
                 return now.divide(u, nu), None, None, nu
             nu_row, nu_col = averaged(nu_row), averaged(nu_col)
-            return now.divide(u, _outer(nu_row, nu_col, now.values["eps"])), nu_row, nu_col, None
+            v = _outer(nu_row, nu_col, _least(eps, now.values["eps"], nu_row))
+            return now.divide(u, v), nu_row, nu_col, None
 
         return rule
 
@@ -214,9 +219,13 @@ def scale_by_factored_rms(
         rule_at,
         formula="v = row · column / mean, running means of |g|² + eps_stored; u / max(sqrt(v), eps)",
         hyperparams={"decay": decay, "eps": eps, "eps_stored": eps_stored, "axes": axes, "dtype": dtype},
-        combine=_numerics.root_and_divide_clamped,
+        combine=divide,
         shapes=_factors(axes),
     )
+
+
+def _least(eps: Any, value: _numerics.Scalar, v: Leaf) -> _numerics.Scalar:
+    return float(jnp.finfo(v.dtype).eps) if eps is None else value
 
 
 def _outer(nu_row: Leaf, nu_col: Leaf, eps: _numerics.Scalar) -> Leaf:

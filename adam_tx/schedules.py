@@ -76,6 +76,27 @@ def from_second_update(value: ScalarOrSchedule) -> optax.Schedule:
     return schedule
 
 
+def relative_step(rate: ScalarOrSchedule = 1e-2) -> optax.Schedule:
+    """Adafactor's learning rate: `min(rate, 1 / sqrt(t))` at update t, from 1.
+
+    Args:
+      rate: at least 0: number, 0-d array or schedule; 1e-2 in the paper.
+
+    Reference: Shazeer & Stern, Adafactor, 2018, section 8 (https://arxiv.org/abs/1804.04235).
+
+    >>> schedule = relative_step(0.3)
+    >>> float(schedule(3)), float(schedule(15))
+    (0.30000001192092896, 0.25)
+    """
+    at = _hyperparams.hyperparameter("rate", rate)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        bound = 1.0 / jnp.sqrt(_update_number(count))
+        return jnp.minimum(_numerics.scalar(at(jnp.asarray(count)), bound), bound)
+
+    return schedule
+
+
 def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     """A decay whose half-life grows linearly over the first steps: AdEMAMix's warm-up of b3.
 

@@ -156,6 +156,9 @@ def test_optax_adam_is_not_keras_adam_where_epsilon_matters():
 
 
 OTHERS = {
+    "Nadam": lambda **o: keras.optimizers.Nadam(epsilon=1e-2, **o),
+    "Lamb": lambda **o: keras.optimizers.Lamb(epsilon=1e-2, **o),
+    "Adafactor": lambda **o: keras.optimizers.Adafactor(clip_threshold=0.3, **o),
     "Adamax": lambda **o: keras.optimizers.Adamax(epsilon=1e-2, **o),
     "RMSprop": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, **o),
     "RMSprop momentum": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, momentum=0.9, **o),
@@ -168,6 +171,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("problem", [oracles.problem, oracles.matrix_problem], ids=["vector", "matrix"])
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize(
     "options",
@@ -179,14 +183,16 @@ OTHERS = {
     ids=["plain", "decay", "decay and clip"],
 )
 @pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "scheduled"])
-def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_12(name, options, scheduled):
+def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_12(name, options, scheduled, problem):
     with keras_dtype("float64"):
         rate = schedules.ExponentialDecay(0.01, 20, 0.5) if scheduled else 0.01
         optimizer = OTHERS[name](learning_rate=rate, **options)
-        params, grads = oracles.problem()
+        params, grads = problem()
         variable = keras.Variable(params, dtype="float64")
         optimizer.build([variable])
         for grad in grads:
             optimizer.apply([jnp.asarray(grad)], [variable])
         ours = run.trajectory(interop.keras.from_config(optimizer.get_config()), params, grads)
-        assert run.relative_error(ours[-1], np.asarray(variable.value), params) <= 1e-12
+        # keras.ops.mean answers in float32 precision even to float64
+        limit = 1e-6 if name == "Adafactor" else 1e-12
+        assert run.relative_error(ours[-1], np.asarray(variable.value), params) <= limit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx import _numerics, _trees
+from adam_tx import _numerics, _trees, schedules
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain, make_link
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
@@ -16,9 +16,12 @@ from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
 from adam_tx.learning_rate import scale_by_learning_rate
-from adam_tx.parallel import parallel
+from adam_tx.reduced_moments import last_axes, scale_by_factored_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
-from adam_tx.weight_decay import add_decayed_weights
+from adam_tx.tensorwise import clip_by_rms
+from adam_tx.weight_decay import decay_weights
+
+Links = tuple[optax.GradientTransformation, ...]
 
 _BASE_KEYS = (
     "learning_rate",
@@ -37,8 +40,8 @@ _BASE_KEYS = (
 def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> optax.GradientTransformationExtraArgs:
     """Build one of Keras's optimizers from its configuration.
 
-    Adam, AdamW, Adamax, RMSprop, Adagrad, Lion and SGD are known. For Adam and
-    AdamW, with g the gradient and t the number of this update::
+    Adam, AdamW, Nadam, Adamax, RMSprop, Adagrad, Lamb, Lion, Adafactor and SGD are
+    known. For Adam and AdamW, with g the gradient and t the number of this update::
 
         g  <- g / loss_scale_factor; mean over gradient_accumulation_steps; clip
         mu <- beta_1 · mu + (1 - beta_1) · g
@@ -46,7 +49,8 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
         u  <- mu / (sqrt(nu) + epsilon) · sqrt(1 - beta_2^t) / (1 - beta_1^t)
         update = -learning_rate · (u + weight_decay · params)
 
-    Both classes are this rule; every class of Keras decays as AdamW does. With
+    Both classes are this rule; every class of Keras decays as AdamW does, Lamb too,
+    outside its trust ratio. With
     accumulation a schedule counts micro-steps, as in Keras. With `use_ema` the
     average of the weights is in the state, `optax.tree.get(state, "average")`, and
     replaces the weights every `ema_overwrite_frequency` updates; without that key
@@ -100,72 +104,101 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> opta
     steps = config["gradient_accumulation_steps"]
     accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
 
-    rate = scale_by_learning_rate(_learning_rate(config["learning_rate"], accumulate))
-    return _around(_decayed(kind.links(config, rate), rate, config["weight_decay"]), config, accumulate, what)
+    rate = _learning_rate(config["learning_rate"], accumulate)
+    return _around(_decayed(kind, config, rate), config, accumulate, what)
 
 
-def _decayed(links: tuple[Any, ...], rate: Link, weight_decay: float | None) -> Link:
-    """The chain with `-learning_rate · weight_decay · params` added to what it emits.
-
-    Where the learning rate is not the last link, a momentum that follows it must
-    not gather the decay, which then goes beside the chain.
-    """
+def _decayed(kind: "_Class", config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Link:
+    """The class's chain, of parameters that have first decayed by the learning rate times the weight decay."""
+    links, weight_decay = kind.links(config, rate), config["weight_decay"]
     if not weight_decay:
         return chain(*links)
-    decay = add_decayed_weights(weight_decay)
-    if links[-1] is rate and len(links) > 1:
-        return chain(*links[:-1], decay, rate)
-    alone = optax.named_chain(("set_to_zero", optax.set_to_zero()), ("add_decayed_weights", decay), ("rate", rate))
-    return chain(parallel(("update", chain(*links)), ("weight_decay", alone)))
+    if kind.reads_params:
+        return chain(decay_weights(weight_decay, times=rate, before=chain(*links)))
+    return chain(*links, decay_weights(weight_decay, times=rate))
 
 
-def _adam(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+def _adam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
     b1, b2 = config["beta_1"], config["beta_2"]
-    return scale_by_momentum(b1), rms(b2, config["epsilon"]), bias_correction(b1, b2), rate
+    correction = bias_correction(b1, b2)
+    return scale_by_momentum(b1), rms(b2, config["epsilon"]), correction, scale_by_learning_rate(rate)
 
 
-def _adamax(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+def _nadam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+    """Dozat's schedule without its 250: the momentum has grown after a hundred updates."""
+    read = schedules.nadam_decay(config["beta_1"], 1.0)
+    momentum = scale_by_momentum(config["beta_1"], read=read, nesterov=True, debias=True)
+    rms = scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
+    return momentum, rms, scale_by_learning_rate(rate)
+
+
+def _adamax(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     b1 = config["beta_1"]
     size = scale_by_max_norm(config["beta_2"], config["epsilon"], eps_stored=0.0)
-    return scale_by_momentum(b1), size, bias_correction(b1), rate
+    return scale_by_momentum(b1), size, bias_correction(b1), scale_by_learning_rate(rate)
 
 
-def _rmsprop(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+def _rmsprop(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     """The learning rate stands inside the momentum."""
     scale = scale_by_stddev if config["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(config["momentum"]),) if config["momentum"] else ()
-    return scale(config["rho"], 0.0, eps_root=config["epsilon"]), rate, *momentum
+    return scale(config["rho"], 0.0, eps_root=config["epsilon"]), scale_by_learning_rate(rate), *momentum
 
 
-def _adagrad(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
-    return scale_by_rss(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"]), rate
+def _adagrad(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+    rss = scale_by_rss(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"])
+    return rss, scale_by_learning_rate(rate)
 
 
-def _lion(config: Mapping[str, Any], rate: Link) -> tuple[Any, ...]:
-    return scale_by_momentum(config["beta_2"], read=config["beta_1"]), optax.scale_by_sign(), rate
+def _lamb(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+    """The trust ratio is of Adam's direction, without the decay."""
+    b1, rms = config["beta_1"], scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
+    ratio = optax.scale_by_trust_ratio()
+    return scale_by_momentum(b1), rms, bias_correction(b1), ratio, scale_by_learning_rate(rate)
 
 
-def _sgd(config: Mapping[str, Any], rate: Link) -> tuple[Link, ...]:
+def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+    """`relative_step` makes no difference: the rate is bounded in any case."""
+    decay = schedules.power_decay(-config["beta_2_decay"])
+    return (
+        scale_by_factored_rms(decay, eps_stored=config["epsilon_1"], axes=last_axes),
+        clip_by_rms(config["clip_threshold"]),
+        optax.scale_by_param_block_rms(config["epsilon_2"]),
+        scale_by_learning_rate(schedules.relative_step(rate)),
+    )
+
+
+def _lion(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+    momentum = scale_by_momentum(config["beta_2"], read=config["beta_1"])
+    return momentum, optax.scale_by_sign(), scale_by_learning_rate(rate)
+
+
+def _sgd(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     """The learning rate stands inside the momentum."""
-    if not config["momentum"]:
-        return (rate,)
-    return rate, scale_by_heavy_ball(config["momentum"], nesterov=config["nesterov"])
+    momentum = scale_by_heavy_ball(config["momentum"], nesterov=config["nesterov"])
+    return scale_by_learning_rate(rate), *([momentum] if config["momentum"] else [])
 
 
 class _Class(NamedTuple):
-    """The keys of a class beside the common ones, and its chain but for weight decay."""
+    """The keys of a class beside the common ones, its chain without decay, and whether that reads the weights."""
 
     keys: tuple[str, ...]
-    links: Callable[[Mapping[str, Any], Link], tuple[Any, ...]]
+    links: Callable[[Mapping[str, Any], optax.ScalarOrSchedule], Links]
+    reads_params: bool = False
 
 
 _CLASSES = {
     "adam": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
     "adamw": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
+    "nadam": _Class(("beta_1", "beta_2", "epsilon"), _nadam),
     "adamax": _Class(("beta_1", "beta_2", "epsilon"), _adamax),
     "rmsprop": _Class(("rho", "momentum", "epsilon", "centered"), _rmsprop),
     "adagrad": _Class(("initial_accumulator_value", "epsilon"), _adagrad),
+    "lamb": _Class(("beta_1", "beta_2", "epsilon"), _lamb, reads_params=True),
+    "adafactor": _Class(
+        ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"), _adafactor, reads_params=True
+    ),
     "lion": _Class(("beta_1", "beta_2"), _lion),
     "sgd": _Class(("momentum", "nesterov"), _sgd),
 }

@@ -1,20 +1,26 @@
 """PyTorch: an optimizer from an entry of `optimizer.state_dict()["param_groups"]`."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+from adam_tx import schedules
 from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import Link, chain
+from adam_tx.chain import chain
 from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop._config import check_keys, number, unsupported
 from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.readouts import scale_by_rectified_rms
+from adam_tx.reduced_moments import last_axes, scale_by_factored_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
-from adam_tx.weight_decay import add_decayed_weights
+from adam_tx.tensorwise import clip_by_rms
+from adam_tx.weight_decay import add_decayed_weights, decay_weights
+
+Links = Sequence[optax.GradientTransformation]
 
 _IRRELEVANT = (
     *("foreach", "fused", "capturable", "differentiable"),  # how it is computed, not what
@@ -42,8 +48,8 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
         bookkeeping (params, param_names, initial_lr) make no difference. For complex
         parameters PyTorch treats real and imaginary part as two numbers, adam_tx as
         one modulus.
-      optimizer: the class the group comes from: "Adam", "AdamW", "RAdam", "Adamax",
-        "RMSprop", "Adagrad" or "SGD". The group does not say; of Adam and AdamW only
+      optimizer: the class the group comes from: "Adam", "AdamW", "NAdam", "RAdam",
+        "Adamax", "RMSprop", "Adagrad", "Adafactor" or "SGD". The group does not say; of Adam and AdamW only
         `decoupled_weight_decay`, where it is there, and it must agree.
 
     Returns:
@@ -68,30 +74,46 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
     kind = _CLASSES[optimizer]
     check_keys(group, required=(*_COMMON, *kind.keys), ignored=_IRRELEVANT, what=what)
     decoupled = _is_decoupled(group, optimizer, what)
-    values = {key: number(what, key, group[key], 0.0) for key in (*_COMMON, *kind.keys) if key != "betas"}
-    if "betas" in kind.keys:
-        values["b1"], values["b2"] = _betas(group["betas"], what)
+    values = _values(group, (*_COMMON, *kind.keys), what)
 
-    decay = [add_decayed_weights(values["weight_decay"])] if values["weight_decay"] else []
-    rate = scale_by_learning_rate(_learning_rate(values))
-    tx = chain(*kind.direction(values), *(decay if decoupled else []), rate)
+    decay, rate = values["weight_decay"], _learning_rate(values)
+    links = (*kind.direction(values), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
+    tx = chain(*links, *([decay_weights(decay, times=rate)] if decay and decoupled else []))
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
     if decay and not decoupled:
-        front["add_decayed_weights"] = decay[0]
+        front["add_decayed_weights"] = add_decayed_weights(decay)
     return optax.named_chain(*front.items(), (optimizer.lower(), tx)) if front else tx
 
 
-def _betas(betas: Any, what: str) -> tuple[float, ...]:
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise unsupported(what, "betas", betas, "it must be a pair.")
-    return tuple(number(what, "betas", beta, 0.0, 1.0) for beta in betas)
+def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[str, Any]:
+    """The group's numbers by name, each checked; a pair has a name for either."""
+    values: dict[str, Any] = {}
+    for key in keys:
+        value = group[key]
+        if key == "betas":
+            values["b1"], values["b2"] = (number(what, key, beta, 0.0, 1.0) for beta in _pair(what, key, value))
+        elif key == "eps" and "beta2_decay" in keys:
+            least, scale = _pair(what, key, value)
+            values["eps"] = None if least is None else number(what, key, least, 0.0)
+            values["eps_scale"] = number(what, key, scale, 0.0)
+        elif key == "beta2_decay":
+            values[key] = number(what, key, value, -math.inf, 0.0)
+        else:
+            values[key] = number(what, key, value, 0.0)
+    return values
+
+
+def _pair(what: str, key: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise unsupported(what, key, value, "it must be a pair.")
+    return value
 
 
 def _is_decoupled(group: Mapping[str, Any], optimizer: str, what: str) -> bool:
-    """Whether weight decay bypasses the moments: a matter of the class, for RAdam of its flag."""
-    if optimizer == "RAdam":
+    """Whether weight decay bypasses the moments: a matter of the class, for some of a flag."""
+    if optimizer in ("NAdam", "RAdam"):
         return bool(group.get("decoupled_weight_decay", False))
-    decoupled = optimizer == "AdamW"
+    decoupled = optimizer in ("AdamW", "Adafactor")
     if (flag := group.get("decoupled_weight_decay", decoupled)) != decoupled:
         other = "Adam" if decoupled else "AdamW"
         raise unsupported(what, "decoupled_weight_decay", flag, f"that is {other}; pass optimizer={other!r}.")
@@ -105,51 +127,69 @@ def _learning_rate(values: Mapping[str, float]) -> optax.ScalarOrSchedule:
     return lambda count: lr / (1.0 + jax.numpy.asarray(count).astype(float) * lr_decay)
 
 
-def _adam(values: Mapping[str, float]) -> Sequence[Link]:
+def _adam(values: Mapping[str, Any]) -> Links:
     rms = scale_by_max_rms if values["amsgrad"] else scale_by_rms
     b1, b2 = values["b1"], values["b2"]
     return scale_by_momentum(b1), rms(b2, values["eps"], debias=True), bias_correction(b1)
 
 
-def _radam(values: Mapping[str, float]) -> Sequence[Link]:
+def _nadam(values: Mapping[str, Any]) -> Links:
+    b1, read = values["b1"], schedules.nadam_decay(values["b1"], values["momentum_decay"])
+    rms = scale_by_rms(values["b2"], values["eps"], debias=True)
+    return scale_by_momentum(b1, read=read, nesterov=True, debias=True), rms
+
+
+def _radam(values: Mapping[str, Any]) -> Links:
     b1, b2 = values["b1"], values["b2"]
     return scale_by_momentum(b1), scale_by_rectified_rms(b2, values["eps"]), bias_correction(b1)
 
 
-def _adamax(values: Mapping[str, float]) -> Sequence[Link]:
+def _adamax(values: Mapping[str, Any]) -> Links:
     b1, b2 = values["b1"], values["b2"]
     return scale_by_momentum(b1), scale_by_max_norm(b2, eps_stored=values["eps"]), bias_correction(b1)
 
 
-def _rmsprop(values: Mapping[str, float]) -> Sequence[Link]:
+def _rmsprop(values: Mapping[str, Any]) -> Links:
     scale = scale_by_stddev if values["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(values["momentum"]),) if values["momentum"] else ()
     return scale(values["alpha"], values["eps"]), *momentum
 
 
-def _adagrad(values: Mapping[str, float]) -> Sequence[Link]:
+def _adagrad(values: Mapping[str, Any]) -> Links:
     return (scale_by_rss(values["eps"], initial=values["initial_accumulator_value"]),)
 
 
-def _sgd(values: Mapping[str, float]) -> Sequence[Link]:
+def _adafactor(values: Mapping[str, Any]) -> Links:
+    decay = schedules.power_decay(-values["beta2_decay"])
+    return (
+        scale_by_factored_rms(decay, values["eps"], eps_stored=0.0, axes=last_axes),
+        clip_by_rms(values["d"]),
+        optax.scale_by_param_block_rms(values["eps_scale"]),
+    )
+
+
+def _sgd(values: Mapping[str, Any]) -> Links:
     dampening = values["dampening"] if values["momentum"] else 0.0  # without momentum PyTorch dampens nothing
     return (scale_by_heavy_ball(values["momentum"], dampening=dampening, nesterov=bool(values["nesterov"])),)
 
 
 class _Class(NamedTuple):
-    """The keys of a class beside the common ones, and its direction before decay and learning rate."""
+    """The keys of a class beside the common ones, its direction, and whether its rate is bounded by 1 / sqrt(t)."""
 
     keys: tuple[str, ...]
-    direction: Callable[[Mapping[str, float]], Sequence[Link]]
+    direction: Callable[[Mapping[str, Any]], Links]
+    bounded: bool = False
 
 
 _COMMON = ("lr", "weight_decay", "maximize")
 _CLASSES = {
     "Adam": _Class(("betas", "eps", "amsgrad"), _adam),
     "AdamW": _Class(("betas", "eps", "amsgrad"), _adam),
+    "NAdam": _Class(("betas", "eps", "momentum_decay"), _nadam),
     "RAdam": _Class(("betas", "eps"), _radam),
     "Adamax": _Class(("betas", "eps"), _adamax),
     "RMSprop": _Class(("alpha", "eps", "centered", "momentum"), _rmsprop),
     "Adagrad": _Class(("eps", "lr_decay", "initial_accumulator_value"), _adagrad),
+    "Adafactor": _Class(("eps", "beta2_decay", "d"), _adafactor, bounded=True),
     "SGD": _Class(("momentum", "dampening", "nesterov"), _sgd),
 }

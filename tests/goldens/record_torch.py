@@ -18,24 +18,29 @@ FILE = pathlib.Path(__file__).with_name("torch.json")
 
 EPS = {"lr": [0.01], "eps": [1e-2]}
 FLAGS = {"maximize": [False, True], "weight_decay": [0.0, 0.1]}
+ADAFACTOR = {"lr": [0.01, 0.5], "eps": [(1e-2, 1e-3), (None, 10.0)], "d": [1.0], "beta2_decay": [-0.6]}
 CASES = {
     "Adam": EPS | {"amsgrad": [False, True]} | FLAGS,
     "AdamW": EPS | {"amsgrad": [False, True]} | FLAGS,
+    "NAdam": EPS | {"momentum_decay": [0.004, 0.1], "decoupled_weight_decay": [False, True]} | FLAGS,
     "RAdam": EPS | {"decoupled_weight_decay": [False, True]} | FLAGS,
     "Adamax": EPS | FLAGS,
     "RMSprop": EPS | {"centered": [False, True], "momentum": [0, 0.9]} | FLAGS,
     "Adagrad": EPS | {"lr_decay": [0, 0.1], "initial_accumulator_value": [0, 0.5]} | FLAGS,
     "SGD": {"lr": [0.01], "momentum": [0, 0.9], "dampening": [0, 0.5]} | FLAGS,
+    "Adafactor": ADAFACTOR | FLAGS,
+    "Adafactor matrix": ADAFACTOR | FLAGS,
     "SGD nesterov": {"lr": [0.01], "momentum": [0.9], "nesterov": [True]} | FLAGS,
 }
 
 
 def record():
     """One record a combination: optimizer, its param group as a state_dict has it, the last parameters."""
+    torch.set_default_dtype(torch.float64)  # that of NAdam's product of decays
     records = []
     for name, grid in CASES.items():
         for values in itertools.product(*grid.values()):
-            params, grads = oracles.problem()
+            params, grads = oracles.matrix_problem() if name.endswith("matrix") else oracles.problem()
             weights = torch.tensor(params, dtype=torch.float64, requires_grad=True)
             optimizer = getattr(torch.optim, name.split()[0])([weights], **dict(zip(grid, values, strict=True)))
             for grad in grads:
