@@ -73,6 +73,7 @@ from adam_tx.tensorwise import clip_by_norm as clip_by_norm
 from adam_tx.tensorwise import clip_by_rms as clip_by_rms
 from adam_tx.tensorwise import scale_by_caution as scale_by_caution
 from adam_tx.tensorwise import scale_by_surprise as scale_by_surprise
+from adam_tx.tensorwise import scale_by_trust_ratio as scale_by_trust_ratio
 from adam_tx.weight_decay import DecayWeightsState as DecayWeightsState
 from adam_tx.weight_decay import add_decayed_weights as add_decayed_weights
 from adam_tx.weight_decay import decay_weights as decay_weights

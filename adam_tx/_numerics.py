@@ -137,7 +137,19 @@ def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -
 def root_and_divide_clamped(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar) -> jax.Array:
     """`u / max(sqrt(v + eps_root), eps)`, with the floor under v, where its derivative is finite."""
     floor = jnp.square(jnp.asarray(eps, v.dtype))
-    return root_and_divide(u, jnp.maximum(_plus(v, eps_root), floor), 0.0, 0.0)
+    return root_and_divide(u, steady(jnp.maximum(_plus(v, eps_root), floor)), 0.0, 0.0)
+
+
+def steady(v: jax.Array) -> jax.Array:
+    """The value itself, but a constant to derivatives where those of its inverse root would overflow."""
+    return jnp.where(v < float(jnp.finfo(v.dtype).tiny) ** (2 / 3), lax.stop_gradient(v), v)
+
+
+def reciprocal(x: jax.Array) -> jax.Array:
+    """1 / x for x >= 0, one at zero, and a constant to derivatives where those would overflow."""
+    small = x < float(jnp.finfo(x.dtype).tiny) ** (1 / 3)
+    constant = lax.stop_gradient(1.0 / jnp.where(x == 0, 1.0, x))
+    return jnp.where(small, constant, 1.0 / jnp.where(small, 1.0, x))
 
 
 def divide(

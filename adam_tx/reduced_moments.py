@@ -233,7 +233,7 @@ def _outer(nu_row: Leaf, nu_col: Leaf, eps: _numerics.Scalar) -> Leaf:
     # along the axes that nu_col keeps and nu_row has lost, nu_row is one; along the others the two agree
     rows = tuple(k if k == n else 1 for k, n in zip(nu_row.shape, nu_col.shape, strict=True))
     mean = jnp.maximum(_blocks.mean(nu_row, rows), _numerics.scalar(eps, nu_row))
-    return _numerics.divide(nu_row, mean, 0.0) * nu_col
+    return nu_row * _numerics.reciprocal(mean) * nu_col
 
 
 def _blocks_of(block: BlockOf) -> _trees.ShapeOf:

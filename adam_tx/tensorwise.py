@@ -78,6 +78,37 @@ def _clip(name: str, formula: str, argument: str, limit: float, *, mean: bool) -
     return _stateless(name, rule, formula, {argument: limit})
 
 
+def scale_by_trust_ratio() -> Link:
+    """Give each tensor of the updates the size of its parameters: LAMB's and LARS's step.
+
+    With u a tensor of the updates and p its parameters::
+
+        u <- u · ||p|| / ||u||             u itself where a norm is 0
+
+    `optax.scale_by_trust_ratio` with finite derivatives where the updates are zero.
+
+    Returns:
+      A `Link` without state. Its `update` needs `params`. Not leafwise.
+
+    Raises:
+      ValueError: `update` without params.
+
+    Reference: You et al., LAMB, 2020 (https://arxiv.org/abs/1904.00962).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_trust_ratio()
+    >>> tx.update(jnp.array([2.0, 0.0]), tx.init(jnp.zeros(2)), jnp.array([3.0, 4.0]))[0]
+    Array([5., 0.], dtype=float32)
+    """
+
+    def rule(u: jax.Array, p: jax.Array) -> tuple[jax.Array]:
+        size, target = (_numerics.root_mean_square(x, mean=False) for x in (u, p))
+        ratio = target / jnp.where(size == 0, 1.0, size)
+        return (u * jnp.where((size == 0) | (target == 0), 1.0, ratio),)
+
+    return _stateless("scale_by_trust_ratio", rule, "u · ||params|| / ||u||", {}, reads=("updates", "params"))
+
+
 def scale_by_caution(floor: float = 1e-3, *, step: bool = False) -> Link:
     """Keep only the elements of the updates that the raw gradient agrees with, and make up for the rest.
 
@@ -115,7 +146,7 @@ def scale_by_caution(floor: float = 1e-3, *, step: bool = False) -> Link:
         return (u * (kept / jnp.maximum(share, floor)),)
 
     formula = f"u · [u and {'-g' if step else 'g'} agree in sign], made up for what is left out"
-    return _stateless("scale_by_caution", rule, formula, {"floor": floor, "step": step}, reads_grad=True)
+    return _stateless("scale_by_caution", rule, formula, {"floor": floor, "step": step}, reads=("updates", "grad"))
 
 
 def scale_by_surprise(
@@ -195,14 +226,18 @@ def scale_by_surprise(
     )
 
 
-def _stateless(name: str, rule: Any, formula: str, hyperparams: dict[str, Any], *, reads_grad: bool = False) -> Link:
-    """A link that is the rule of a tensor, `(u) -> (u,)` or `(u, g) -> (u,)`."""
+def _stateless(
+    name: str, rule: Any, formula: str, hyperparams: dict[str, Any], *, reads: tuple[str, ...] = ("updates",)
+) -> Link:
+    """A link that is the rule of a tensor, of the trees that it reads in that order."""
 
-    def update(updates: Any, state: Any, grad: Any = None, **_: Any) -> tuple[Any, Any]:
-        inputs = {"updates": updates, "grad": grad} if reads_grad else {"updates": updates}
-        (emitted,) = _trees.map_leaves(rule, inputs, {})
+    def update(updates: Any, state: Any, params: Any = None, grad: Any = None, **_: Any) -> tuple[Any, Any]:
+        if "params" in reads and params is None and updates is not None:
+            raise ValueError(f"{name} needs params: call tx.update(updates, state, params).")
+        trees = {"updates": updates, "params": params, "grad": grad}
+        (emitted,) = _trees.map_leaves(rule, {tree: trees[tree] for tree in reads}, {})
         return emitted, state
 
     return make_link(
-        name, optax.init_empty_state, update, formula=formula, hyperparams=hyperparams, reads_grad=reads_grad
+        name, optax.init_empty_state, update, formula=formula, hyperparams=hyperparams, reads_grad="grad" in reads
     )

@@ -1,11 +1,13 @@
 """Every optimizer with several settings, as factories; `test_conformance` holds all of them to the same contract."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
 import adam_tx
+from adam_tx import interop, schedules
 
-KERAS_CONFIG = {
+KERAS_BASE = {
     "name": "adam",
     "learning_rate": 0.0010000000474974513,
     "weight_decay": None,
@@ -17,11 +19,14 @@ KERAS_CONFIG = {
     "ema_overwrite_frequency": None,
     "loss_scale_factor": None,
     "gradient_accumulation_steps": None,
+}
+KERAS_ADAM = {
     "beta_1": 0.9,
     "beta_2": 0.999,
     "epsilon": 1e-07,
     "amsgrad": False,
 }
+KERAS_CONFIG = KERAS_BASE | KERAS_ADAM
 TORCH_GROUP = {
     "lr": 1e-3,
     "betas": (0.9, 0.999),
@@ -30,14 +35,27 @@ TORCH_GROUP = {
     "amsgrad": False,
     "maximize": False,
 }
+TORCH_ADAFACTOR = {
+    "lr": 1e-2,
+    "eps": (None, 1e-3),
+    "beta2_decay": -0.8,
+    "d": 1.0,
+    "weight_decay": 0.1,
+    "maximize": True,
+}
 
 
-def keras(**options):
-    return adam_tx.interop.keras.from_config(KERAS_CONFIG | options)
+def injected(make):
+    return optax.inject_hyperparams(make, hyperparam_dtype=jnp.float32)
+
+
+def keras(optimizer="Adam", **options):
+    """A class of Keras, whose own keys must be given for any but Adam."""
+    return interop.keras.from_config(KERAS_BASE | (KERAS_ADAM if optimizer == "Adam" else {}) | options, optimizer)
 
 
 def torch(optimizer, **options):
-    return adam_tx.interop.torch.from_param_group(TORCH_GROUP | options, optimizer)
+    return interop.torch.from_param_group(TORCH_GROUP | options, optimizer)
 
 
 def formula():
@@ -64,16 +82,25 @@ OPTIMIZERS = {
     "adam, no epsilon": lambda: adam_tx.adam(1e-3, eps=0.0),
     "adam, arrays": lambda: adam_tx.adam(*(jnp.float32(x) for x in (1e-3, 0.9, 0.999, 1e-8))),
     "adam, schedules": scheduled,
+    "adam, injected": lambda: injected(adam_tx.adam)(learning_rate=1e-3, eps=1e-6),
     "adam, no momentum": lambda: adam_tx.adam(1e-3, b1=0.0),
     "nadam": lambda: adam_tx.adam(1e-3, nesterov=True),
     "nadam, schedules": lambda: adam_tx.adam(1e-3, b1=optax.linear_schedule(0.8, 0.95, 50), nesterov=True),
+    "nadam of PyTorch": lambda: adam_tx.nadamw(1e-3, momentum_decay=0.004, weight_decay=0.1),
     "adamw": lambda: adam_tx.adamw(1e-3, weight_decay=0.1),
+    "adamw, masked": lambda: adam_tx.adamw(1e-3, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda _: False, p)),
+    "adamc": lambda: adam_tx.adamc(optax.linear_schedule(1e-3, 0.0, 50), weight_decay=0.1, max_learning_rate=1e-3),
     "keras": keras,
+    "keras nadam": lambda: keras("Nadam", beta_1=0.9, beta_2=0.999, epsilon=1e-7, weight_decay=0.1),
+    "keras rmsprop": lambda: keras("RMSprop", rho=0.9, momentum=0.9, epsilon=1e-7, centered=True, weight_decay=0.1),
     "keras amsgrad": lambda: keras(amsgrad=True, weight_decay=0.01),
     "keras ema": lambda: keras(use_ema=True, ema_overwrite_frequency=3),
     "torch amsgrad": lambda: torch("AdamW", amsgrad=True, maximize=True, weight_decay=0.1),
     "torch L2": lambda: torch("Adam", weight_decay=0.1),
     "formula": formula,
+    "decayed after the step": lambda: adam_tx.chain(
+        adam_tx.adam(1e-3), adam_tx.decay_weights(0.1, times=1e-3, stepped=True)
+    ),
     "laprop": lambda: adam_tx.laprop(1e-3),
     "sgd nesterov": lambda: adam_tx.sgd(1e-3, 0.9, nesterov=True, dampening=0.1),
     "rmsprop": lambda: adam_tx.rmsprop(1e-3, momentum=0.9),
@@ -85,9 +112,13 @@ OPTIMIZERS = {
     "adabelief": lambda: adam_tx.adabelief(1e-3),
     "yogi": lambda: adam_tx.yogi(1e-3),
     "radam": lambda: adam_tx.radam(1e-3, b2=0.9, threshold=4.0),
+    "radam, official": lambda: adam_tx.radam(1e-3, degenerate=False),
     "adam_atan2": lambda: adam_tx.adam_atan2(1e-3, weight_decay=0.1),
     "adopt": lambda: adam_tx.adopt(1e-3),
-    "ademamix": lambda: adam_tx.ademamix(1e-3, alpha=optax.linear_schedule(0.0, 5.0, 50)),
+    "ademamix": lambda: adam_tx.ademamix(1e-3, alpha=5.0),
+    "ademamix, warm-up": lambda: adam_tx.ademamix(
+        1e-3, alpha=schedules.warmup(5.0, 50), b3=schedules.half_life_decay(0.9, 0.999, 50), weight_decay=0.1
+    ),
     "lion": lambda: adam_tx.lion(1e-3),
     "momentum": lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.9, nesterov=True)),
 }
@@ -95,6 +126,18 @@ OPTIMIZERS = {
 
 PER_TENSOR = {
     "lamb": lambda: adam_tx.lamb(1e-3, weight_decay=0.1),
+    "keras lamb": lambda: keras("Lamb", beta_1=0.9, beta_2=0.999, epsilon=1e-7, weight_decay=0.1),
+    "novograd": lambda: adam_tx.novograd(1e-3, weight_decay=0.1),
+    "adafactor": lambda: adam_tx.adafactor(1e-2, min_dim_size_to_factor=2, weight_decay_rate=1e-4),
+    "adafactor, whole": lambda: adam_tx.adafactor(1e-2, momentum=0.9, multiply_by_parameter_scale=False),
+    "torch adafactor": lambda: interop.torch.from_param_group(TORCH_ADAFACTOR, "Adafactor"),
+    "adam_mini": lambda: adam_tx.adam_mini(1e-3, weight_decay=0.1),
+    "adam_mini, whole": lambda: adam_tx.adam_mini(1e-3, block=adam_tx.whole_tensor),
+    "stable_adamw": lambda: adam_tx.stable_adamw(1e-3),
+    "mars_adamw": lambda: adam_tx.mars_adamw(1e-3, weight_decay=0.1),
+    "soap": lambda: adam_tx.soap(1e-3, every=2),
+    "soap, some axes": lambda: adam_tx.soap(1e-3, every=3, axes=lambda _, shape: range(min(1, len(shape)))),
+    "cautious": lambda: adam_tx.cautious(adam_tx.adamw(1e-3)),
 }
 """Those whose rule of an element depends on its whole tensor."""
 

@@ -102,25 +102,24 @@ def test_the_second_moment_of_bfloat16_params_forgets_at_its_rate(b2, grad_dtype
     np.testing.assert_allclose(last.nu / state.nu, b2**300, rtol=0.01)
 
 
-@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_hypergradients_at_a_zero_gradient_are_finite(member, order, dtype):
-    """Derivatives of three updates with respect to the gradient, through every part of the state."""
+def test_hypergradients_at_a_zero_gradient_are_finite(member, dtype):
+    """First and second derivative of three updates of a matrix and a number with respect to their gradient."""
     _, make = member
     tx = make()
 
     def moved(grad):
-        params = jnp.asarray(0.5, dtype)
+        params = [jnp.full((2, 3), 0.5, dtype), jnp.asarray(0.5, dtype)]
+        grads = [jnp.full((2, 3), grad), grad]
         state = tx.init(params)
         for _ in range(3):
-            updates, state = tx.update(grad, state, params)
-            params = params + updates
-        return params
+            updates, state = tx.update(grads, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return jnp.sum(params[0]) + params[1]
 
-    derivative = moved
-    for _ in range(order):
-        derivative = jax.grad(derivative)
-    assert np.isfinite(np.float32(derivative(jnp.asarray(0.0, dtype))))
+    first, second = jax.value_and_grad(jax.grad(moved))(jnp.asarray(0.0, dtype))
+    assert np.isfinite(np.float32(first))
+    assert np.isfinite(np.float32(second))
 
 
 @pytest.mark.parametrize("argument", ["learning_rate", "b1", "b2", "eps"])

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 import pytest
-from catalogue import OPTIMIZERS, SMALL_STATE
+from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE
 from cost import compiled_cost, per_leaf
 
 import adam_tx
@@ -16,7 +16,7 @@ PAIRS = {
     "adamw": (adam_tx.adamw(1e-3), optax.adamw(1e-3)),
 }
 FAMILY = ("nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief", "yogi", "radam", "lion", "adagrad")
-FAMILY += ("rmsprop", "sgd")
+FAMILY += ("rmsprop", "sgd", "lamb", "novograd", "adafactor", "adopt", "ademamix")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -46,14 +46,17 @@ def test_one_more_leaf_costs_no_more_than_with_optax_and_24_equations(pair):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_one_more_leaf_of_a_member_of_the_family_costs_no_more_than_with_optax(name):
-    ours, theirs = (per_leaf(getattr(library, name)(1e-3)) for library in (adam_tx, optax))
+    peer = optax if hasattr(optax, name) else optax.contrib
+    ours, theirs = (per_leaf(getattr(library, name)(1e-3)) for library in (adam_tx, peer))
     assert ours.leaf_fusions <= theirs.leaf_fusions
     assert ours.bytes_accessed <= theirs.bytes_accessed
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS | SMALL_STATE)
+ALL = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_every_optimizer_updates_in_place(name, dtype):
-    make = (OPTIMIZERS | SMALL_STATE)[name]
+def test_every_optimizer_updates_in_place(make, dtype):
     cost = compiled_cost(make(), {"w": (512, 512), "b": (512,)}, dtype)
     assert cost.in_place

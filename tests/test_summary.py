@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import OPTIMIZERS
+from catalogue import OPTIMIZERS, PER_TENSOR
 
 import adam_tx
 
@@ -34,7 +34,7 @@ def test_a_config_gives_each_link_with_its_hyperparameters():
     assert config["links"][3] == {"name": "scale_by_learning_rate", "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("make", (OPTIMIZERS | PER_TENSOR).values(), ids=OPTIMIZERS | PER_TENSOR)
 def test_every_config_is_plain_json(make):
     config = adam_tx.get_config(make())
     assert json.loads(json.dumps(config)) == config

@@ -18,7 +18,7 @@ from adam_tx.interop._config import check_keys, number, unsupported, whole
 from adam_tx.learning_rate import scale_by_learning_rate
 from adam_tx.reduced_moments import last_axes, scale_by_factored_rms
 from adam_tx.second_moment import scale_by_rms, scale_by_stddev
-from adam_tx.tensorwise import clip_by_rms
+from adam_tx.tensorwise import clip_by_rms, scale_by_trust_ratio
 from adam_tx.weight_decay import decay_weights
 
 Links = tuple[optax.GradientTransformation, ...]
@@ -154,8 +154,7 @@ def _adagrad(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
 def _lamb(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     """The trust ratio is of Adam's direction, without the decay."""
     b1, rms = config["beta_1"], scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
-    ratio = optax.scale_by_trust_ratio()
-    return scale_by_momentum(b1), rms, bias_correction(b1), ratio, scale_by_learning_rate(rate)
+    return scale_by_momentum(b1), rms, bias_correction(b1), scale_by_trust_ratio(), scale_by_learning_rate(rate)
 
 
 def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:

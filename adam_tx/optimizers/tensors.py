@@ -19,7 +19,7 @@ from adam_tx.reduced_moments import (
     scale_by_factored_rms,
 )
 from adam_tx.second_moment import scale_by_rms
-from adam_tx.tensorwise import clip_by_rms, scale_by_surprise
+from adam_tx.tensorwise import clip_by_rms, scale_by_surprise, scale_by_trust_ratio
 from adam_tx.weight_decay import add_decayed_weights, decay_weights
 
 
@@ -67,7 +67,7 @@ def lamb(
         scale_by_rms(b2, eps, eps_root=eps_root, debias=True),
         bias_correction(b1),
         add_decayed_weights(weight_decay, mask),
-        optax.scale_by_trust_ratio(),
+        scale_by_trust_ratio(),
         scale_by_learning_rate(learning_rate),
     )
 
