@@ -99,17 +99,23 @@ def one_minus_exp(x: jax.Array, excess: jax.Array) -> jax.Array:
 
 def root_mean_square(x: jax.Array, *, mean: bool = True) -> jax.Array:
     """The root mean square of all elements, or their norm; zero, with finite derivatives, where all are zero."""
-    total = jnp.sum(abs_sq(x)) / (max(x.size, 1) if mean else 1)
+    total = jnp.sum(square(x)) / (max(x.size, 1) if mean else 1)
     return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
-    """|x|², real, differentiable at zero for complex x too, and at most the largest number.
+    """|x|², at most the largest number."""
+    return saturate(square(x))
 
-    A square that overflowed to infinity would stay in an average for ever.
-    """
-    square = x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
-    return jnp.minimum(square, float(jnp.finfo(square.dtype).max))
+
+def square(x: jax.Array) -> jax.Array:
+    """|x|², real, and differentiable at zero for complex x too."""
+    return x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
+
+
+def saturate(x: jax.Array) -> jax.Array:
+    """At most the largest number: infinity would stay in an average for ever."""
+    return jnp.minimum(x, float(jnp.finfo(x.dtype).max))
 
 
 def _nonzero(eps: Scalar, dtype: jnp.dtype) -> Any:

@@ -93,7 +93,8 @@ def scale_by_block_rms(
 
     def rule_at(now: Now) -> Rule:
         def rule(u: Leaf, g: Leaf, nu: Leaf) -> tuple[Leaf, ...]:
-            nu = _numerics.ema(nu, statistic(_numerics.abs_sq(g), nu.shape), now.decay.weight)
+            seen = _numerics.saturate(statistic(_numerics.square(g), nu.shape))
+            nu = _numerics.ema(nu, seen, now.decay.weight)
             return now.divide(u, _blocks.expand(nu, u.shape)), nu
 
         return rule
@@ -198,11 +199,12 @@ def scale_by_factored_rms(
 
     def rule_at(now: Now) -> Rule:
         def rule(u: Leaf, g: Leaf, nu_row: Any, nu_col: Any, nu: Leaf | None) -> tuple[Any, ...]:
-            square = _numerics.abs_sq(g)
+            square = _numerics.square(g)
             square = square + _numerics.scalar(now.values["eps_stored"], square)
 
             def averaged(slot: Leaf) -> Leaf:
-                return _numerics.ema(slot, _blocks.mean(square, slot.shape), now.decay.weight)
+                seen = _numerics.saturate(_blocks.mean(square, slot.shape))
+                return _numerics.ema(slot, seen, now.decay.weight)
 
             if nu is not None:
                 nu = averaged(nu)

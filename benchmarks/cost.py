@@ -24,8 +24,12 @@ Tree = Any
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)\n\}", re.MULTILINE | re.DOTALL)
 _FUSION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) fusion\(")
 _CALL = re.compile(r" call\(.*to_apply=%?([\w.\-]+)")
+_CONDITIONAL = re.compile(
+    r" conditional\(.*(?:branch_computations=\{(.*?)\}|(true_computation=.*?false_computation=[^,]+))"
+)
+_NAME = re.compile(r"%([\w.\-]+)")
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
-_NOT_A_SCALAR = re.compile(r"\[\d")
+_NOT_A_SCALAR = re.compile(r"\[(?!(?:1,)*1\])\d")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Cost:
         not considered. Adam in float32 cannot do with less than 28 bytes per
         parameter: it reads four arrays (params, grads, mu, nu) and writes three.
       fusions: kernels of several operations that the program launches.
-      leaf_fusions: those whose result is not a scalar. The others compute scalars of
-        the state, and their number does not depend on the tree.
+      leaf_fusions: those whose result has more than one element. The others compute
+        numbers that a whole leaf, or the whole tree, shares.
       temp_bytes: memory the program needs beside its arguments and results.
       aliased_bytes: memory of arguments that results are written into.
       in_place: whether every leaf of parameters and state is written where it was
@@ -198,7 +202,10 @@ def _aliased_arguments(hlo: str) -> set[int]:
 
 
 def _fusion_results(hlo: str) -> Iterator[str]:
-    """The result type of every fusion that the program launches, in its entry computation or one called there."""
+    """The result type of every fusion that the program launches, in its entry computation or one called there.
+
+    Of a conditional the branch that launches most is counted.
+    """
     found = _COMPUTATION.findall(hlo)
     bodies = {name: body for _, name, body in found}
     entry = next(name for is_entry, name, _ in found if is_entry)
@@ -211,3 +218,6 @@ def _fusion_results_in(name: str, bodies: Mapping[str, str]) -> Iterator[str]:
             yield fusion[1]
         elif call := _CALL.search(line):
             yield from _fusion_results_in(call[1], bodies)
+        elif branches := _CONDITIONAL.search(line):
+            names = _NAME.findall(branches[1] or branches[2])
+            yield from max((list(_fusion_results_in(branch, bodies)) for branch in names), key=len)

@@ -136,7 +136,7 @@ PER_TENSOR = {
     "stable_adamw": lambda: adam_tx.stable_adamw(1e-3),
     "mars_adamw": lambda: adam_tx.mars_adamw(1e-3, weight_decay=0.1),
     "soap": lambda: adam_tx.soap(1e-3, every=2),
-    "soap, some axes": lambda: adam_tx.soap(1e-3, every=3, axes=lambda _, shape: range(min(1, len(shape)))),
+    "soap, some axes": lambda: adam_tx.soap(1e-3, every=3, axes=lambda _, shape: range(len(shape) - 1)),
     "cautious": lambda: adam_tx.cautious(adam_tx.adamw(1e-3)),
 }
 """Those whose rule of an element depends on its whole tensor."""

@@ -22,7 +22,7 @@ def mesh():
 @pytest.fixture
 def params():
     rng = np.random.default_rng(0)
-    return {"w": jnp.asarray(rng.standard_normal((8, 8)), jnp.float32), "b": jnp.ones(8)}
+    return {"w": jnp.asarray(rng.standard_normal((8, 6)), jnp.float32), "b": jnp.ones(8)}
 
 
 def place(tree, mesh):
@@ -46,13 +46,13 @@ def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(make, mesh, p
 
 
 @pytest.mark.parametrize("make", PER_TENSOR.values(), ids=PER_TENSOR)
-def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_its_sums(
-    make, mesh, params, standard_promotion
-):
+def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_sums(make, mesh, x64, standard_promotion):
+    rng = np.random.default_rng(0)  # square, because SOAP's basis of a null space is arbitrary
+    params = {"w": jnp.asarray(rng.standard_normal((8, 8))), "b": jnp.ones(8)}
     one, _ = steps(make(), params)
     many, _ = steps(make(), place(params, mesh))
-    # SOAP's eigenvectors answer to a rounded covariance with more than its rounding
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, many)
+    # eigenvectors answer to rounding with it over the gap between eigenvalues
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), one, many)
 
 
 def test_the_state_inherits_the_sharding_of_its_parameters(mesh, params):
