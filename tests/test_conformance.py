@@ -5,6 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import run
 
@@ -33,15 +34,45 @@ def tree(pairs, which, value=0.5):
     return {f"{p.__name__} {g.__name__}": jnp.full((3,), value, (p, g)[which]) for p, g in pairs}
 
 
-def test_update_changes_no_shape_or_dtype_of_the_state_for_any_pair_of_dtypes(member, x64):
+def types(tree):
+    """All that a compiled function is looked up by: structure, shapes, dtypes and whether these are weak."""
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), jax.eval_shape(lambda: tree))
+    return jax.tree.structure(tree), jax.tree.leaves(described)
+
+
+def test_update_changes_no_type_of_the_state_for_any_pair_of_dtypes_and_so_compiles_once(member, x64):
     name, make = member
     tx = make()
     for pair in pairs_for(name):
         params, grads = tree([pair], 0), tree([pair], 1)
-        state = jax.eval_shape(tx.init, params)
+        state = tx.init(params)
         updates, new_state = jax.eval_shape(tx.update, grads, state, params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+        assert types(state) == types(new_state)
         assert jax.tree.leaves(updates)[0].dtype == jnp.promote_types(*pair)
+
+
+WRAPPERS = {
+    "chain": lambda tx: optax.chain(optax.clip_by_global_norm(1.0), tx),
+    "masked": lambda tx: optax.masked(tx, {"a": True, "b": False}),
+    "partition": lambda tx: optax.partition({"it": tx, "frozen": optax.set_to_zero()}, {"a": "it", "b": "frozen"}),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "flatten": optax.flatten,
+    "schedule_free": lambda tx: optax.contrib.schedule_free(tx, 0.05, b1=0.9),
+    "inside a chain": lambda tx: adam_tx.chain(adam_tx.scale_by_momentum(), tx),
+    "cautious": adam_tx.cautious,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_optimizer_keeps_the_types_of_its_state_in_every_wrapper(wrapper):
+    params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
+    for make in (catalogue.OPTIMIZERS | catalogue.PER_TENSOR).values():
+        tx = WRAPPERS[wrapper](make())
+        state = tx.init(params)
+        updates, new_state = jax.eval_shape(tx.update, params, state, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 def test_ten_steps_of_all_pairs_of_dtypes_compile_as_a_scan_and_stay_finite(member, x64):
