@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import KERAS_CONFIG, TORCH_GROUP
+from catalogue import KERAS_CONFIG, TORCH_ADAFACTOR, TORCH_GROUP
 
 import adam_tx
 from adam_tx import interop
@@ -184,8 +184,8 @@ def test_parallel_links_need_as_many_weights():
 
 
 def test_read_outs_that_exclude_each_other_are_refused():
-    with pytest.raises(ValueError, match="read is a read-out of its own"):
-        adam_tx.scale_by_momentum(0.9, read=0.8, nesterov=True)
+    with pytest.raises(ValueError, match="read without nesterov is a read-out of its own"):
+        adam_tx.scale_by_momentum(0.9, read=0.8, debias=True)
     with pytest.raises(ValueError, match='max_of must be "raw", or "debiased" together with debias=True'):
         adam_tx.scale_by_max_rms(0.9, max_of="debiased")
 
@@ -231,7 +231,7 @@ def test_a_keras_config_with_a_missing_key_is_refused():
     ("group", "optimizer", "message"),
     [
         ({"momentum": 0.9}, "Adam", r"\['momentum'\] cannot be honoured"),
-        ({}, "LBFGS", r"optimizer must be one of \['Adagrad', .*, got 'LBFGS'"),
+        ({}, "LBFGS", r"optimizer must be one of \['Adafactor', .*, got 'LBFGS'"),
         ({"decoupled_weight_decay": True}, "Adam", "that is AdamW; pass optimizer='AdamW'"),
         ({"betas": (0.9, 1.0)}, "Adam", r"must be in \[0, 1\), got 1"),
         ({"betas": (0.9,)}, "Adam", r"betas=\(0.9,\) cannot be honoured: it must be a pair"),
@@ -248,3 +248,74 @@ def test_weight_decay_and_averages_without_params_are_refused():
     for tx in (adam_tx.adamw(1e-3), interop.keras.from_config(KERAS_CONFIG | {"use_ema": True})):
         with pytest.raises(ValueError, match="params"):
             tx.update(grads, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adam_tx.clip_by_rms(0.0), r"threshold must be in \(0, inf\), got 0.0"),
+        (lambda: adam_tx.clip_by_norm(-1.0), r"max_norm must be in \(0, inf\), got -1.0"),
+        (lambda: adam_tx.scale_by_caution(0.0), r"floor must be in \(0, inf\), got 0.0"),
+        (lambda: adam_tx.scale_by_surprise(adam_tx.scale_by_rms(), threshold=-1.0), r"threshold must be in \(0, inf\)"),
+        (lambda: adam_tx.in_eigenbasis(adam_tx.scale_by_rms(), every=0), "every must be at least 1, got 0"),
+        (lambda: adam_tx.adamc(1e-3, max_learning_rate=0.0), r"max_learning_rate must be in \(0, inf\), got 0.0"),
+        (lambda: adam_tx.schedules.half_life_decay(0.0, 0.9, 10), r"start must be in \(0, 1\), got 0"),
+        (lambda: adam_tx.schedules.warmup(1.0, 0), "steps must be at least 1, got 0"),
+        (
+            lambda: adam_tx.decay_weights(0.1, before=adam_tx.adam(1e-3), stepped=True),
+            "either before the link that is given, or after the step: drop one",
+        ),
+    ],
+)
+def test_arguments_of_the_links_on_whole_tensors_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("block", [(2,), (2, 2), (3, 1), (-1, 1)])
+def test_a_block_that_does_not_divide_its_leaf_names_both(block):
+    tx = adam_tx.scale_by_block_rms(block=lambda *_: block)
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['\w+'\] of shape .* cannot be cut into blocks of shape"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, 2), (0,), (-2, -1)])
+def test_axes_that_a_leaf_does_not_have_are_named(axes):
+    tx = adam_tx.scale_by_factored_rms(axes=lambda _, shape: axes if len(shape) == 2 else None)
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['kernel'\] of shape \(2, 3\) cannot be factored along"):
+        tx.init(PARAMS)
+
+
+def test_an_eigenbasis_of_an_axis_that_is_not_there_is_named():
+    tx = adam_tx.in_eigenbasis(adam_tx.scale_by_rms(), axes=lambda *_: (1,))
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['bias'\] of shape \(3,\) has no axes \(1,\)"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize("make", [adam_tx.soap, adam_tx.adafactor, adam_tx.adam_mini, adam_tx.novograd])
+def test_a_state_of_another_shape_names_the_leaf(make):
+    tx = make(1e-3)
+    grads = {"dense": {"kernel": jnp.zeros((5, 7)), "bias": jnp.zeros(3)}}
+    with pytest.raises(ValueError, match=r"leaf \['dense'\]\['kernel'\]"):
+        tx.update(grads, tx.init(PARAMS), grads)
+
+
+def test_a_surprise_needs_a_second_moment_to_be_measured_against():
+    tx = adam_tx.scale_by_surprise(adam_tx.scale_by_momentum())
+    with pytest.raises(TypeError, match=r"state of scale_by_momentum has no nu and log_decay.*give scale_by_rms first"):
+        tx.init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "link", [adam_tx.decay_weights(0.1), adam_tx.scale_by_trust_ratio()], ids=["decay_weights", "trust_ratio"]
+)
+def test_links_that_read_the_parameters_ask_for_them(link):
+    with pytest.raises(ValueError, match=r"needs params: call tx.update\(updates, state, params\)"):
+        link.update(PARAMS, link.init(PARAMS))
+
+
+def test_torch_pairs_are_checked():
+    with pytest.raises(ValueError, match=r"eps=1e-08 cannot be honoured: it must be a pair"):
+        interop.torch.from_param_group(TORCH_ADAFACTOR | {"eps": 1e-8}, "Adafactor")
+    with pytest.raises(ValueError, match=r"beta2_decay=0\.8 cannot be honoured"):
+        interop.torch.from_param_group(TORCH_ADAFACTOR | {"beta2_decay": 0.8}, "Adafactor")
