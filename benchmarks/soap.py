@@ -3,10 +3,12 @@
 The problem is to find the matrix X in A X B, with A and B turned at random: its
 curvature has the fourth power of their condition and no axis of its own. The
 gradients may carry white noise. Every optimizer has its best learning rate of a
-sweep, one vmapped call over rates and seeds.
+sweep over rates and seeds, one call that runs them in turn: batched, every step
+would decompose matrices, because a batch takes all branches.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -59,16 +61,18 @@ def final_loss(name: str, rate: jax.Array, key: jax.Array, *, steps: int, condit
 
 def race(seeds: int = 10, steps: int = 500, condition: float = 100.0, noise: float = 0.0) -> dict[str, np.ndarray]:
     """For every optimizer the loss of each seed at the best of its rates."""
+    keys, rates = jax.random.split(jax.random.key(0), seeds), jnp.asarray(RATES, jnp.float32)
 
-    def of_seed(name: str, rate: jax.Array, key: jax.Array) -> jax.Array:
-        return final_loss(name, rate, key, steps=steps, condition=condition, noise=noise)
+    @functools.partial(jax.jit, static_argnums=0)
+    def sweep(name: str) -> jax.Array:
+        def of_rate(rate: jax.Array) -> jax.Array:
+            of_seed = functools.partial(final_loss, name, rate, steps=steps, condition=condition, noise=noise)
+            return jax.lax.map(of_seed, keys)
 
-    keys, losses = jax.random.split(jax.random.key(0), seeds), {}
-    for name in OPTIMIZERS:
-        over_seeds = jax.vmap(lambda rate, key, name=name: of_seed(name, rate, key), (None, 0))
-        swept = jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.asarray(RATES, jnp.float32), keys)
-        losses[name] = np.min(np.where(np.isfinite(swept), swept, np.inf), axis=0)
-    return losses
+        return jax.lax.map(of_rate, rates)
+
+    swept = {name: np.asarray(sweep(name)) for name in OPTIMIZERS}
+    return {name: np.min(np.where(np.isfinite(losses), losses, np.inf), axis=0) for name, losses in swept.items()}
 
 
 def main() -> None:
