@@ -282,7 +282,7 @@ def race(members: Sequence[str], tasks: Sequence[Task], rates: np.ndarray) -> Re
     return dict(sorted(results.items(), key=lambda item: item[1][DIGITS].loss))
 
 
-FLOOR = 1e-12  # a loss below this is the rounding of float32
+FLOOR = 1e-9  # a loss below this is as good as none in float32
 
 
 def short(value: float, digits: int = 1) -> str:
