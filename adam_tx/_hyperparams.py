@@ -79,6 +79,31 @@ def checked(name: str, value: Any) -> Any:
     return at if is_schedule(value) else value
 
 
+def fixed(name: str, value: Any) -> None:
+    """Refuse what is no number of at least zero, or varies with the count."""
+    if is_schedule(value):
+        raise TypeError(f"{name} must be a number, not a schedule.")
+    hyperparameter(name, value)
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above zero that does not vary, as a float."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {value!r}.")
+    if not 0.0 < float(value) < math.inf:
+        raise ValueError(f"{name} must be in (0, inf), got {value}.")
+    return float(value)
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number that does not vary."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}: {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    return int(value)
+
+
 def is_schedule(value: object) -> bool:
     """Whether a hyperparameter is a function of the count; arrays are not, though JAX's can be called."""
     return callable(value) and not isinstance(value, jax.Array | np.ndarray | np.generic)

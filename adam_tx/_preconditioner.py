@@ -55,6 +55,7 @@ def preconditioner(
     debias: bool | None = None,
     complex_slots: Collection[str] = (),
     shapes: Mapping[str, _trees.ShapeOf] | None = None,
+    optional: Collection[str] = (),
 ) -> Link:
     """Make the link from its rule.
 
@@ -71,11 +72,12 @@ def preconditioner(
         hyperparameter of that name says.
       complex_slots: slots that average the gradient itself, complex where it is.
       shapes: of slots that stand for blocks of their leaf, or are None for some.
+      optional: hyperparameters that may be None.
     """
     shapes = shapes or {}
     slot_names = [field for field in state_type._fields if field not in ("count", "log_decay")]
     decay_at = _hyperparams.decay("decay", hyperparams["decay"]) if "decay" in hyperparams else None
-    given = {k: v for k, v in hyperparams.items() if k not in _STATIC and v is not None}
+    given = {k: v for k, v in hyperparams.items() if k not in _STATIC and not (k in optional and v is None)}
     numbers = {"eps": 0.0, "eps_root": 0.0} | given
     values_at = {key: _hyperparams.hyperparameter(key, value) for key, value in numbers.items()}
     debias = hyperparams.get("debias", False) if debias is None else debias

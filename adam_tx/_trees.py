@@ -99,16 +99,20 @@ def full_like(
     return jax.tree_util.tree_map_with_path(full, params)
 
 
-def map_beside(rule: Callable[..., Any], tree: Tree, beside: Tree, names: str) -> Tree:
-    """Apply `rule(path, leaf, part)` to every leaf and what stands in its place in `beside`, of any structure."""
+def map_beside(rule: Callable[..., Any], tree: Tree, beside: Tree, names: str, *, absent: Tree = None) -> Tree:
+    """Apply `rule(path, leaf, part)` to every leaf and what stands in its place in `beside`, of any structure.
+
+    An absent leaf stays as it is; where `absent` is given, what stands in its place there is taken.
+    """
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
     try:
         parts = treedef.flatten_up_to(beside)
     except ValueError:
         raise ValueError(_different(tree, beside, names)) from None
-    rows = zip(paths, parts, strict=True)
+    kept = [leaf for _, leaf in paths] if absent is None else treedef.flatten_up_to(absent)
+    rows = zip(paths, parts, kept, strict=True)
     return jax.tree.unflatten(
-        treedef, [leaf if is_absent(leaf) else rule(path, leaf, part) for (path, leaf), part in rows]
+        treedef, [keep if is_absent(leaf) else rule(path, leaf, part) for (path, leaf), part, keep in rows]
     )
 
 

@@ -182,8 +182,7 @@ def chain(
         return {name: link.init(params) for name, link in links.items()}
 
     def update(updates: Any, state: Mapping[str, Any], **extra: Any) -> tuple[Any, dict[str, Any]]:
-        if not isinstance(state, Mapping) or set(state) != set(links):
-            raise ValueError(_of_another_chain(links, state))
+        check_state(links, state)
         new_state = {}
         extra["grad"] = updates
         for name, link in links.items():
@@ -211,6 +210,12 @@ def _name_and_transformation(position: int, member: Any) -> tuple[str | None, op
             f"chain: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
         )
     return name, transformation
+
+
+def check_state(links: Mapping[str, Link], state: Any) -> None:
+    """Raise ValueError unless the state has exactly the names of the links."""
+    if not isinstance(state, Mapping) or set(state) != set(links):
+        raise ValueError(_of_another_chain(links, state))
 
 
 def _of_another_chain(links: Mapping[str, Link], state: Any) -> str:
@@ -260,6 +265,8 @@ def as_link(transformation: optax.GradientTransformation) -> Link:
     """A transformation from anywhere as a link, described as far as it can be seen into; a link as it is."""
     if isinstance(transformation, Link):
         return transformation
+    if not isinstance(transformation, optax.GradientTransformation):
+        raise TypeError(f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}.")
     name, held = _introspect.name(transformation.update), _introspect.held(transformation.update)
     shown = {key: value for key, value in held.items() if value is None or isinstance(value, bool | int | float | str)}
     return named(name, transformation, formula="as in its own documentation", hyperparams=shown, wraps=transformation)

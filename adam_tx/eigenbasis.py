@@ -89,8 +89,7 @@ def in_eigenbasis(inner: Link, decay: ScalarOrSchedule = 0.95, *, every: int = 1
            [0., 1.]], dtype=float32))
     """
     decay_at = _hyperparams.decay("decay", decay)
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}.")
+    _hyperparams.whole("every", every)
 
     def init(params: Any) -> InEigenbasisState:
         def matrices(make: Callable[[int, Any], jax.Array]) -> Any:
@@ -106,7 +105,7 @@ def in_eigenbasis(inner: Link, decay: ScalarOrSchedule = 0.95, *, every: int = 1
     def update(updates: Any, state: InEigenbasisState, grad: Any, **extra: Any) -> tuple[Any, InEigenbasisState]:
         extra.pop("params", None)  # they are in another basis
         first, weight = state.count == 0, decay_at(state.count).weight
-        covariance = _map(lambda g, c: _covariance(g, c, weight), grad, state.covariance)
+        covariance = _map(lambda g, c: _covariance(g, c, weight), grad, state.covariance, absent=state.covariance)
         rotated_grad = _map(_into, grad, state.basis)
         rotated = rotated_grad if updates is grad else _map(_into, updates, state.basis)
         emitted, moved = inner.update(rotated, state.inner, grad=rotated_grad, **extra)
@@ -144,19 +143,19 @@ def _per_axis(make: Callable[[int, Any], jax.Array], axes: AxesOf, path: Any, le
     return tuple(make(n, dtype) if axis in chosen else None for axis, n in enumerate(shape))
 
 
-def _map(rule: Callable[[jax.Array, Matrices], Any], leaves: Any, matrices: Any) -> Any:
-    """Apply a rule to every leaf and the matrices of its axes."""
+def _map(rule: Callable[[jax.Array, Matrices], Any], leaves: Any, matrices: Any, *, absent: Any = None) -> Any:
+    """Apply a rule to every leaf and the matrices of its axes; for an absent leaf see `_trees.map_beside`."""
 
-    def checked(path: Any, leaf: jax.Array, of_leaf: Matrices) -> Any:
-        sizes = tuple(n if matrix is None else len(matrix) for n, matrix in zip(leaf.shape, of_leaf, strict=False))
-        if sizes != leaf.shape or len(of_leaf) != leaf.ndim:
+    def checked(path: Any, leaf: jax.Array, of_leaf: Any) -> Any:
+        known = isinstance(of_leaf, tuple) and not _trees.is_absent(of_leaf) and len(of_leaf) == leaf.ndim
+        if not known or any(m is not None and len(m) != n for n, m in zip(leaf.shape, of_leaf, strict=True)):
             raise ValueError(
-                f"leaf {_trees.path_str(path)} has shape {leaf.shape}, but its basis is that of another shape, "
-                f"{sizes}. Give update the gradient of the params that init was given, or call init anew."
+                f"leaf {_trees.path_str(path)} has shape {leaf.shape}, but its basis is that of another. Give update "
+                "the gradient of the params that init was given, or call init anew."
             )
         return rule(leaf, of_leaf)
 
-    return _trees.map_beside(checked, leaves, matrices, "updates and basis")
+    return _trees.map_beside(checked, leaves, matrices, "updates and basis", absent=absent)
 
 
 def _covariance(g: jax.Array, covariance: Matrices, weight: Any) -> Matrices:

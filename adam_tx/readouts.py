@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx import _numerics
+from adam_tx import _hyperparams, _numerics
 from adam_tx._numerics import Scalar
 from adam_tx._preconditioner import Leaf, Now, Rule, preconditioner
 from adam_tx.chain import Link
@@ -127,6 +127,7 @@ def scale_by_rectified_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # too early to divide
     Array([3.], dtype=float32)
     """
+    _hyperparams.fixed("threshold", threshold)
 
     def rule_at(now: Now) -> Rule:
         rectify, enough = _rectification(now, threshold)

@@ -223,6 +223,7 @@ def scale_by_factored_rms(
         hyperparams={"decay": decay, "eps": eps, "eps_stored": eps_stored, "axes": axes, "dtype": dtype},
         combine=divide,
         shapes=_factors(axes),
+        optional=["eps"],
     )
 
 
@@ -243,11 +244,12 @@ def _blocks_of(block: BlockOf) -> _trees.ShapeOf:
 
     def shape_of(path: Any, shape: Shape) -> Shape:
         where = _trees.path_str(path)
-        each = tuple(block(where, shape))
-        if len(each) != len(shape) or any(b < 0 or n % max(b, 1) for n, b in zip(shape, each, strict=True)):
+        each = block(where, shape)
+        whole = isinstance(each, Sequence) and len(each) == len(shape) and all(isinstance(b, int) for b in each)
+        if not whole or any(b < 0 or (n and n % b if b else n) for n, b in zip(shape, each, strict=True)):
             raise ValueError(
-                f"params: leaf {where} of shape {shape} cannot be cut into blocks of shape {each}; the function given "
-                "as block must return a shape that divides the leaf's along every axis."
+                f"params: leaf {where} of shape {shape} cannot be cut into blocks of shape {each!r}; the function "
+                "given as block must return a shape that divides the leaf's along every axis."
             )
         return tuple(n // max(b, 1) for n, b in zip(shape, each, strict=True))
 

@@ -26,7 +26,7 @@ def nadam_decay(b1: ScalarOrSchedule = 0.9, momentum_decay: float = 0.004) -> op
     Array(0.45007348, dtype=float32)
     """
     b1_at = _hyperparams.hyperparameter("b1", b1, _hyperparams.DECAY)
-    _hyperparams.hyperparameter("momentum_decay", momentum_decay)
+    _hyperparams.fixed("momentum_decay", momentum_decay)
     log_base = math.log(0.96) * momentum_decay
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -47,7 +47,7 @@ def power_decay(exponent: float = 0.8) -> optax.Schedule:
     >>> power_decay(0.5)(3)
     Array(0.5, dtype=float32)
     """
-    _hyperparams.hyperparameter("exponent", exponent)
+    _hyperparams.fixed("exponent", exponent)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return 1.0 - _update_number(count) ** -exponent
@@ -117,9 +117,10 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     Array(0.25, dtype=float32)
     """
     for name, decay in {"start": start, "end": end}.items():
+        _hyperparams.fixed(name, decay)
         if not 0.0 < decay < 1.0:
             raise ValueError(f"{name} must be in (0, 1), got {decay:g}.")
-    _check_steps(steps)
+    _hyperparams.whole("steps", steps)
     slow, fast = (math.log(0.5) / math.log(decay) for decay in (end, start))
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -143,8 +144,8 @@ def warmup(end: float, steps: int) -> optax.Schedule:
     >>> warmup(8.0, 4)(0)
     Array(2., dtype=float32)
     """
-    _hyperparams.hyperparameter("end", end)
-    _check_steps(steps)
+    _hyperparams.fixed("end", end)
+    _hyperparams.whole("steps", steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return end * jnp.minimum(_update_number(count) / steps, 1.0)
@@ -154,8 +155,3 @@ def warmup(end: float, steps: int) -> optax.Schedule:
 
 def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(count).astype(jnp.result_type(float)) + 1.0
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")

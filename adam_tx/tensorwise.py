@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
-from adam_tx import _hyperparams, _numerics, _trees
-from adam_tx.chain import Link, by_name, chain, make_link
+from adam_tx import _blocks, _hyperparams, _numerics, _trees
+from adam_tx.chain import Link, by_name, chain, check_state, make_link
 
 
 def clip_by_rms(threshold: float = 1.0) -> Link:
@@ -69,8 +69,7 @@ def clip_by_norm(max_norm: float = 1.0) -> Link:
 
 
 def _clip(name: str, formula: str, argument: str, limit: float, *, mean: bool) -> Link:
-    if not 0.0 < limit < float("inf"):
-        raise ValueError(f"{argument} must be in (0, inf), got {limit}.")
+    _hyperparams.positive(argument, limit)
 
     def rule(u: jax.Array) -> tuple[jax.Array]:
         return (u * (1.0 / jnp.maximum(_numerics.root_mean_square(u, mean=mean) / limit, 1.0)),)
@@ -136,8 +135,7 @@ def scale_by_caution(floor: float = 1e-3, *, step: bool = False) -> Link:
     >>> tx.update(jnp.array([3.0, 3.0]), tx.init(grad), grad=grad)[0]
     Array([6., 0.], dtype=float32)
     """
-    if not 0.0 < floor < float("inf"):
-        raise ValueError(f"floor must be in (0, inf), got {floor}.")
+    _hyperparams.positive("floor", floor)
 
     def rule(u: jax.Array, g: jax.Array) -> tuple[jax.Array]:
         agreement = jnp.sign(g) * jnp.sign(u) if not _numerics.is_complex(u) else g.real * u.real + g.imag * u.imag
@@ -184,8 +182,7 @@ def scale_by_surprise(
     >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # the surprise is 7 / sqrt(28.4)
     Array([0.2159797], dtype=float32)
     """
-    if not 0.0 < threshold < float("inf"):
-        raise ValueError(f"threshold must be in (0, inf), got {threshold}.")
+    _hyperparams.positive("threshold", threshold)
     eps_at = _hyperparams.hyperparameter("eps", eps)
     inside = chain(rms, *members)
     links = by_name((rms, *members))
@@ -193,7 +190,8 @@ def scale_by_surprise(
 
     def init(params: Any) -> Any:
         state: Any = inside.init(params)
-        if not {"nu", "log_decay"} <= set(getattr(state[first], "_fields", ())):
+        known = {"nu", "log_decay"} <= set(getattr(state[first], "_fields", ()))
+        if not known or jax.tree.structure(state[first].nu) != jax.tree.structure(params):
             raise TypeError(
                 f"scale_by_surprise: the state of {first} has no nu and log_decay to measure the gradient against; "
                 "give scale_by_rms first."
@@ -201,6 +199,7 @@ def scale_by_surprise(
         return state
 
     def update(updates: Any, state: Any, grad: Any, **extra: Any) -> tuple[Any, Any]:
+        check_state(links, state)
         floor = eps_at(state[first].count)
         new = {}
         for name, link in links.items():
@@ -208,11 +207,13 @@ def scale_by_surprise(
         unbias = 1.0 / new[first].log_decay.weight()
 
         def rule(u: jax.Array, g: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
-            size = _numerics.root_and_divide_clamped(jnp.abs(g), nu * _numerics.scalar(unbias, nu), floor, 0.0)
+            v = _blocks.expand(nu, g.shape) * _numerics.scalar(unbias, nu)
+            size = _numerics.root_and_divide_clamped(jnp.abs(g), v, floor, 0.0)
             surprise = _numerics.root_mean_square(size)
             return u * (1.0 / jnp.maximum(surprise / threshold, 1.0)), nu
 
-        emitted, _ = _trees.map_leaves(rule, {"updates": updates, "grad": grad}, {"nu": new[first].nu}, real=["nu"])
+        inputs, moment = {"updates": updates, "grad": grad}, {"nu": new[first].nu}
+        emitted, _ = _trees.map_leaves(rule, inputs, moment, real=moment, blocks=moment)
         return emitted, new
 
     return make_link(

@@ -152,7 +152,12 @@ def _marked(mask: Any, params: Any) -> Any:
     if mask is None:
         return params
     marks = mask(params) if callable(mask) else mask
-    return jax.tree.map(lambda marked, part: part if marked else jax.tree.map(jnp.zeros_like, part), marks, params)
+    try:
+        return jax.tree.map(lambda marked, part: part if marked else jax.tree.map(jnp.zeros_like, part), marks, params)
+    except ValueError:
+        raise ValueError(
+            f"mask must be a tree of booleans, one for each leaf or part of the tree of params, got {marks}."
+        ) from None
 
 
 def _need_params(name: str, updates: Any, params: Any) -> None:

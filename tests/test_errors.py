@@ -272,7 +272,49 @@ def test_arguments_of_the_links_on_whole_tensors_are_checked(make, message):
         make()
 
 
-@pytest.mark.parametrize("block", [(2,), (2, 2), (3, 1), (-1, 1)])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: adam_tx.clip_by_rms("1"), "threshold must be a number, got str"),
+        (lambda: adam_tx.clip_by_norm(True), "max_norm must be a number, got bool"),
+        (lambda: adam_tx.soap(1e-3, every=2.5), "every must be a whole number, got float: 2.5"),
+        (lambda: adam_tx.schedules.warmup(1.0, float("nan")), "steps must be a whole number, got float"),
+        (lambda: adam_tx.schedules.power_decay(lambda _: 0.8), "exponent must be a number, not a schedule"),
+        (lambda: adam_tx.adafactor(1e-3, 0.5), "min_dim_size_to_factor must be a whole number, got float"),
+        (lambda: adam_tx.adam_mini(1e-3, eps=None), "eps must be a number, a 0-d array or a schedule, got NoneType"),
+        (lambda: adam_tx.cautious("adam"), "a transformation is needed.*got 'adam'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_novograd_calls_its_decay_by_its_own_name():
+    with pytest.raises(ValueError, match=r"b2 must be in \[0, 1\), got 1"):
+        adam_tx.novograd(1e-3, b2=1.0)
+
+
+@pytest.mark.parametrize("mask", [{"dense": {"kernel": True}}, [True], {"dense": {"kernel": np.ones((2, 3), bool)}}])
+def test_a_mask_of_another_tree_is_named(mask):
+    tx = adam_tx.decay_weights(0.1, mask)
+    with pytest.raises(ValueError, match="mask must be a tree of booleans"):
+        update(tx, PARAMS)
+
+
+def test_a_surprise_refuses_the_state_of_another_chain():
+    tx = adam_tx.scale_by_surprise(adam_tx.scale_by_rms())
+    with pytest.raises(ValueError, match=r"keyed \['scale_by_rms'\], but a EmptyState came"):
+        tx.update(PARAMS, optax.EmptyState(), grad=PARAMS)
+
+
+def test_a_basis_for_a_leaf_that_was_absent_is_missed_by_name():
+    tx = adam_tx.soap(1e-3)
+    with pytest.raises(ValueError, match=r"leaf \['a'\] has shape \(2, 2\), but its basis is that of another"):
+        tx.update({"a": jnp.ones((2, 2))}, tx.init({"a": None}), {"a": jnp.ones((2, 2))})
+
+
+@pytest.mark.parametrize("block", [(2,), (2, 2), (3, 1), (-1, 1), (0, 1), (1.0, 1.0), None])
 def test_a_block_that_does_not_divide_its_leaf_names_both(block):
     tx = adam_tx.scale_by_block_rms(block=lambda *_: block)
     with pytest.raises(ValueError, match=r"leaf \['dense'\]\['\w+'\] of shape .* cannot be cut into blocks of shape"):

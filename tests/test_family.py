@@ -282,3 +282,25 @@ def test_soap_beats_adam_on_an_ill_conditioned_problem_for_every_seed():
     """Each with its best learning rate; `benchmarks/soap.py` has more seeds, steps, and noise."""
     losses = soap.race(seeds=3, steps=150)
     assert (losses["soap"] < 0.7 * losses["adam"]).all()
+
+
+def test_a_leaf_without_a_gradient_keeps_its_basis():
+    tx, params = adam_tx.soap(0.01), {"a": jnp.eye(2), "b": jnp.eye(3)}
+    state = tx.init(params)
+    for grads in (params, {"a": None, "b": jnp.ones((3, 3))}):
+        before = state["in_eigenbasis"].covariance
+        updates, state = tx.update(grads, state, params)
+    assert updates["a"] is None
+    jax.tree.map(np.testing.assert_array_equal, before["a"], state["in_eigenbasis"].covariance["a"])
+    assert not np.array_equal(before["b"][0], state["in_eigenbasis"].covariance["b"][0])
+
+
+def test_a_surprise_is_measured_against_blocks_too():
+    rms = adam_tx.scale_by_block_rms(0.5, block=adam_tx.output_unit)
+    tx = adam_tx.scale_by_surprise(rms)
+    state = tx.init(jnp.ones((2, 3)))
+    _, state = tx.update(jnp.ones((2, 3)), state, grad=jnp.ones((2, 3)))
+    quiet, _ = rms.update(jnp.ones((2, 3)), state["scale_by_block_rms"], grad=jnp.full((2, 3), 7.0))
+    slowed, _ = tx.update(jnp.ones((2, 3)), state, grad=jnp.full((2, 3), 7.0))
+    v = (0.25 + 0.5 * 49.0) / 0.75
+    np.testing.assert_allclose(slowed, quiet / (7.0 / v**0.5), rtol=1e-6)

@@ -118,8 +118,7 @@ def adamc(
     >>> tx.update(jnp.zeros(1), tx.init(params), params)[0]  # 0.1² / 0.2 · 0.5 · 10
     Array([-0.25], dtype=float32)
     """
-    if not 0.0 < max_learning_rate < float("inf"):
-        raise ValueError(f"max_learning_rate must be in (0, inf), got {max_learning_rate}.")
+    _hyperparams.positive("max_learning_rate", max_learning_rate)
     rate_at = _hyperparams.hyperparameter("learning_rate", learning_rate)
     decay_at = _hyperparams.hyperparameter("weight_decay", weight_decay)
 

@@ -6,7 +6,7 @@ import optax
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx import schedules
+from adam_tx import _hyperparams, schedules
 from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import Link, chain
 from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
@@ -114,6 +114,7 @@ def novograd(
     >>> tx.update(grad, tx.init(grad), grad)[0]
     Array([-0.6,  0.8], dtype=float32)
     """
+    _hyperparams.decay("b2", b2)  # refused by the name it has here
     return chain(
         scale_by_block_rms(schedules.from_second_update(b2), eps, eps_root=eps_root, total=True),
         add_decayed_weights(weight_decay),
@@ -173,6 +174,7 @@ def adafactor(
     >>> tx.update(jnp.array([3.0, -4.0]), tx.init(params), params)[0]
     Array([-0.2,  0.2], dtype=float32)
     """
+    _hyperparams.whole("min_dim_size_to_factor", min_dim_size_to_factor, least=0)
 
     def axes(path: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
         return largest_axes(path, shape, min_dim_size_to_factor)
