@@ -52,6 +52,13 @@ def test_one_more_leaf_of_a_member_of_the_family_costs_no_more_than_with_optax(n
     assert ours.bytes_accessed <= theirs.bytes_accessed
 
 
+@pytest.mark.parametrize("name", ["lamb", "novograd", "adafactor"])
+def test_one_more_matrix_costs_no_more_than_with_optax_where_a_whole_tensor_counts(name):
+    ours, theirs = (per_leaf(getattr(library, name)(1e-3), leaves=4, shape=(256, 256)) for library in (adam_tx, optax))
+    assert ours.leaf_fusions <= theirs.leaf_fusions
+    assert ours.bytes_accessed <= theirs.bytes_accessed
+
+
 ALL = OPTIMIZERS | PER_TENSOR | SMALL_STATE
 
 
