@@ -1,79 +1,218 @@
 """Adam taken apart into Optax transformations, which put together again are exactly Adam."""
 
+import importlib.metadata
+
 from adam_tx import interop as interop
 from adam_tx import schedules as schedules
-from adam_tx.bias_correction import BiasCorrectionState as BiasCorrectionState
-from adam_tx.bias_correction import bias_correction as bias_correction
-from adam_tx.chain import Link as Link
-from adam_tx.chain import chain as chain
-from adam_tx.eigenbasis import InEigenbasisState as InEigenbasisState
-from adam_tx.eigenbasis import in_eigenbasis as in_eigenbasis
-from adam_tx.eigenbasis import matrix_axes as matrix_axes
-from adam_tx.extremes import ScaleByMaxNormState as ScaleByMaxNormState
-from adam_tx.extremes import ScaleByMaxRmsState as ScaleByMaxRmsState
-from adam_tx.extremes import ScaleByRssState as ScaleByRssState
-from adam_tx.extremes import scale_by_max_norm as scale_by_max_norm
-from adam_tx.extremes import scale_by_max_rms as scale_by_max_rms
-from adam_tx.extremes import scale_by_rss as scale_by_rss
-from adam_tx.first_moment import ScaleByHeavyBallState as ScaleByHeavyBallState
-from adam_tx.first_moment import ScaleByMomentumState as ScaleByMomentumState
-from adam_tx.first_moment import scale_by_heavy_ball as scale_by_heavy_ball
-from adam_tx.first_moment import scale_by_momentum as scale_by_momentum
-from adam_tx.gradient_change import AddGradientChangeState as AddGradientChangeState
-from adam_tx.gradient_change import add_gradient_change as add_gradient_change
-from adam_tx.learning_rate import scale_by_learning_rate as scale_by_learning_rate
-from adam_tx.optimizers import adabelief as adabelief
-from adam_tx.optimizers import adafactor as adafactor
-from adam_tx.optimizers import adagrad as adagrad
-from adam_tx.optimizers import adam as adam
-from adam_tx.optimizers import adam_atan2 as adam_atan2
-from adam_tx.optimizers import adam_mini as adam_mini
-from adam_tx.optimizers import adamax as adamax
-from adam_tx.optimizers import adamaxw as adamaxw
-from adam_tx.optimizers import adamc as adamc
-from adam_tx.optimizers import adamw as adamw
-from adam_tx.optimizers import ademamix as ademamix
-from adam_tx.optimizers import adopt as adopt
-from adam_tx.optimizers import amsgrad as amsgrad
-from adam_tx.optimizers import cautious as cautious
-from adam_tx.optimizers import lamb as lamb
-from adam_tx.optimizers import laprop as laprop
-from adam_tx.optimizers import lion as lion
-from adam_tx.optimizers import mars_adamw as mars_adamw
-from adam_tx.optimizers import nadam as nadam
-from adam_tx.optimizers import nadamw as nadamw
-from adam_tx.optimizers import novograd as novograd
-from adam_tx.optimizers import radam as radam
-from adam_tx.optimizers import rmsprop as rmsprop
-from adam_tx.optimizers import sgd as sgd
-from adam_tx.optimizers import soap as soap
-from adam_tx.optimizers import stable_adamw as stable_adamw
-from adam_tx.optimizers import yogi as yogi
-from adam_tx.parallel import ParallelState as ParallelState
-from adam_tx.parallel import parallel as parallel
-from adam_tx.readouts import scale_by_atan2 as scale_by_atan2
-from adam_tx.readouts import scale_by_delayed_rms as scale_by_delayed_rms
-from adam_tx.readouts import scale_by_rectified_rms as scale_by_rectified_rms
-from adam_tx.reduced_moments import ScaleByFactoredRmsState as ScaleByFactoredRmsState
-from adam_tx.reduced_moments import largest_axes as largest_axes
-from adam_tx.reduced_moments import last_axes as last_axes
-from adam_tx.reduced_moments import output_unit as output_unit
-from adam_tx.reduced_moments import scale_by_block_rms as scale_by_block_rms
-from adam_tx.reduced_moments import scale_by_factored_rms as scale_by_factored_rms
-from adam_tx.reduced_moments import whole_tensor as whole_tensor
-from adam_tx.second_moment import ScaleByRmsState as ScaleByRmsState
-from adam_tx.second_moment import ScaleByStddevState as ScaleByStddevState
-from adam_tx.second_moment import scale_by_belief as scale_by_belief
-from adam_tx.second_moment import scale_by_rms as scale_by_rms
-from adam_tx.second_moment import scale_by_stddev as scale_by_stddev
-from adam_tx.second_moment import scale_by_yogi_rms as scale_by_yogi_rms
-from adam_tx.summary import get_config as get_config
-from adam_tx.summary import summary as summary
-from adam_tx.tensorwise import clip_by_norm as clip_by_norm
-from adam_tx.tensorwise import clip_by_rms as clip_by_rms
-from adam_tx.tensorwise import scale_by_caution as scale_by_caution
-from adam_tx.tensorwise import scale_by_surprise as scale_by_surprise
-from adam_tx.tensorwise import scale_by_trust_ratio as scale_by_trust_ratio
-from adam_tx.weight_decay import DecayWeightsState as DecayWeightsState
-from adam_tx.weight_decay import add_decayed_weights as add_decayed_weights
-from adam_tx.weight_decay import decay_weights as decay_weights
+from adam_tx._core import numerics as numerics
+from adam_tx._core.hyperparams import (
+    Decay,
+    Finite,
+    NonNegative,
+    Positive,
+)
+from adam_tx._core.leafwise import (
+    Reduction,
+    Rule,
+    Slot,
+    mean,
+    total,
+)
+from adam_tx.chain import (
+    chain,
+    parallel,
+    with_gradient,
+)
+from adam_tx.config import (
+    from_config,
+    get_config,
+)
+from adam_tx.link import (
+    Link,
+    as_link,
+    link,
+    optimizer,
+)
+from adam_tx.links.atan2 import scale_by_atan2
+from adam_tx.links.basis import (
+    Basis,
+    Turn,
+    in_basis,
+)
+from adam_tx.links.belief_rms import scale_by_belief_rms
+from adam_tx.links.bias_correction import bias_correction
+from adam_tx.links.block_rms import (
+    output_unit,
+    scale_by_block_rms,
+    whole_tensor,
+)
+from adam_tx.links.caution import scale_by_caution
+from adam_tx.links.centered_rms import scale_by_centered_rms
+from adam_tx.links.clip import (
+    clip_by_norm,
+    clip_by_rms,
+)
+from adam_tx.links.delayed_rms import (
+    fourth_root,
+    scale_by_delayed_rms,
+)
+from adam_tx.links.eigenbasis import (
+    Eigenbasis,
+    in_eigenbasis,
+    matrix_axes,
+)
+from adam_tx.links.gradient_difference import (
+    add_gradient_change,
+    gradient_difference,
+)
+from adam_tx.links.heavy_ball import scale_by_heavy_ball
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.lion_momentum import scale_by_lion_momentum
+from adam_tx.links.max_norm import scale_by_max_norm
+from adam_tx.links.max_rms import scale_by_max_rms
+from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.rectified_rms import scale_by_rectified_rms
+from adam_tx.links.rms import scale_by_rms
+from adam_tx.links.row_column_rms import (
+    largest_axes,
+    last_axes,
+    scale_by_row_column_rms,
+)
+from adam_tx.links.summed_rms import scale_by_summed_rms
+from adam_tx.links.surprise import scale_by_surprise
+from adam_tx.links.trust_ratio import scale_by_trust_ratio
+from adam_tx.links.weight_decay import (
+    add_decayed_weights,
+    decay_stepped_weights,
+    decay_weights,
+    on_decayed_weights,
+)
+from adam_tx.links.yogi_rms import scale_by_yogi_rms
+from adam_tx.optimizers import (
+    adabelief,
+    adafactor,
+    adagrad,
+    adam,
+    adam_atan2,
+    adam_mini,
+    adamax,
+    adamaxw,
+    adamc,
+    adamw,
+    ademamix,
+    adopt,
+    amsgrad,
+    cautious,
+    lamb,
+    laprop,
+    lion,
+    mars_adamw,
+    nadam,
+    nadamw,
+    novograd,
+    radam,
+    rmsprop,
+    sgd,
+    soap,
+    stable_adamw,
+    yogi,
+)
+from adam_tx.summary import summary
+
+__version__ = importlib.metadata.version("adam_tx")
+
+__all__ = [
+    "Basis",
+    "Decay",
+    "Eigenbasis",
+    "Finite",
+    "Link",
+    "NonNegative",
+    "Positive",
+    "Reduction",
+    "Rule",
+    "Slot",
+    "Turn",
+    "adabelief",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adam_atan2",
+    "adam_mini",
+    "adamax",
+    "adamaxw",
+    "adamc",
+    "adamw",
+    "add_decayed_weights",
+    "add_gradient_change",
+    "ademamix",
+    "adopt",
+    "amsgrad",
+    "as_link",
+    "bias_correction",
+    "cautious",
+    "chain",
+    "clip_by_norm",
+    "clip_by_rms",
+    "decay_stepped_weights",
+    "decay_weights",
+    "fourth_root",
+    "from_config",
+    "get_config",
+    "gradient_difference",
+    "in_basis",
+    "in_eigenbasis",
+    "interop",
+    "lamb",
+    "laprop",
+    "largest_axes",
+    "last_axes",
+    "link",
+    "lion",
+    "mars_adamw",
+    "matrix_axes",
+    "mean",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "numerics",
+    "on_decayed_weights",
+    "optimizer",
+    "output_unit",
+    "parallel",
+    "radam",
+    "rmsprop",
+    "scale_by_atan2",
+    "scale_by_belief_rms",
+    "scale_by_block_rms",
+    "scale_by_caution",
+    "scale_by_centered_rms",
+    "scale_by_delayed_rms",
+    "scale_by_heavy_ball",
+    "scale_by_learning_rate",
+    "scale_by_lion_momentum",
+    "scale_by_max_norm",
+    "scale_by_max_rms",
+    "scale_by_momentum",
+    "scale_by_rectified_rms",
+    "scale_by_rms",
+    "scale_by_row_column_rms",
+    "scale_by_summed_rms",
+    "scale_by_surprise",
+    "scale_by_trust_ratio",
+    "scale_by_yogi_rms",
+    "schedules",
+    "sgd",
+    "soap",
+    "stable_adamw",
+    "summary",
+    "total",
+    "whole_tensor",
+    "with_gradient",
+    "yogi",
+]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, for completion."""
+    return [*__all__, "__all__", "__version__", "__doc__", "__name__", "__path__"]

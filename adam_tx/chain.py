@@ -1,131 +1,27 @@
-"""`chain`, which lets every link see the raw gradient, and `Link`, what it chains.
+"""`chain`, which lets every link see the raw gradient, and the other ways to combine links.
 
 In `optax.chain` a transformation sees only what the one before it emitted. An
 RMS that follows a momentum would accumulate m², not g², and the result would
 not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import jax
 import optax
 
-from adam_tx import _introspect, _trees
+from adam_tx._core import hyperparams, numerics, states
+from adam_tx._core.declaration import Call, Declaration
+from adam_tx._core.hyperparams import ScalarOrSchedule
+from adam_tx._core.trees import Column, Walk
+from adam_tx.link import Foreign, Link, as_link, link_of
+
+Member = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
+_FINITE = hyperparams.Range(-float("inf"), float("inf"), low_allowed=False)
 
 
-class Description(NamedTuple):
-    """What a link can say of itself.
-
-    Attributes:
-      name: the key of its state in a chain.
-      formula: what it emits, in one line.
-      hyperparams: its arguments, as they were given.
-      links: its members by name, when it is a chain.
-      wraps: the transformation from elsewhere that it stands for, which is then
-        described by what it holds on to.
-    """
-
-    name: str
-    formula: str
-    hyperparams: Mapping[str, Any]
-    links: Mapping[str, "Link"]
-    wraps: optax.GradientTransformation | None = None
-
-
-class Link(optax.GradientTransformationExtraArgs):
-    """An Optax transformation that knows its name and its hyperparameters.
-
-    Use it wherever Optax takes a transformation. It is still the pair
-    `(init, update)`, and survives being taken apart and rebuilt as a pytree.
-    """
-
-    __slots__ = ()
-
-    @property
-    def description(self) -> Description:
-        """Name, formula, hyperparameters and members."""
-        unknown = Description(_introspect.name(self.update), "its update was replaced", {}, {})
-        return describe(self.update) or unknown
-
-
-# Keyed by the update function, because that is what wrappers such as
-# optax.chain keep of a transformation.
-_DESCRIPTIONS: WeakKeyDictionary[Callable[..., Any], Description] = WeakKeyDictionary()
-
-
-def describe(update: Callable[..., Any]) -> Description | None:
-    """The description of the link with this update function, if it is a link's."""
-    try:
-        return _DESCRIPTIONS.get(update)
-    except TypeError:  # not weakly referable, so not ours
-        return None
-
-
-_OBSERVE: ContextVar[Callable[[Link, Any], None] | None] = ContextVar("observe", default=None)
-
-
-@contextlib.contextmanager
-def observing(observe: Callable[[Link, Any], None]) -> Iterator[None]:
-    """Call `observe(link, state)` whenever a link's `init` has run in this thread, in whatever wrapper."""
-    token = _OBSERVE.set(observe)
-    try:
-        yield
-    finally:
-        _OBSERVE.reset(token)
-
-
-def make_link(
-    name: str,
-    init: Callable[[Any], Any],
-    update: Callable[..., tuple[Any, Any]],
-    *,
-    formula: str,
-    hyperparams: Mapping[str, Any],
-    links: Mapping[str, Link] | None = None,
-    reads_grad: bool = False,
-    wraps: optax.GradientTransformation | None = None,
-) -> Link:
-    """Make a link from an `update` that works in the working precision.
-
-    Args:
-      name: the key of its state in a chain.
-      init: `params -> state`.
-      update: `update(updates, state, params=, grad=, **extra) -> (updates, state)`;
-        its trees come lifted to the working dtype, and what it emits is lowered.
-      formula: what it emits, in one line.
-      hyperparams: its arguments, as they were given.
-      links: its members, when it is a chain.
-      reads_grad: whether `grad` must be there.
-      wraps: the transformation from elsewhere that it stands for.
-    """
-
-    def init_fn(params: Any) -> Any:
-        state = init(params)
-        if observe := _OBSERVE.get():
-            observe(link, state)
-        return state
-
-    def update_fn(updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if reads_grad and grad is None and updates is not None:
-            raise TypeError(
-                f"{name} reads the gradient, and update was called without grad. Put the link in adam_tx.chain, "
-                "which passes it on, or call update(updates, state, params, grad=g)."
-            )
-        lifted, lifted_grad, lifted_params = _trees.lift(updates, grad, params)
-        emitted, new_state = update(lifted, state, params=lifted_params, grad=lifted_grad, **extra)
-        return _trees.lower(emitted, updates, params), new_state
-
-    link = Link(init_fn, update_fn)
-    _DESCRIPTIONS[update_fn] = Description(name, formula, hyperparams, links or {}, wraps)
-    return link
-
-
-def chain(
-    *members: optax.GradientTransformation | tuple[str, optax.GradientTransformation],
-) -> Link:
+def chain(*members: Member) -> Link:
     """Chain transformations, each of which also receives the raw gradient.
 
     Every member is called as `update(updates, state, params, *, grad, **extra)`::
@@ -139,96 +35,294 @@ def chain(
 
     Args:
       *members: links of adam_tx, Optax transformations, or pairs
-        `(name, transformation)`. The first must be a link of adam_tx: what changes
-        the gradient itself, such as clipping or L2, belongs in front, as in
+        `(name, transformation)`. What changes the gradient itself, such as clipping or
+        L2, belongs in front, as in
         `optax.chain(optax.clip_by_global_norm(1.0), adam_tx.chain(...))`.
 
     Returns:
-      A `Link` whose state is a dict keyed by the members' names; a second member
-      of the same name is keyed `<name>_2`.
+      A `Link` whose state is a dict: under "count" the number of updates so far, and
+      under each member's name what it keeps; a second member of the same name is keyed
+      `<name>_2`, and one that keeps nothing has no entry. A chain inside another link
+      has no count of its own.
 
     Raises:
-      ValueError: no member, or a first member that is not a link of adam_tx.
+      ValueError: no member; a first member that changes the gradient before one that
+        reads it; an average that is corrected twice, or by another decay than its own.
       TypeError: a member that is not a transformation.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> import optax
     >>> tx = adam_tx.chain(
     ...     adam_tx.scale_by_momentum(0.9),
     ...     adam_tx.scale_by_rms(0.999, eps=1e-7),
-    ...     adam_tx.bias_correction(0.9, 0.999),
-    ...     optax.scale_by_learning_rate(1e-3),
+    ...     adam_tx.bias_correction(),
+    ...     adam_tx.scale_by_learning_rate(1e-3),
     ... )
     >>> params = jnp.array([1.0, 2.0])
     >>> state = tx.init(params)
     >>> list(state)
-    ['scale_by_momentum', 'scale_by_rms', 'bias_correction', 'scale']
+    ['count', 'scale_by_momentum', 'scale_by_rms', 'bias_correction']
     >>> updates, state = tx.update(jnp.array([0.5, -0.1]), state, params)
     >>> updates
     Array([-0.00099999,  0.00099997], dtype=float32)
     """
-    links = by_name(members)
-    if not links:
-        raise ValueError("chain: no member; give at least one link of adam_tx.")
-    _, first = _name_and_transformation(0, members[0])
-    if not isinstance(first, Link):
-        raise ValueError(
-            f"chain: the first member must be a link of adam_tx, got {_introspect.name(first.update)!r}. Put what "
-            "changes the gradient in front of the chain: optax.chain(<that member>, adam_tx.chain(...))."
-        )
+    return link_of(Chain(members))
 
-    def init(params: Any) -> dict[str, Any]:
-        return {name: link.init(params) for name, link in links.items()}
 
-    def update(updates: Any, state: Mapping[str, Any], **extra: Any) -> tuple[Any, dict[str, Any]]:
-        check_state(links, state)
-        new_state = {}
-        extra["grad"] = updates
+def parallel(*members: Member, weights: Sequence[ScalarOrSchedule] | None = None) -> Link:
+    """Give the same updates to several links and add up what they emit.
+
+    Every member also receives the raw gradient, as in `chain`::
+
+        u <- Σ weight_k · member_k(u)
+
+    Args:
+      *members: as for `chain`; none has to come first.
+      weights: one for each member, of either sign: number, 0-d array or schedule; all
+        one by default.
+
+    Returns:
+      A `Link` with state `(count, links)`, the members' states by name.
+
+    Raises:
+      ValueError: no member, or as many weights as there are not members.
+
+    >>> import jax.numpy as jnp
+    >>> import optax
+    >>> tx = parallel(optax.scale(1.0), ("other", optax.scale(10.0)), weights=(1.0, -0.5))
+    >>> grad = jnp.array([2.0])
+    >>> tx.update(grad, tx.init(grad))[0]
+    Array([-8.], dtype=float32)
+    """
+    return link_of(Parallel(members, weights))
+
+
+def with_gradient(
+    member: optax.GradientTransformation, gradient: Callable[[jax.Array, jax.Array], jax.Array] | Link
+) -> Link:
+    """Let one link see another gradient than the rest of the chain does.
+
+    With g the raw gradient and u the incoming updates::
+
+        u <- member(u, grad=gradient(g, u))        gradient a function of a leaf of either
+        u <- member(u, grad=gradient(g))           gradient a link, which may have a state
+
+    CAME, for instance, averages how far the updates are from their momentum, and Adan
+    the square of a gradient to which its change was added.
+
+    Args:
+      member: the link that sees it.
+      gradient: a function `(grad, updates) -> grad` of one leaf, elementwise, or a link
+        that is given the raw gradient as its updates.
+
+    Returns:
+      A `Link` with state `(count, member, gradient)`.
+
+    Raises:
+      TypeError: a member that is no transformation, or a gradient that is neither function nor link.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = with_gradient(adam_tx.scale_by_rms(0.0), lambda grad, updates: grad - updates)
+    >>> tx.update(jnp.array([6.0]), tx.init(jnp.zeros(1)), grad=jnp.array([4.0]))[0]
+    Array([3.], dtype=float32)
+    """
+    return link_of(WithGradient(member, gradient))
+
+
+class Chain(Declaration):
+    """Links in turn."""
+
+    formula = "its links in turn"
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.name, self.call = "chain", Call(chain, tuple(members), {})
+        links = by_name("chain", members)
+        if not links:
+            raise ValueError("chain: no member; give at least one link of adam_tx.")
+        self.links, averages = {}, ()
         for name, link in links.items():
-            updates, new_state[name] = link.update(updates, state[name], **extra)
+            declaration, averages = link.declaration.after(averages)
+            self.links[name] = link if declaration is link.declaration else link_of(declaration)
+        self.averages = averages
+        self._members = {name: link.declaration for name, link in self.links.items()}
+        _check_first(self._members)
+        self._keys = {name for name, member in self._members.items() if member.keeps}
+        self.keeps = bool(self._keys)
+        self.changes_gradient = all(member.changes_gradient for member in self._members.values())
+        self.elementwise = all(member.elementwise for member in self._members.values())
+
+    def begin(self, walk: Walk) -> Any:
+        """The members' states by name."""
+        return _begin(self._members, walk)
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """Every member in turn, with the updates that entered here as the gradient."""
+        self._check_state(state)
+        return self._run(walk.with_grad(updates), updates, state)
+
+    def _check_state(self, state: Any) -> None:
+        if not isinstance(state, Mapping) or state.keys() - {"count"} != self._keys:
+            raise ValueError(self._of_another(state))
+
+    def _run(self, walk: Walk, updates: Column, state: Mapping[str, Any]) -> tuple[Column, dict[str, Any]]:
+        new_state = {}
+        for name, member in self._members.items():
+            updates, kept = member.step(walk, updates, state.get(name))
+            if member.keeps:
+                new_state[name] = kept
         return updates, new_state
 
-    return make_link("chain", init, update, formula="its links in turn", hyperparams={}, links=links)
+    def follow(self, state: Any, move: Any) -> Any:
+        """Every member's slots."""
+        return {**state, **_follow(self._members, state, move)}
+
+    def count_of(self, state: Any) -> Any:
+        """The count in the dict."""
+        if not isinstance(state, Mapping) or "count" not in state:
+            raise ValueError(self._of_another(state))
+        return state["count"]
+
+    def with_count(self, state: Any, count: Any) -> Any:
+        """The dict with a count."""
+        return {"count": count, **state}
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The count, and the members."""
+        own = {"count": state["count"]} if "count" in state else {}
+        return own, [(name, link, state.get(name)) for name, link in self.links.items()]
+
+    def _of_another(self, state: Any) -> str:
+        keys = ["count", *(name for name in self._members if name in self._keys)]
+        if not isinstance(state, Mapping):
+            return (
+                f"{self.name}: its state is a dict keyed {keys}, but a {type(state).__name__} came. Give update the "
+                "state that this chain's init returned; the order is update(updates, state, params)."
+            )
+        missing, unknown = [key for key in keys if key not in state], [key for key in state if key not in keys]
+        return (
+            f"{self.name}: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call init of "
+            "this chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
+        )
 
 
-def by_name(members: Sequence[Any]) -> dict[str, Link]:
+class Parallel(Declaration):
+    """Links side by side."""
+
+    formula = "Σ weight · link(u)"
+
+    def __init__(self, members: Sequence[Member], weights: Sequence[ScalarOrSchedule] | None) -> None:
+        self.name, self.call = (
+            "parallel",
+            Call(parallel, tuple(members), {} if weights is None else {"weights": weights}),
+        )
+        self.links = by_name("parallel", members)
+        given = (1.0,) * len(self.links) if weights is None else tuple(weights)
+        if not self.links or len(given) != len(self.links):
+            raise ValueError(f"parallel: needs members and a weight for each, got {len(self.links)} and {len(given)}.")
+        self.hyperparams = {"weights": given}
+        self._weights = [hyperparams.reader(f"parallel: weights[{k}]", w, _FINITE) for k, w in enumerate(given)]
+        self._members = {name: link.declaration for name, link in self.links.items()}
+        members_averages = [average for member in self._members.values() for average in member.averages]
+        self.averages = tuple(a._replace(alone=a.alone and len(self.links) == 1) for a in members_averages)
+        self.reads_grad = any(member.reads_grad for member in self._members.values())
+        self.elementwise = all(member.elementwise for member in self._members.values())
+
+    def begin(self, walk: Walk) -> Any:
+        """The members' states by name."""
+        return _PARALLEL(_begin(self._members, walk))
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """The weighted sum of what the members emit."""
+        weights, emitted, new = [weight(walk.count) for weight in self._weights], list(updates), {}
+        for k, (name, member) in enumerate(self._members.items()):
+            column, kept = member.step(walk, updates, state.links.get(name))
+            if member.keeps:
+                new[name] = kept
+            for i in walk.present:
+                weighted = column[i] if weights[k] == 1.0 else column[i] * numerics.scalar(weights[k], column[i])
+                emitted[i] = emitted[i] + weighted if k else weighted
+        return emitted, _PARALLEL(new)
+
+    def follow(self, state: Any, move: Any) -> Any:
+        """Every member's slots."""
+        return state._replace(links=_follow(self._members, state.links, move))
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The count, and the members."""
+        return states.counts(state), [(name, link, state.links.get(name)) for name, link in self.links.items()]
+
+
+class WithGradient(Declaration):
+    """A link that sees another gradient."""
+
+    reads_grad = True
+
+    def __init__(self, member: optax.GradientTransformation, gradient: Any) -> None:
+        self.name, self.call = "with_gradient", Call(with_gradient, (member, gradient), {})
+        if not isinstance(gradient, optax.GradientTransformation) and not callable(gradient):
+            raise TypeError(f"with_gradient: gradient must be a function (grad, updates) or a link, got {gradient!r}.")
+        self._of_leaf = not isinstance(gradient, optax.GradientTransformation)
+        self.links = {"member": as_link(member)} | ({} if self._of_leaf else {"gradient": as_link(gradient)})
+        self._gradient = gradient if self._of_leaf else self.links["gradient"].declaration
+        self._member = self.links["member"].declaration
+        self.formula = "member(u), which sees another gradient"
+        self.averages, self.elementwise = self._member.averages, self._member.elementwise
+
+    def begin(self, walk: Walk) -> Any:
+        """The state of the link, and of the one that makes its gradient."""
+        return _WITH_GRADIENT(self._member.begin(walk), None if self._of_leaf else self._gradient.begin(walk))
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """Make the gradient, and the link's update with it."""
+        if self._of_leaf:
+            grad, made = list(walk.grad), None
+            for i in walk.present:
+                grad[i] = self._gradient(walk.grad[i], updates[i])
+        else:
+            grad, made = self._gradient.step(walk, walk.grad, state.gradient)
+        emitted, inner = self._member.step(walk.with_grad(grad), updates, state.member)
+        return emitted, _WITH_GRADIENT(inner, made)
+
+    def follow(self, state: Any, move: Any) -> Any:
+        """The slots of both."""
+        made = state.gradient if self._of_leaf else self._gradient.follow(state.gradient, move)
+        return state._replace(member=self._member.follow(state.member, move), gradient=made)
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The count, and the members."""
+        return states.counts(state), [(name, link, getattr(state, name)) for name, link in self.links.items()]
+
+
+_PARALLEL = states.wrapper_type("parallel", "links")
+_WITH_GRADIENT = states.wrapper_type("with_gradient", "member", "gradient")
+
+
+def _begin(members: Mapping[str, Declaration], walk: Walk) -> dict[str, Any]:
+    """The states of members that keep one, by name."""
+    return {name: member.begin(walk) for name, member in members.items() if member.keeps}
+
+
+def _follow(members: Mapping[str, Declaration], states_of: Mapping[str, Any], move: Any) -> dict[str, Any]:
+    """The states of members with their slots replaced, by name."""
+    return {name: member.follow(states_of[name], move) for name, member in members.items() if member.keeps}
+
+
+def by_name(what: str, members: Sequence[Any]) -> dict[str, Link]:
     """The members as links, keyed by their names; a second one of a name is numbered."""
     links: dict[str, Link] = {}
     for position, member in enumerate(members):
-        name, transformation = _name_and_transformation(position, member)
+        pair = isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
+        name, transformation = member if pair else (None, member)
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise TypeError(
+                f"{what}: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
+            )
+        if name == "count":
+            raise ValueError(f"{what}: member {position} cannot be named 'count', which is the number of updates.")
         link = as_link(transformation)
-        links[_unique(name or link.description.name, links)] = link
+        links[_unique(name or link.name, links)] = link
     return links
-
-
-def _name_and_transformation(position: int, member: Any) -> tuple[str | None, optax.GradientTransformation]:
-    pair = isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
-    name, transformation = member if pair else (None, member)
-    if not isinstance(transformation, optax.GradientTransformation):
-        raise TypeError(
-            f"chain: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
-        )
-    return name, transformation
-
-
-def check_state(links: Mapping[str, Link], state: Any) -> None:
-    """Raise ValueError unless the state has exactly the names of the links."""
-    if not isinstance(state, Mapping) or set(state) != set(links):
-        raise ValueError(_of_another_chain(links, state))
-
-
-def _of_another_chain(links: Mapping[str, Link], state: Any) -> str:
-    if not isinstance(state, Mapping):
-        return (
-            f"chain: its state is a dict keyed {list(links)}, but a {type(state).__name__} came. Give update the state "
-            "that this chain's init returned; the order is update(updates, state, params)."
-        )
-    missing, unknown = [key for key in links if key not in state], [key for key in state if key not in links]
-    return (
-        f"chain: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call init of this "
-        "chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
-    )
 
 
 def _unique(name: str, taken: Mapping[str, Any]) -> str:
@@ -237,36 +331,15 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
     return next(key for n in range(2, len(taken) + 3) if (key := f"{name}_{n}") not in taken)
 
 
-def named(
-    name: str,
-    transformation: optax.GradientTransformation,
-    *,
-    formula: str,
-    hyperparams: Mapping[str, Any],
-    wraps: optax.GradientTransformation | None = None,
-) -> Link:
-    """A transformation from elsewhere as a link: its own `init` and `update`, plus a description.
-
-    Its state is made from lifted parameters, so that inside a chain, where it
-    will see float32, the state keeps the dtypes it starts with.
-    """
-    inner = optax.with_extra_args_support(transformation)
-
-    def init(params: Any) -> Any:
-        return inner.init(_trees.lift(params, None, None)[0])
-
-    def update(updates: Any, state: Any, **extra: Any) -> tuple[Any, Any]:
-        return inner.update(updates, state, **extra)
-
-    return make_link(name, init, update, formula=formula, hyperparams=hyperparams, wraps=wraps)
-
-
-def as_link(transformation: optax.GradientTransformation) -> Link:
-    """A transformation from anywhere as a link, described as far as it can be seen into; a link as it is."""
-    if isinstance(transformation, Link):
-        return transformation
-    if not isinstance(transformation, optax.GradientTransformation):
-        raise TypeError(f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}.")
-    name, held = _introspect.name(transformation.update), _introspect.held(transformation.update)
-    shown = {key: value for key, value in held.items() if value is None or isinstance(value, bool | int | float | str)}
-    return named(name, transformation, formula="as in its own documentation", hyperparams=shown, wraps=transformation)
+def _check_first(members: Mapping[str, Declaration]) -> None:
+    """Refuse a first member that changes the gradient when a link behind it reads the raw one."""
+    (name, first), *rest = members.items()
+    readers = [name for name, member in rest if member.reads_grad]
+    stranger = isinstance(first, Foreign) and not first.known
+    if readers and (stranger or first.changes_gradient):
+        raise ValueError(
+            f"chain: {name!r} stands first, but {readers[0]!r} reads the gradient as it entered the chain, so it would "
+            f"not see what {name!r} does to it. Put that in front of the chain: optax.chain(<{name}>, "
+            "adam_tx.chain(...))."
+            + (" If it is a part of the algorithm, say so: as_link(<it>, formula=...)." * stranger)
+        )

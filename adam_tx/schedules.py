@@ -3,17 +3,37 @@
 Each is a function of the number of earlier updates, as all of Optax's are.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
 import optax
-from optax import ScalarOrSchedule
 
-from adam_tx import _hyperparams, _numerics
+from adam_tx._core import hyperparams, numerics
+from adam_tx._core.declaration import Call
+from adam_tx._core.hyperparams import Decay, Finite, NonNegative
+
+P = ParamSpec("P")
 
 
-def nadam_decay(b1: ScalarOrSchedule = 0.9, momentum_decay: float = 0.004) -> optax.Schedule:
+def _schedule(maker: Callable[P, optax.Schedule]) -> Callable[P, optax.Schedule]:
+    """Check the arguments of a function that makes schedules, and let each schedule remember its call."""
+    parameters = hyperparams.Parameters(maker)
+
+    @functools.wraps(maker)
+    def make(*args: Any, **kwargs: Any) -> optax.Schedule:
+        made: Any = maker(**parameters.bind(*args, **kwargs))
+        made.call = Call(make, args, kwargs)
+        return made
+
+    return make
+
+
+@_schedule
+def nadam_decay(b1: Decay = 0.9, momentum_decay: NonNegative = 0.004) -> optax.Schedule:
     """Dozat's growing momentum: `b1 · (1 - 0.96^(t · momentum_decay) / 2)` at update t, from 1.
 
     Args:
@@ -25,62 +45,64 @@ def nadam_decay(b1: ScalarOrSchedule = 0.9, momentum_decay: float = 0.004) -> op
     >>> nadam_decay(0.9)(0)
     Array(0.45007348, dtype=float32)
     """
-    b1_at = _hyperparams.hyperparameter("b1", b1, _hyperparams.DECAY)
-    _hyperparams.fixed("momentum_decay", momentum_decay)
-    log_base = math.log(0.96) * momentum_decay
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        grown = 1.0 - 0.5 * jnp.exp(_update_number(count) * log_base)
-        return grown * _numerics.scalar(b1_at(jnp.asarray(count)), grown)
+        t = _update_number(count)
+        grown = 1.0 - 0.5 * jnp.exp(t * (math.log(0.96) * _at(momentum_decay, count, t)))
+        return grown * _at(b1, count, grown)
 
     return schedule
 
 
-def power_decay(exponent: float = 0.8) -> optax.Schedule:
+@_schedule
+def power_decay(exponent: NonNegative = 0.8, offset: Finite = 0.0) -> optax.Schedule:
     """Adafactor's decay, `1 - t^-exponent` at update t, from 1: zero at first, then ever closer to one.
 
     Args:
       exponent: at least 0.
+      offset: how many updates later t starts from 1; before that it is 1.
 
     Reference: Shazeer & Stern, Adafactor, 2018, section 7.2 (https://arxiv.org/abs/1804.04235).
 
     >>> power_decay(0.5)(3)
     Array(0.5, dtype=float32)
     """
-    _hyperparams.fixed("exponent", exponent)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        return 1.0 - _update_number(count) ** -exponent
+        t = _update_number(count)
+        late = t if isinstance(offset, float | int) and offset == 0 else jnp.maximum(t - _at(offset, count, t), 1.0)
+        return 1.0 - late ** -_at(exponent, count, t)
 
     return schedule
 
 
-def from_second_update(value: ScalarOrSchedule) -> optax.Schedule:
+@_schedule
+def from_second_update(value: NonNegative) -> optax.Schedule:
     """Zero at the first update, the value from the second on.
 
     An average with such a decay starts from the first value that it sees.
 
     Args:
-      value: at least 0: number, 0-d array or schedule.
+      value: at least 0.
 
     >>> schedule = from_second_update(0.25)
     >>> float(schedule(0)), float(schedule(1))
     (0.0, 0.25)
     """
-    at = _hyperparams.hyperparameter("value", value)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        count = jnp.asarray(count)
-        return jnp.where(count == 0, 0.0, at(count))
+        later = jnp.asarray(value(count) if hyperparams.is_schedule(value) else value, jnp.result_type(float))
+        return jnp.where(jnp.asarray(count) == 0, jnp.zeros_like(later), later)
 
     return schedule
 
 
-def relative_step(rate: ScalarOrSchedule = 1e-2) -> optax.Schedule:
+@_schedule
+def relative_step(rate: NonNegative = 1e-2) -> optax.Schedule:
     """Adafactor's learning rate: `min(rate, 1 / sqrt(t))` at update t, from 1.
 
     Args:
-      rate: at least 0: number, 0-d array or schedule; 1e-2 in the paper.
+      rate: at least 0; 1e-2 in the paper.
 
     Reference: Shazeer & Stern, Adafactor, 2018, section 8 (https://arxiv.org/abs/1804.04235).
 
@@ -88,15 +110,15 @@ def relative_step(rate: ScalarOrSchedule = 1e-2) -> optax.Schedule:
     >>> float(schedule(3)), float(schedule(15))
     (0.30000001192092896, 0.25)
     """
-    at = _hyperparams.hyperparameter("rate", rate)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         bound = 1.0 / jnp.sqrt(_update_number(count))
-        return jnp.minimum(_numerics.scalar(at(jnp.asarray(count)), bound), bound)
+        return jnp.minimum(_at(rate, count, bound), bound)
 
     return schedule
 
 
+@_schedule
 def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     """A decay whose half-life grows linearly over the first steps: AdEMAMix's warm-up of b3.
 
@@ -117,10 +139,10 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     Array(0.25, dtype=float32)
     """
     for name, decay in {"start": start, "end": end}.items():
-        _hyperparams.fixed(name, decay)
+        hyperparams.fixed(name, decay)
         if not 0.0 < decay < 1.0:
             raise ValueError(f"{name} must be in (0, 1), got {decay:g}.")
-    _hyperparams.whole("steps", steps)
+    hyperparams.whole("steps", steps)
     slow, fast = (math.log(0.5) / math.log(decay) for decay in (end, start))
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -130,6 +152,7 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     return schedule
 
 
+@_schedule
 def warmup(end: float, steps: int) -> optax.Schedule:
     """`end · min(t / steps, 1)` at update t, from 1: AdEMAMix's warm-up of alpha.
 
@@ -144,8 +167,8 @@ def warmup(end: float, steps: int) -> optax.Schedule:
     >>> warmup(8.0, 4)(0)
     Array(2., dtype=float32)
     """
-    _hyperparams.fixed("end", end)
-    _hyperparams.whole("steps", steps)
+    hyperparams.fixed("end", end)
+    hyperparams.whole("steps", steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return end * jnp.minimum(_update_number(count) / steps, 1.0)
@@ -155,3 +178,8 @@ def warmup(end: float, steps: int) -> optax.Schedule:
 
 def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(count).astype(jnp.result_type(float)) + 1.0
+
+
+def _at(value: Any, count: jax.typing.ArrayLike, like: jax.Array) -> Any:
+    """A hyperparameter at this count, ready to meet an array."""
+    return numerics.scalar(value(count) if hyperparams.is_schedule(value) else value, like)

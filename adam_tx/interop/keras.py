@@ -4,22 +4,32 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx import _numerics, _trees, schedules
-from adam_tx.bias_correction import bias_correction
-from adam_tx.chain import Link, chain, make_link
-from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
-from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
+from adam_tx import schedules
+from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leafwise import Rule, Slot
+from adam_tx._core.numerics import ema
+from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
-from adam_tx.learning_rate import scale_by_learning_rate
-from adam_tx.reduced_moments import last_axes, scale_by_factored_rms
-from adam_tx.second_moment import scale_by_rms, scale_by_stddev
-from adam_tx.tensorwise import clip_by_rms, scale_by_trust_ratio
-from adam_tx.weight_decay import decay_weights
+from adam_tx.link import Link, as_link, link
+from adam_tx.link import optimizer as made_by
+from adam_tx.links.bias_correction import bias_correction
+from adam_tx.links.centered_rms import scale_by_centered_rms
+from adam_tx.links.clip import clip_by_rms
+from adam_tx.links.heavy_ball import scale_by_heavy_ball
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.lion_momentum import scale_by_lion_momentum
+from adam_tx.links.max_norm import scale_by_max_norm
+from adam_tx.links.max_rms import scale_by_max_rms
+from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.rms import scale_by_rms
+from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
+from adam_tx.links.summed_rms import scale_by_summed_rms
+from adam_tx.links.trust_ratio import scale_by_trust_ratio
+from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
 
 Links = tuple[optax.GradientTransformation, ...]
 
@@ -37,7 +47,8 @@ _BASE_KEYS = (
 )
 
 
-def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> optax.GradientTransformationExtraArgs:
+@made_by
+def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link:
     """Build one of Keras's optimizers from its configuration.
 
     Adam, AdamW, Nadam, Adamax, RMSprop, Adagrad, Lamb, Lion, Adafactor and SGD are
@@ -114,7 +125,7 @@ def _decayed(kind: "_Class", config: Mapping[str, Any], rate: optax.ScalarOrSche
     if not weight_decay:
         return chain(*links)
     if kind.reads_params:
-        return chain(decay_weights(weight_decay, times=rate, before=chain(*links)))
+        return chain(on_decayed_weights(chain(*links), weight_decay, times=rate))
     return chain(*links, decay_weights(weight_decay, times=rate))
 
 
@@ -141,13 +152,13 @@ def _adamax(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
 
 def _rmsprop(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     """The learning rate stands inside the momentum."""
-    scale = scale_by_stddev if config["centered"] else scale_by_rms
+    scale = scale_by_centered_rms if config["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(config["momentum"]),) if config["momentum"] else ()
     return scale(config["rho"], 0.0, eps_root=config["epsilon"]), scale_by_learning_rate(rate), *momentum
 
 
 def _adagrad(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
-    rss = scale_by_rss(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"])
+    rss = scale_by_summed_rms(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"])
     return rss, scale_by_learning_rate(rate)
 
 
@@ -161,7 +172,7 @@ def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links
     """`relative_step` makes no difference: the rate is bounded in any case."""
     decay = schedules.power_decay(-config["beta_2_decay"])
     return (
-        scale_by_factored_rms(decay, eps_stored=config["epsilon_1"], axes=last_axes),
+        scale_by_row_column_rms(decay, eps_stored=config["epsilon_1"], axes=last_axes),
         clip_by_rms(config["clip_threshold"]),
         optax.scale_by_param_block_rms(config["epsilon_2"]),
         scale_by_learning_rate(schedules.relative_step(rate)),
@@ -169,7 +180,7 @@ def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links
 
 
 def _lion(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
-    momentum = scale_by_momentum(config["beta_2"], read=config["beta_1"])
+    momentum = scale_by_lion_momentum(config["beta_1"], config["beta_2"])
     return momentum, optax.scale_by_sign(), scale_by_learning_rate(rate)
 
 
@@ -208,9 +219,7 @@ def _class_name(name: object) -> str:
     return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()
 
 
-def _around(
-    tx: optax.GradientTransformationExtraArgs, config: Mapping[str, Any], accumulate: int, what: str
-) -> optax.GradientTransformationExtraArgs:
+def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> Link:
     """What Keras's base class does to the gradient before and to the weights after an update."""
     clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
     if len(clips) > 1:
@@ -218,20 +227,19 @@ def _around(
     if clips:
         ((key, limit),) = clips.items()
         limit = number(what, key, limit, 0.0)
-        tx = optax.named_chain((key, _clip(key, limit)), ("update", tx))
+        tx = chain((key, _clip(key, limit)), ("update", tx))
     if accumulate > 1:
         # float64 gradients are not to be summed in MultiSteps's default float32
         steps = optax.MultiSteps(tx, accumulate, accumulator_dtype=jnp.result_type(float))
-        tx = optax.with_extra_args_support(steps.gradient_transformation())
+        tx = as_link(steps.gradient_transformation(), name="MultiSteps", formula=f"the mean of {accumulate} gradients")
     if config["loss_scale_factor"] is not None:
         factor = number(what, "loss_scale_factor", config["loss_scale_factor"], 1e-30)
-        tx = optax.named_chain(("loss_scale", optax.scale(1.0 / factor)), ("update", tx))
+        tx = chain(("loss_scale", optax.scale(1.0 / factor)), ("update", tx))
     if config["use_ema"]:
         momentum = number(what, "ema_momentum", config["ema_momentum"], 0.0, 1.0)
         every = config["ema_overwrite_frequency"]
         every = None if every is None else whole(what, "ema_overwrite_frequency", every, 1)
-        average = _average_weights(momentum, every, accumulate)
-        tx = optax.named_chain(("update", tx), ("average_weights", average))
+        tx = chain(("update", tx), average_weights(momentum, every, accumulate))
     return tx
 
 
@@ -250,41 +258,18 @@ def _clip(key: str, limit: float) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(lambda grad, _: optax.projections.projection_l2_ball(grad, limit))
 
 
-class AverageWeightsState(NamedTuple):
-    """Keras's `use_ema`: `count` calls so far, `average` of the weights after each."""
-
-    count: jax.Array
-    average: Any
-
-
-def _average_weights(momentum: float, overwrite_every: int | None, accumulate: int) -> Link:
+@link(slots={"average": Slot("gradient")})
+def average_weights(momentum: NonNegative, overwrite_every: int | None, accumulate: int) -> Rule:
     """Average the weights as Keras does: from the first update's weights on, at every micro-step.
 
     The weights are replaced by their average in each micro-step of every
     `overwrite_every`-th update.
     """
 
-    def init(params: Any) -> AverageWeightsState:
-        return AverageWeightsState(jnp.zeros((), jnp.int32), _trees.full_like(params, 0.0))
-
-    def update(updates: Any, state: AverageWeightsState, params: Any, **_: Any) -> tuple[Any, AverageWeightsState]:
-        if params is None:
-            raise ValueError("use_ema averages the weights: call update(updates, state, params).")
-        iteration = state.count // accumulate
-        weight = jnp.where(iteration == 0, 1.0, 1.0 - momentum)
+    def rule(now, updates, params, average):
+        iteration = now.count // accumulate
         overwrite = False if overwrite_every is None else (iteration + 1) % overwrite_every == 0
+        average = ema(average, params + updates, jnp.where(iteration == 0, 1.0, 1.0 - now.momentum))
+        return jnp.where(overwrite, average - params, updates), average
 
-        def rule(u: jax.Array, p: jax.Array, average: jax.Array) -> tuple[jax.Array, jax.Array]:
-            average = _numerics.ema(average, p + u, weight)
-            return jnp.where(overwrite, average - p, u), average
-
-        emitted, average = _trees.map_leaves(rule, {"updates": updates, "params": params}, {"average": state.average})
-        return emitted, AverageWeightsState(_trees.increment(state.count), average)
-
-    return make_link(
-        "average_weights",
-        init,
-        update,
-        formula="average += (1 - momentum)(params + u - average)",
-        hyperparams={"momentum": momentum, "overwrite_every": overwrite_every, "accumulate": accumulate},
-    )
+    return Rule(rule, formula="average += (1 - momentum)(params + u - average)")

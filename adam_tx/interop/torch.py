@@ -8,17 +8,23 @@ import jax
 import optax
 
 from adam_tx import schedules
-from adam_tx.bias_correction import bias_correction
 from adam_tx.chain import chain
-from adam_tx.extremes import scale_by_max_norm, scale_by_max_rms, scale_by_rss
-from adam_tx.first_moment import scale_by_heavy_ball, scale_by_momentum
 from adam_tx.interop._config import check_keys, number, unsupported
-from adam_tx.learning_rate import scale_by_learning_rate
-from adam_tx.readouts import scale_by_rectified_rms
-from adam_tx.reduced_moments import last_axes, scale_by_factored_rms
-from adam_tx.second_moment import scale_by_rms, scale_by_stddev
-from adam_tx.tensorwise import clip_by_rms
-from adam_tx.weight_decay import add_decayed_weights, decay_weights
+from adam_tx.link import Link
+from adam_tx.link import optimizer as made_by
+from adam_tx.links.bias_correction import bias_correction
+from adam_tx.links.centered_rms import scale_by_centered_rms
+from adam_tx.links.clip import clip_by_rms
+from adam_tx.links.heavy_ball import scale_by_heavy_ball
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.max_norm import scale_by_max_norm
+from adam_tx.links.max_rms import scale_by_max_rms
+from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.rectified_rms import scale_by_rectified_rms
+from adam_tx.links.rms import scale_by_rms
+from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
+from adam_tx.links.summed_rms import scale_by_summed_rms
+from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
 
 Links = Sequence[optax.GradientTransformation]
 
@@ -29,7 +35,8 @@ _IRRELEVANT = (
 )
 
 
-def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax.GradientTransformationExtraArgs:
+@made_by
+def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     """Build one of PyTorch's optimizers from one of its parameter groups.
 
     For Adam and AdamW, with g the gradient, negated if `maximize`, and t the number
@@ -82,7 +89,7 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> optax
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
     if decay and not decoupled:
         front["add_decayed_weights"] = add_decayed_weights(decay)
-    return optax.named_chain(*front.items(), (optimizer.lower(), tx)) if front else tx
+    return chain(*front.items(), (optimizer.lower(), tx)) if front else tx
 
 
 def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[str, Any]:
@@ -150,19 +157,19 @@ def _adamax(values: Mapping[str, Any]) -> Links:
 
 
 def _rmsprop(values: Mapping[str, Any]) -> Links:
-    scale = scale_by_stddev if values["centered"] else scale_by_rms
+    scale = scale_by_centered_rms if values["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(values["momentum"]),) if values["momentum"] else ()
     return scale(values["alpha"], values["eps"]), *momentum
 
 
 def _adagrad(values: Mapping[str, Any]) -> Links:
-    return (scale_by_rss(values["eps"], initial=values["initial_accumulator_value"]),)
+    return (scale_by_summed_rms(values["eps"], initial=values["initial_accumulator_value"]),)
 
 
 def _adafactor(values: Mapping[str, Any]) -> Links:
     decay = schedules.power_decay(-values["beta2_decay"])
     return (
-        scale_by_factored_rms(decay, values["eps"], eps_stored=0.0, axes=last_axes),
+        scale_by_row_column_rms(decay, values["eps"], eps_stored=0.0, axes=last_axes),
         clip_by_rms(values["d"]),
         optax.scale_by_param_block_rms(values["eps_scale"]),
     )

@@ -1,29 +1,53 @@
-"""Optimizers: the recurrence in the docstring, then the chain that is it."""
+"""Optimizers, a file each: the recurrence in the docstring, then the chain that is it.
 
+Every hyperparameter is a number, a 0-d array or a schedule of the number of earlier
+updates, is checked under its own name, and may be injected. What has the same name
+means the same everywhere:
+
+Args:
+  learning_rate: what the direction is multiplied by; at least 0.
+  b1: decay of mu, the average of the gradient, in [0, 1).
+  b2: decay of nu, the average of its square, in [0, 1).
+  eps: added outside the root of nu, in units of the gradient; at least 0.
+  eps_root: added inside the root, in units of the gradient squared; at least 0.
+  weight_decay: at least 0; multiplied by the learning rate unless it is said otherwise.
+    `update` then needs `params`.
+  mask: a tree of booleans, or a function from params to one: the leaves that decay.
+  mu_dtype, nu_dtype: what mu and nu are stored in; None for float32, or wider where the
+    parameter is. Arithmetic is float32 or wider in any case.
+
+Returns:
+  A `Link`, an `optax.GradientTransformationExtraArgs`.
+
+Raises:
+  ValueError: a number out of range; a 16-bit moment whose decay is too close to one;
+    `update` without params where they are needed.
+"""
+
+from adam_tx.optimizers.adabelief import adabelief as adabelief
+from adam_tx.optimizers.adafactor import adafactor as adafactor
+from adam_tx.optimizers.adagrad import adagrad as adagrad
 from adam_tx.optimizers.adam import adam as adam
-from adam_tx.optimizers.adam import adamw as adamw
-from adam_tx.optimizers.adam import nadam as nadam
-from adam_tx.optimizers.adam import nadamw as nadamw
-from adam_tx.optimizers.around import adamc as adamc
-from adam_tx.optimizers.around import cautious as cautious
-from adam_tx.optimizers.around import mars_adamw as mars_adamw
-from adam_tx.optimizers.around import soap as soap
-from adam_tx.optimizers.denominators import adabelief as adabelief
-from adam_tx.optimizers.denominators import adam_atan2 as adam_atan2
-from adam_tx.optimizers.denominators import adamax as adamax
-from adam_tx.optimizers.denominators import adamaxw as adamaxw
-from adam_tx.optimizers.denominators import amsgrad as amsgrad
-from adam_tx.optimizers.denominators import radam as radam
-from adam_tx.optimizers.denominators import yogi as yogi
-from adam_tx.optimizers.orders import adagrad as adagrad
-from adam_tx.optimizers.orders import ademamix as ademamix
-from adam_tx.optimizers.orders import adopt as adopt
-from adam_tx.optimizers.orders import laprop as laprop
-from adam_tx.optimizers.orders import lion as lion
-from adam_tx.optimizers.orders import rmsprop as rmsprop
-from adam_tx.optimizers.orders import sgd as sgd
-from adam_tx.optimizers.tensors import adafactor as adafactor
-from adam_tx.optimizers.tensors import adam_mini as adam_mini
-from adam_tx.optimizers.tensors import lamb as lamb
-from adam_tx.optimizers.tensors import novograd as novograd
-from adam_tx.optimizers.tensors import stable_adamw as stable_adamw
+from adam_tx.optimizers.adam_atan2 import adam_atan2 as adam_atan2
+from adam_tx.optimizers.adam_mini import adam_mini as adam_mini
+from adam_tx.optimizers.adamax import adamax as adamax
+from adam_tx.optimizers.adamaxw import adamaxw as adamaxw
+from adam_tx.optimizers.adamc import adamc as adamc
+from adam_tx.optimizers.adamw import adamw as adamw
+from adam_tx.optimizers.ademamix import ademamix as ademamix
+from adam_tx.optimizers.adopt import adopt as adopt
+from adam_tx.optimizers.amsgrad import amsgrad as amsgrad
+from adam_tx.optimizers.cautious import cautious as cautious
+from adam_tx.optimizers.lamb import lamb as lamb
+from adam_tx.optimizers.laprop import laprop as laprop
+from adam_tx.optimizers.lion import lion as lion
+from adam_tx.optimizers.mars_adamw import mars_adamw as mars_adamw
+from adam_tx.optimizers.nadam import nadam as nadam
+from adam_tx.optimizers.nadamw import nadamw as nadamw
+from adam_tx.optimizers.novograd import novograd as novograd
+from adam_tx.optimizers.radam import radam as radam
+from adam_tx.optimizers.rmsprop import rmsprop as rmsprop
+from adam_tx.optimizers.sgd import sgd as sgd
+from adam_tx.optimizers.soap import soap as soap
+from adam_tx.optimizers.stable_adamw import stable_adamw as stable_adamw
+from adam_tx.optimizers.yogi import yogi as yogi

@@ -1,0 +1,124 @@
+"""`Declaration`, what stands behind every link: what it is, and how it begins and steps inside a chain."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from adam_tx._core.trees import Column, Walk, increment
+
+
+class Call(NamedTuple):
+    """The code that makes a link: a function of adam_tx, or of a user, and its arguments."""
+
+    maker: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the link anew."""
+        return self.maker(*self.args, **self.kwargs)
+
+
+class Declaration:
+    """What a link is, and what it does inside a chain.
+
+    A chain flattens, checks and lifts an update's trees once, as a `Walk`; its
+    members work on columns of leaves. The count of updates is that of the outermost
+    link: inside a chain a member's state has none.
+
+    Attributes:
+      name: the key of its state in a chain.
+      formula: what it emits, in one line.
+      call: the code that makes it.
+      links: its members by name.
+      reads_grad: whether the raw gradient must be there.
+      changes_gradient: whether it is known to change the gradient itself, as clipping does.
+      elementwise: whether the rule of an element depends on that element alone.
+      averages: what of its averages is in what it emits, for `bias_correction`.
+      keeps: whether it has a state inside a chain; a link that does not has no entry there.
+    """
+
+    name: str = ""
+    formula: str = ""
+    call: Call
+    links: Mapping[str, Any] = {}
+    reads_grad: bool = False
+    changes_gradient: bool = False
+    elementwise: bool = True
+    averages: tuple[Any, ...] = ()
+    keeps: bool = True
+
+    def after(self, averages: tuple[Any, ...]) -> tuple["Declaration", tuple[Any, ...]]:
+        """The declaration behind links that emit these averages, and what is emitted of them after it."""
+        return self, (*averages, *self.averages)
+
+    def begin(self, walk: Walk) -> Any:
+        """The state for the parameters of a walk, without a count."""
+        raise NotImplementedError
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """The column that is emitted for these updates, and the new state, without a count."""
+        raise NotImplementedError
+
+    def follow(self, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
+        """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
+        raise NotImplementedError
+
+    def unknown_in_a_basis(self) -> Iterator[str]:
+        """Why this link, or a member of it, cannot stand in another basis than the parameters'."""
+        for link in self.links.values():
+            yield from link.declaration.unknown_in_a_basis()
+
+    def count_of(self, state: Any) -> Any:
+        """The count in the state of an outermost link."""
+        count = getattr(state, "count", None)
+        if count is None:
+            raise ValueError(
+                f"{self.name}: the state that came has no count of updates; inside a chain the chain counts. Give "
+                "update the state that this link's own init returned."
+            )
+        return count
+
+    def with_count(self, state: Any, count: Any) -> Any:
+        """The state of an outermost link."""
+        return state.counted(count)
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The state taken apart: the link's own by name, and `(name, link, state)` of each member."""
+        return state._asdict(), []
+
+    def init(self, params: Any) -> Any:
+        """The state for these parameters: the public `init` of the link."""
+        return self.with_count(self.begin(Walk.of_params(params)), jnp.zeros((), jnp.int32))
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        """The emitted updates and the new state: the public `update` of the link."""
+        count = self.count_of(state)
+        walk = Walk(updates, grad, params, count=count, extra=extra)
+        if self.reads_grad and grad is None and walk.present:
+            raise TypeError(
+                f"{self.name} reads the gradient, and update was called without grad. Put the link in adam_tx.chain, "
+                "which passes it on, or call update(updates, state, params, grad=g)."
+            )
+        emitted, new_state = self.step(walk, walk.updates, state)
+        return walk.lower(emitted), self.with_count(new_state, None if count is None else increment(count))
+
+    def __reduce__(self) -> Any:
+        """A link is pickled as the code that makes it, so closures and what they close over stay behind."""
+        return _make_anew, (self.call,)
+
+
+def _make_anew(call: Call) -> Declaration:
+    return call().declaration
+
+
+def required_params(walk: Walk, name: str) -> Column:
+    """The column of parameters, which a link cannot do without."""
+    if walk.params is None:
+        if walk.present:
+            raise ValueError(f"{name} needs params: call tx.update(updates, state, params).")
+        return [None] * len(walk)
+    return walk.params

@@ -1,0 +1,212 @@
+"""An update's trees as columns of leaves: flattened, checked and lifted once, with errors that name the leaf.
+
+The precision contract lives here. A leaf is *lifted* to its working dtype on the way
+in, every rule runs there, and the emitted update is *lowered* on the way out to the
+dtype that Optax would have emitted.
+
+`None` and `optax.MaskedNode` stand for parameters that are not there (filtered or
+masked out); they pass through untouched.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core import blocks, numerics
+
+Tree = Any
+Column = list[Any]
+"""One entry for each leaf of the tree that a walk goes over."""
+ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
+"""The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
+
+
+class Walk:
+    """The leaves of one update, in the order of their tree.
+
+    Attributes:
+      updates, grad, params: the columns, lifted; the last two None where they did not come.
+      present: the numbers of the leaves that are there.
+      dtypes: the working dtype of every leaf.
+      count: the number of earlier updates, int32.
+      extra: what else was given to `update`, by name.
+    """
+
+    def __init__(self, updates: Tree, grad: Tree = None, params: Tree = None, *, count: Any = None, extra: Any = None):
+        self._given = {"updates": updates, "params": params}
+        leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
+        self.count, self.extra = count, extra or {}
+        self.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
+        same = grad is updates or grad is None
+        columns = {"updates": leaves}
+        for name, tree in {"grad": None if same else grad, "params": params}.items():
+            if tree is not None:
+                columns[name] = self.column(tree, name, optional=True)
+        self._results, self.dtypes = [None] * len(leaves), [None] * len(leaves)
+        lifted = {name: list(column) for name, column in columns.items()}
+        for i in self.present:
+            self._lift(i, columns, lifted)
+        self.updates, self.params = lifted["updates"], lifted.get("params")
+        self.grad = None if grad is None else lifted["updates"] if same else lifted["grad"]
+
+    def _lift(self, i: int, columns: Mapping[str, Column], lifted: Mapping[str, Column]) -> None:
+        row = {name: column[i] for name, column in columns.items() if not is_absent(column[i])}
+        dtypes = [self._dtype(i, name, leaf) for name, leaf in row.items()]
+        self.check_shapes(i, row)
+        dtype = numerics.working(*dtypes)
+        if "params" in row and dtypes[-1].kind != "c":
+            # a complex gradient of a real parameter is projected: the only direction in which that can move
+            dtype = numerics.real_dtype(dtype)
+        self.dtypes[i] = dtype
+        self._results[i] = numerics.promoted(*(dtypes if "grad" not in row else [dtypes[0], *dtypes[2:]]))
+        for name, leaf in row.items():
+            lifted[name][i] = numerics.cast(leaf, dtype)
+
+    def _dtype(self, i: int, name: str, leaf: Any) -> jnp.dtype:
+        dtype = getattr(leaf, "dtype", None) or numerics.dtype_of(leaf)
+        if not numerics.is_inexact(dtype):
+            raise TypeError(
+                f"{name}: leaf {self.path(i)} has dtype {dtype}, but only floating-point and complex leaves can be "
+                "optimised. Mask it with optax.masked, or put None in its place in the trees given to init and update."
+            )
+        return dtype
+
+    @classmethod
+    def of_params(cls, params: Tree) -> "Walk":
+        """A walk over parameters, to make a state for them."""
+        walk = cls.__new__(cls)
+        walk._given = {"params": params}
+        leaves, walk._treedef = jax.tree.flatten(params, is_leaf=is_absent)
+        walk.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
+        walk.params, walk.dtypes = leaves, [None] * len(leaves)
+        for i in walk.present:
+            walk.dtypes[i] = numerics.working(walk._dtype(i, "params", leaves[i]))
+        return walk
+
+    def __len__(self) -> int:
+        return len(self.dtypes)
+
+    @property
+    def scalar_dtype(self) -> jnp.dtype:
+        """The dtype of a state's numbers: the widest real working dtype of any leaf."""
+        return numerics.real_dtype(numerics.working(*(self.dtypes[i] for i in self.present)))
+
+    def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
+        """The nodes of another tree that stand where this one has its leaves.
+
+        Where a leaf is present its node must be a leaf too, or absent if `optional`.
+        """
+        try:
+            nodes = self._treedef.flatten_up_to(tree)
+        except ValueError:
+            raise ValueError(self._different(tree, name)) from None
+        for i in self.present:
+            node = nodes[i]
+            if not (hasattr(node, "dtype") or (optional and is_absent(node)) or _is_leaf(node)):
+                raise ValueError(self._different(tree, name))
+        return nodes
+
+    def tree(self, column: Sequence[Any]) -> Tree:
+        """The tree whose leaves these are."""
+        return jax.tree.unflatten(self._treedef, column)
+
+    def given(self, name: str) -> Tree:
+        """The updates or params as they came, before they were lifted; None where they did not."""
+        return self._given.get(name)
+
+    def lower(self, emitted: Column) -> Tree:
+        """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them."""
+        column = list(emitted)
+        for i in self.present:
+            column[i] = numerics.cast(column[i], self._results[i])
+        return self.tree(column)
+
+    def with_grad(self, grad: Column) -> "Walk":
+        """The same walk with another gradient, for the links inside a chain."""
+        return self._with(grad=grad)
+
+    def with_params(self, params: Column | None) -> "Walk":
+        """The same walk with other parameters, or none."""
+        return self._with(params=params)
+
+    def inside(self, updates: Column, grad: Column, count: Any) -> "Walk":
+        """The same walk in another basis, without parameters, for links that count by themselves."""
+        return self._with(updates=updates, grad=grad, params=None, count=count)
+
+    def _with(self, **changed: Any) -> "Walk":
+        other = Walk.__new__(Walk)
+        other.__dict__.update(self.__dict__, **changed)
+        return other
+
+    def path(self, i: int) -> str:
+        """The path of a leaf as Python would index it, such as `['dense']['kernel']`."""
+        tree = next(iter(self._given.values()))
+        paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
+        return path_str(paths[i][0])
+
+    def check_shapes(
+        self, i: int, row: Mapping[str, Any], block_slots: Mapping[str, Any] | tuple[str, ...] = ()
+    ) -> None:
+        """Refuse leaves of different shapes; slots named in `block_slots` need only divide the first."""
+        lead = None
+        for name, leaf in row.items():
+            shape = jnp.shape(leaf)
+            if lead is None:
+                lead = shape
+            elif shape != lead and not (name in block_slots and blocks.divides(shape, lead)):
+                listing = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in row.items())
+                raise ValueError(
+                    f"leaf {self.path(i)} must have one shape, but came with {listing}. "
+                    "Give update the gradient of the params that init was given, or call init anew."
+                )
+
+    def marks(self, mask: Any) -> Sequence[bool]:
+        """For each leaf whether a mask, a tree of booleans or a function from params to one, marks it."""
+        if mask is None:
+            return [True] * len(self)
+        params = self.given("params")
+        tree = mask(params) if callable(mask) else mask
+        try:
+            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, params)
+            return self._treedef.flatten_up_to(marked)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"mask must be a tree of booleans, one for each leaf or part of the tree of params, got {tree}."
+            ) from None
+
+    def _different(self, other: Tree, name: str) -> str:
+        tree = next(iter(self._given.values()))
+        ours, theirs = ({path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, other))
+        only = {"updates": sorted(ours - theirs), name: sorted(theirs - ours)}
+        found = [f"only {name} has {_some(paths)}" for name, paths in only.items() if paths]
+        return (
+            f"updates and {name} are different trees: {', '.join(found) or 'the same leaves in other containers'}. "
+            "Give update(updates, state, params) trees like the one that init was given, or call init anew."
+        )
+
+
+def is_absent(node: object) -> bool:
+    """Whether the node stands for a parameter that is not there."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def increment(count: jax.Array) -> jax.Array:
+    """The count of one more update; it stays at the largest int32 instead of wrapping round."""
+    return jax.lax.min(count, jnp.iinfo(jnp.int32).max - 1) + 1
+
+
+def path_str(path: Any) -> str:
+    """A leaf's path as Python would index it, such as `['dense']['kernel']`."""
+    return jax.tree_util.keystr(path) or "(the tree itself)"
+
+
+def _is_leaf(node: Any) -> bool:
+    return not is_absent(node) and jax.tree_util.all_leaves([node])
+
+
+def _some(paths: list[str], most: int = 5) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more

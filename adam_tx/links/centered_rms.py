@@ -1,0 +1,74 @@
+"""`scale_by_centered_rms`: divide by the running standard deviation of the gradient."""
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.leafwise import Rule, Slot
+from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
+from adam_tx.link import link
+
+
+@link(slots={"mean": Slot("gradient", decay="decay"), "nu": Slot("square", decay="decay")}, debiases=("decay",))
+def scale_by_centered_rms(
+    decay: Decay = 0.99,
+    eps: NonNegative = 1e-8,
+    *,
+    eps_root: NonNegative = 0.0,
+    debias: bool = False,
+    initial: float = 0.0,
+    dtype: DTypeLike | None = None,
+) -> Rule:
+    """Divide the updates by the running standard deviation of the gradient: centred RMSprop.
+
+    With g the gradient, mean from zero, nu from `initial`::
+
+        mean <- mean + (1 - decay) · (g - mean)
+        nu   <- nu + (1 - decay) · (|g|² - nu)
+        v     = nu - |mean|²                           of both over 1 - Π decay if debias
+        u    <- u / (sqrt(v + eps_root) + eps)
+
+    Rounding can make nu - |mean|² negative where the gradient does not vary; it
+    counts as zero there, where PyTorch, Keras and Optax take the root of it.
+
+    Args:
+      decay: in [0, 1).
+      eps: added outside the root, in units of the gradient; at least 0.
+      eps_root: added inside the root, in units of the gradient squared; at least 0.
+      debias: undo the start from zero of mean and nu first.
+      initial: what nu starts from, in units of the gradient squared.
+      dtype: what mean and nu are stored in; None for float32 or wider.
+
+    Returns:
+      A `Link` with state `(count, weight, mean, nu)`, which reads the gradient.
+
+    Raises:
+      ValueError: a number out of range.
+
+    Reference: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
+    section 4.2 (https://arxiv.org/abs/1308.0850).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_centered_rms(0.5)
+    >>> grad = jnp.array([3.0])
+    >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # half of 9 less the square of half of 3
+    Array([2.], dtype=float32)
+    """
+
+    def rule(now, updates, grad, mean, nu):
+        mean = ema(mean, grad, now.decay.step)
+        nu = ema(nu, abs_sq(grad), now.decay.step)
+        expected, of_square = mean, nu
+        if debias:
+            expected, of_square = mean / scalar(now.decay.weight, mean), nu / now.decay.weight
+        v = jnp.maximum(of_square - abs_sq(expected), 0.0)
+        return root_and_divide(updates, v, now.eps, now.eps_root), mean, nu
+
+    return Rule(
+        rule,
+        formula="v = nu - |mean|², running averages of |g|² and g; u / (sqrt(v + eps_root) + eps)",
+        debias=["decay"] if debias else [],
+        dtype=dtype,
+        start={"nu": initial},
+        correctable=False,
+    )

@@ -1,0 +1,77 @@
+"""`scale_by_delayed_rms`: divide by the root mean square of earlier gradients, ADOPT's denominator."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import Decay, NonNegative, check_moment_dtype
+from adam_tx._core.leafwise import Rule, Slot
+from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped
+from adam_tx.link import link
+
+
+def fourth_root(count: jax.Array) -> jax.Array:
+    """The bound of an update as ADOPT grows it, from the number of earlier updates.
+
+    >>> fourth_root(jnp.float32(16.0))
+    Array(2., dtype=float32)
+    """
+    return count**0.25
+
+
+@link(slots={"nu": Slot("square")})
+def scale_by_delayed_rms(
+    decay: Decay = 0.9999,
+    eps: NonNegative = 1e-6,
+    *,
+    clip: Callable[[jax.Array], jax.Array] | None = fourth_root,
+    dtype: DTypeLike | None = None,
+) -> Rule:
+    """Divide the updates by the root mean square of the gradients *before* this one: ADOPT's denominator.
+
+    With g the gradient, u the incoming updates and t the number of earlier updates::
+
+        u  <- clip(u / max(sqrt(nu), eps), ±clip(t))     zero at the first update
+        nu <- nu + (1 - decay) · (|g|² - nu)             |g|² at the first update
+
+    Args:
+      decay: in [0, 1).
+      eps: the least denominator, in units of the gradient; at least 0.
+      clip: largest size of an update as a function of t, as a float; None for no limit.
+      dtype: what nu is stored in; None for float32 or wider.
+
+    Returns:
+      A `Link` with state `(count, nu)`, which reads the gradient.
+
+    Raises:
+      ValueError: a number out of range, or a `dtype` in which nu would never decay.
+
+    Reference: Taniguchi et al., ADOPT, 2024 (https://arxiv.org/abs/2411.02853).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_delayed_rms()
+    >>> grad = jnp.array([3.0])
+    >>> updates, state = tx.update(grad, tx.init(grad), grad=grad)
+    >>> updates, tx.update(grad / 4, state, grad=grad / 4)[0]
+    (Array([0.], dtype=float32), Array([0.25], dtype=float32))
+    """
+    check_moment_dtype("nu", dtype, decay, squares=True)
+
+    def rule(now, updates, grad, nu):
+        first, square = now.count == 0, abs_sq(grad)
+        out = root_and_divide_clamped(updates, jnp.where(first, jnp.ones_like(nu), nu), now.eps)
+        if clip is not None:
+            out = _clip(out, clip(now.count.astype(nu.dtype)))
+        out = jnp.where(first, jnp.zeros_like(out), out)
+        return out, jnp.where(first, square, ema(nu, square, now.decay.step))
+
+    return Rule(rule, formula="u / max(sqrt(v), eps), clipped; then v += (1 - decay)(|g|² - v)", dtype=dtype)
+
+
+def _clip(u: jax.Array, limit: jax.Array) -> jax.Array:
+    if is_complex(u):
+        return lax.complex(jnp.clip(u.real, -limit, limit), jnp.clip(u.imag, -limit, limit))
+    return jnp.clip(u, -limit, limit)

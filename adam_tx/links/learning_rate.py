@@ -1,0 +1,36 @@
+"""`scale_by_learning_rate`: the step, minus the learning rate times the updates."""
+
+from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leafwise import Rule
+from adam_tx._core.numerics import scalar
+from adam_tx.link import link
+
+
+@link
+def scale_by_learning_rate(learning_rate: NonNegative, *, flip_sign: bool = True) -> Rule:
+    """Multiply the updates by minus the learning rate: a step downhill.
+
+    As `optax.scale_by_learning_rate`, but its argument is checked and its state is the
+    same whether the rate is constant or scheduled.
+
+    Args:
+      learning_rate: at least 0.
+      flip_sign: whether to multiply by minus the rate.
+
+    Returns:
+      A `Link` with state `(count,)`.
+
+    Raises:
+      ValueError: a negative number.
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_learning_rate(0.5)
+    >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
+    Array([-1.], dtype=float32)
+    """
+
+    def rule(now, updates):
+        rate = -now.learning_rate if flip_sign else now.learning_rate
+        return updates * scalar(rate, updates)
+
+    return Rule(rule, formula=f"{'-' * flip_sign}learning_rate · u")

@@ -1,0 +1,48 @@
+"""`scale_by_summed_rms`: divide by the root of the sum of squares of all gradients, Adagrad's denominator."""
+
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leafwise import Rule, Slot
+from adam_tx._core.numerics import abs_sq, root_and_divide
+from adam_tx.link import link
+
+
+@link(slots={"nu": Slot("square")})
+def scale_by_summed_rms(
+    eps: NonNegative = 1e-10, *, eps_root: NonNegative = 0.0, initial: float = 0.0, dtype: DTypeLike | None = None
+) -> Rule:
+    """Divide the updates by the root of the sum of squares of all gradients: Adagrad.
+
+    With g the gradient and nu from `initial`::
+
+        nu <- nu + |g|²
+        u  <- u / (sqrt(nu + eps_root) + eps)
+
+    Args:
+      eps: added outside the root (PyTorch), in units of the gradient; at least 0.
+      eps_root: added inside the root (Keras, Optax), in units of the gradient squared; at least 0.
+      initial: what nu starts from; 0 in PyTorch, 0.1 in Keras and Optax.
+      dtype: what nu is stored in; None for float32 or wider.
+
+    Returns:
+      A `Link` with state `(count, nu)`, which reads the gradient.
+
+    Raises:
+      ValueError: a number out of range.
+
+    Reference: Duchi, Hazan & Singer, Adaptive Subgradient Methods, 2011
+    (https://jmlr.org/papers/v12/duchi11a.html).
+
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_summed_rms(initial=9.0)
+    >>> grad = jnp.array([4.0])
+    >>> tx.update(grad, tx.init(grad), grad=grad)[0]
+    Array([0.8], dtype=float32)
+    """
+
+    def rule(now, updates, grad, nu):
+        nu = nu + abs_sq(grad)
+        return root_and_divide(updates, nu, now.eps, now.eps_root), nu
+
+    return Rule(rule, formula="v += |g|²; u / (sqrt(v + eps_root) + eps)", dtype=dtype, start={"nu": initial})

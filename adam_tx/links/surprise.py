@@ -1,0 +1,96 @@
+"""`scale_by_surprise`: slow down a tensor whose gradient is larger than its running root mean square."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core import blocks, hyperparams
+from adam_tx._core.declaration import Call
+from adam_tx._core.hyperparams import NonNegative, Positive
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.numerics import cast, real_dtype, root, root_and_divide_clamped, scalar, square
+from adam_tx._core.trees import Column, Walk
+from adam_tx.chain import Chain
+from adam_tx.link import Link, link_of
+
+
+def scale_by_surprise(
+    rms: Link, *members: optax.GradientTransformation, eps: NonNegative = 1e-6, threshold: Positive = 1.0
+) -> Link:
+    """Slow down a tensor whose gradient is larger than its running root mean square: StableAdamW's clipping.
+
+    The links inside run in turn, as in `chain`; then all they emitted, weight decay
+    included, is scaled. With v the debiased second moment of the first of them after
+    this update, g the gradient::
+
+        surprise = sqrt(mean over the tensor of |g|² / max(v, eps²))
+        u       <- u / max(1, surprise / threshold)
+
+    Args:
+      rms: `scale_by_rms(debias=True)`, or another link that keeps a debiased average of |g|².
+      *members: what runs after it and is slowed down with it, such as `add_decayed_weights`.
+      eps: the least root of v, in units of the gradient; at least 0.
+      threshold: the surprise from which on to slow down, above 0.
+
+    Returns:
+      A `Link` whose state is that of its members by name. Not leafwise.
+
+    Raises:
+      ValueError: a number out of range; a first link that keeps no such average.
+
+    Reference: Wortsman et al., Stable and Low-Precision Training for Large-Scale
+    Vision-Language Models, 2023, section 3 (https://arxiv.org/abs/2304.13013).
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = scale_by_surprise(adam_tx.scale_by_rms(0.75, debias=True))
+    >>> _, state = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), grad=jnp.ones(1))
+    >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # the surprise is 7 / sqrt(28.4)
+    Array([0.2159797], dtype=float32)
+    """
+    return link_of(Surprise(rms, members, eps, threshold))
+
+
+class Surprise(Chain):
+    """Links in turn, whose updates are scaled by how large the gradient is against the first one's second moment."""
+
+    def __init__(self, rms: Link, members: tuple[optax.GradientTransformation, ...], eps: Any, threshold: Any) -> None:
+        super().__init__((rms, *members))
+        self.name, self.formula = "scale_by_surprise", "u / max(1, rms(g / max(sqrt(v), eps)) / threshold)"
+        self.hyperparams = {"eps": eps, "threshold": threshold}
+        self.call = Call(scale_by_surprise, (rms, *members), self.hyperparams)
+        above = hyperparams.Range(0.0, float("inf"), low_allowed=False)
+        self._eps = hyperparams.number("scale_by_surprise: eps", eps)
+        self._threshold = hyperparams.reader("scale_by_surprise: threshold", threshold, above)
+        self.reads_grad, self.elementwise = True, False
+        self._first, first = next(iter(self._members.items()))
+        self._slot, self._weight = _debiased_square(self._first, first)
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """The links in turn, then each tensor scaled by its surprise."""
+        self._check_state(state)
+        emitted, new = self._run(walk, updates, state)
+        moment, weight = getattr(new[self._first], self._slot), getattr(new[self._first], self._weight)
+        column, total = walk.column(moment, self._slot), jnp.sum(weight)
+        eps, threshold = self._eps(walk.count), self._threshold(walk.count)
+        for i in walk.present:
+            g, real = walk.grad[i], real_dtype(walk.dtypes[i])
+            v = blocks.expand(cast(column[i], real), g.shape) / cast(total, real)
+            size = root_and_divide_clamped(jnp.abs(g), v, scalar(eps, v))
+            surprise = root(jnp.sum(square(size)) / max(size.size, 1))
+            slowed = 1.0 / jnp.maximum(surprise / scalar(threshold, surprise), 1.0)
+            emitted[i] = emitted[i] * scalar(slowed, emitted[i])
+        return emitted, new
+
+
+def _debiased_square(name: str, declaration: Any) -> tuple[str, str]:
+    """The names under which a link keeps a debiased average of the squared gradient, and its weight."""
+    if isinstance(declaration, Leafwise):
+        for slot, kept in declaration.kind.slots.items():
+            if kept.kind == "square" and kept.decay in declaration.rule.debias:
+                return slot, declaration.kind.weights[kept.decay]
+    raise ValueError(
+        f"scale_by_surprise: {name} keeps no debiased average of the squared gradient to measure the gradient "
+        "against; give scale_by_rms(debias=True) first."
+    )

@@ -1,0 +1,178 @@
+"""Weight decay, and what it is multiplied by.
+
+Added before the learning rate, it is multiplied by the learning rate; after it, by
+what it says itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from adam_tx._core import states
+from adam_tx._core.declaration import Call, Declaration, required_params
+from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leafwise import Rule
+from adam_tx._core.numerics import scalar
+from adam_tx._core.trees import Column, Walk
+from adam_tx.link import Link, as_link, link, link_of
+
+Mask = Any
+"""Tree of booleans, or a function from params to one; only leaves marked True decay. None marks all."""
+
+
+@link
+def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> Rule:
+    """Add the parameters times the weight decay to the updates.
+
+    Before the learning rate this is AdamW's decay, multiplied by that rate; in front of
+    a chain it is L2::
+
+        u <- u + weight_decay · params
+
+    Args:
+      weight_decay: at least 0.
+      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
+
+    Returns:
+      A `Link` that keeps nothing, a drop-in for `optax.add_decayed_weights`. Its
+      `update` needs `params`.
+
+    Raises:
+      ValueError: a negative number; a mask of another tree; `update` without params.
+
+    >>> import jax.numpy as jnp
+    >>> tx = add_decayed_weights(0.5)
+    >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
+    Array([1.], dtype=float32)
+    """
+
+    def rule(now, updates, params):
+        return updates + params * scalar(now.weight_decay, params)
+
+    return Rule(rule, formula="u + weight_decay · params", mask=mask, changes_gradient=True)
+
+
+@link
+def decay_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Rule:
+    """Shrink the parameters by the weight decay times `times`, and nothing else.
+
+    It stands after the learning rate, where updates are steps::
+
+        u <- u - times · weight_decay · params
+
+    `times` says what the decay is multiplied by: 1 for a decay that no rate scales
+    (LaProp, Optax's Adafactor), the learning rate for one that a momentum after the
+    rate must not gather (Keras's RMSprop), rate / largest rate for a decay that
+    follows the schedule alone (Loshchilov & Hutter's own), rate² / largest rate for
+    AdamC.
+
+    Args:
+      weight_decay: at least 0.
+      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
+      times: what it is multiplied by, at least 0.
+
+    Returns:
+      A `Link` that keeps nothing. Its `update` needs `params`.
+
+    Raises:
+      ValueError: a negative number; a mask of another tree; `update` without params.
+
+    Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019
+    (https://arxiv.org/abs/1711.05101).
+
+    >>> import jax.numpy as jnp
+    >>> tx = decay_weights(0.5, times=0.1)
+    >>> tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
+    Array([0.9], dtype=float32)
+    """
+
+    def rule(now, updates, params):
+        return updates - params * scalar(now.weight_decay * now.times, params)
+
+    return Rule(rule, formula="u - times · weight_decay · params", mask=mask)
+
+
+@link
+def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Rule:
+    """Shrink the parameters that the step leads to: SOAP's and Hugging Face's weight decay.
+
+    It stands after the learning rate, where updates are steps::
+
+        u <- u - times · weight_decay · (params + u)
+
+    Args, Returns, Raises: those of `decay_weights`.
+
+    >>> import jax.numpy as jnp
+    >>> tx = decay_stepped_weights(0.5)
+    >>> tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
+    Array([-0.5], dtype=float32)
+    """
+
+    def rule(now, updates, params):
+        return updates - (params + updates) * scalar(now.weight_decay * now.times, params)
+
+    return Rule(rule, formula="u - times · weight_decay · (params + u)", mask=mask)
+
+
+def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Link:
+    """Let the parameters decay before a link reads them: PyTorch's and Keras's order.
+
+    It matters where a rule reads the parameters, as Keras's Lamb does::
+
+        u <- member(u, params · (1 - times · weight_decay)) - times · weight_decay · params
+
+    Args:
+      member: a link, such as a whole chain, that updates the decayed parameters.
+      weight_decay, mask, times: those of `decay_weights`.
+
+    Returns:
+      A `Link` with state `(count, member)`. Its `update` needs `params`.
+
+    Raises:
+      ValueError: a negative number; a mask of another tree; `update` without params.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = on_decayed_weights(adam_tx.add_decayed_weights(1.0), 0.5)
+    >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]  # 1 that is left of 2, less the decay
+    Array([0.], dtype=float32)
+    """
+    return link_of(OnDecayedWeights(member, weight_decay, mask, times))
+
+
+class OnDecayedWeights(Declaration):
+    """A link that sees decayed parameters."""
+
+    formula = "member(u, decayed params) - times · weight_decay · params"
+
+    def __init__(self, member: Link, weight_decay: Any, mask: Mask, times: Any) -> None:
+        self.name = "on_decayed_weights"
+        given = {"mask": mask, "times": times}
+        self.call = Call(on_decayed_weights, (member, weight_decay), given)
+        self.links, self.hyperparams = {"member": as_link(member)}, {"weight_decay": weight_decay, **given}
+        self._member = self.links["member"].declaration
+        self._decay = decay_weights(weight_decay, mask, times=times).declaration
+        self.reads_grad, self.elementwise = self._member.reads_grad, self._member.elementwise
+        self.averages = self._member.averages
+
+    def begin(self, walk: Walk) -> Any:
+        """The state of the link."""
+        return _STATE(self._member.begin(walk))
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """Decay the parameters, run the link on what is left, and add the decay to its step."""
+        params = required_params(walk, self.name)
+        left, _ = self._decay.step(walk, params, None)
+        emitted, inner = self._member.step(walk.with_params(left), updates, state.member)
+        emitted, _ = self._decay.step(walk, emitted, None)
+        return emitted, _STATE(inner)
+
+    def unknown_in_a_basis(self) -> Any:
+        """Parameters are not in that basis."""
+        yield f"{self.name} reads the parameters, which are in another basis; put it outside."
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The count, and the member."""
+        return states.counts(state), [("member", self.links["member"], state.member)]
+
+
+_STATE = states.wrapper_type("on_decayed_weights", "member")

@@ -1,0 +1,45 @@
+"""`nadamw`: nAdam with decoupled weight decay, times the learning rate as in `adamw`."""
+
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx.chain import chain
+from adam_tx.link import Link, optimizer
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.weight_decay import Mask, add_decayed_weights
+from adam_tx.optimizers.adam import adam_direction
+
+
+@optimizer
+def nadamw(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-8,
+    eps_root: NonNegative = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: NonNegative = 1e-4,
+    mask: Mask = None,
+    *,
+    nesterov: bool = True,
+    momentum_decay: float | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
+    """NAdam with decoupled weight decay, times the learning rate as in `adamw`.
+
+    Args: those that `adam_tx.optimizers` explains, and
+      nesterov: whether to look ahead; without it this is `adamw`.
+      momentum_decay: that of `nadam`.
+
+    Returns:
+      A `Link`, a drop-in for `optax.nadamw`.
+
+    Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
+
+    >>> nadamw(1e-3).description.links["add_decayed_weights"].description.hyperparams["weight_decay"]
+    0.0001
+    """
+    direction = adam_direction(
+        b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov, momentum_decay=momentum_decay
+    )
+    return chain(*direction, add_decayed_weights(weight_decay, mask), scale_by_learning_rate(learning_rate))

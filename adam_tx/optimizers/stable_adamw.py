@@ -1,0 +1,51 @@
+"""`stable_adamw`: AdamW that slows down a tensor whose gradient is larger than what it averaged."""
+
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx.chain import chain
+from adam_tx.link import Link, optimizer
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.rms import scale_by_rms
+from adam_tx.links.surprise import scale_by_surprise
+from adam_tx.links.weight_decay import Mask, add_decayed_weights
+
+
+@optimizer
+def stable_adamw(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.99,
+    eps: NonNegative = 1e-6,
+    weight_decay: NonNegative = 1e-2,
+    mask: Mask = None,
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
+    """AdamW that slows down a tensor whose gradient is larger than what it averaged.
+
+    With u Adam's direction, v its debiased second moment, of a tensor::
+
+        rate = learning_rate / max(1, sqrt(mean of |g|² / max(v, eps²)))
+        update = -rate · (u + weight_decay · params)
+
+    The official code keeps the moments debiased; here they are Adam's.
+
+    Args: those that `adam_tx.optimizers` explains.
+
+    Returns:
+      A `Link`. Its `update` needs `params`.
+
+    Reference: Wortsman et al., 2023 (https://arxiv.org/abs/2304.13013).
+
+    >>> list(stable_adamw(1e-3).description.links["scale_by_surprise"].description.links)
+    ['scale_by_rms', 'add_decayed_weights']
+    """
+    rms = scale_by_rms(b2, eps, debias=True, dtype=nu_dtype)
+    return chain(
+        scale_by_momentum(b1, debias=True, dtype=mu_dtype),
+        scale_by_surprise(rms, add_decayed_weights(weight_decay, mask), eps=eps),
+        scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,48 @@
+"""`yogi`: Adam whose second moment moves by steps of the squared gradient's size."""
+
+from jax.typing import DTypeLike
+
+from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx.chain import chain
+from adam_tx.link import Link, optimizer
+from adam_tx.links.bias_correction import bias_correction
+from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.yogi_rms import scale_by_yogi_rms
+
+
+@optimizer
+def yogi(
+    learning_rate: NonNegative,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
+    eps: NonNegative = 1e-3,
+    *,
+    mu_dtype: DTypeLike | None = None,
+    nu_dtype: DTypeLike | None = None,
+) -> Link:
+    """Adam whose second moment moves by steps of the squared gradient's size.
+
+    With mu, t and g as in `adam`, nu from 1e-6::
+
+        nu <- nu + (1 - b2) · sign(|g|² - nu) · |g|²
+        update = -learning_rate · mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + eps)
+
+    Optax starts mu, too, from 1e-6; here it starts from zero, as in the paper.
+
+    Args: those that `adam_tx.optimizers` explains.
+
+    Returns:
+      A `Link`, with the arguments of `optax.yogi`.
+
+    Reference: Zaheer et al., 2018 (https://papers.nips.cc/paper/8186).
+
+    >>> list(yogi(1e-3).description.links)[1]
+    'scale_by_yogi_rms'
+    """
+    return chain(
+        scale_by_momentum(b1, dtype=mu_dtype),
+        scale_by_yogi_rms(b2, eps, debias=True, dtype=nu_dtype),
+        bias_correction(b1),
+        scale_by_learning_rate(learning_rate),
+    )
