@@ -158,6 +158,7 @@ class Chain(Declaration):
 
     def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
         """Every member in turn, with the updates that entered here as the gradient."""
+        state = {} if state is None and not self.keeps else state
         self._check_state(state)
         return self._run(walk.with_grad(updates), updates, state)
 
@@ -240,7 +241,7 @@ class Parallel(Declaration):
             if member.keeps:
                 new[name] = kept
             for i in walk.present:
-                weighted = column[i] if weights[k] == 1.0 else column[i] * numerics.scalar(weights[k], column[i])
+                weighted = numerics.times(column[i], weights[k])
                 emitted[i] = emitted[i] + weighted if k else weighted
         return emitted, _PARALLEL(new)
 

@@ -99,7 +99,7 @@ OPTIMIZERS = {
     "torch L2": lambda: torch("Adam", weight_decay=0.1),
     "formula": formula,
     "decayed after the step": lambda: adam_tx.chain(
-        adam_tx.adam(1e-3), adam_tx.decay_weights(0.1, times=1e-3, stepped=True)
+        adam_tx.adam(1e-3), adam_tx.decay_stepped_weights(0.1, times=1e-3)
     ),
     "laprop": lambda: adam_tx.laprop(1e-3),
     "sgd nesterov": lambda: adam_tx.sgd(1e-3, 0.9, nesterov=True, dampening=0.1),

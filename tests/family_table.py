@@ -57,12 +57,12 @@ def render():
 def chain(tx):
     """The links in turn; what a link holds inside stands in parentheses."""
     parts = []
-    for name, link in tx.description.links.items():
+    for name, link in tx.links.items():
         shown = name.removeprefix("scale_by_")
-        parts.append(f"{shown} ({chain(link)})" if link.description.links else shown)
-    if list(tx.description.links) == ["inner"]:  # a chain in a wrapper
-        return chain(tx.description.links["inner"])
-    return (" + " if tx.description.name == "parallel" else " → ").join(parts)
+        parts.append(f"{shown} ({chain(link)})" if link.links else shown)
+    if list(tx.links) == ["inner"]:  # a chain in a wrapper
+        return chain(tx.links["inner"])
+    return (" + " if tx.name == "parallel" else " → ").join(parts)
 
 
 def bytes_per_parameter(tx, size=2**10):

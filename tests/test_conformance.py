@@ -107,7 +107,7 @@ def test_a_state_is_lifted_to_float32_and_no_lower_than_its_parameters(x64):
     single = {"float16": jnp.float32, "bfloat16": jnp.float32, "float32": jnp.float32, "float64": jnp.float64}
     assert mu == single | {"complex64": jnp.complex64}
     assert nu == single | {"complex64": jnp.float32}
-    assert state["scale_by_rms"].log_decay.total.dtype == jnp.float64
+    assert state["scale_by_rms"].weight.dtype == jnp.float64
 
 
 @pytest.mark.parametrize("name", catalogue.OPTIMIZERS | catalogue.SMALL_STATE)

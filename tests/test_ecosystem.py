@@ -120,7 +120,7 @@ def test_tree_map_params_maps_the_moments_and_nothing_else():
     tx = adam_tx.adam(1e-3)
     mapped = optax.tree_map_params(tx, lambda _: "moment", tx.init(PARAMS), transform_non_params=lambda _: "scalar")
     assert mapped["scale_by_rms"].nu == {"w": "moment", "b": "moment"}
-    assert mapped["scale_by_rms"].count == "scalar"
+    assert mapped["count"] == "scalar"
 
 
 def test_moments_and_schedule_are_found_in_the_state_by_name():

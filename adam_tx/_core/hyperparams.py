@@ -84,6 +84,7 @@ class Parameters:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function, self.signature = function, inspect.signature(function)
         self._ranges: dict[str, Range] | None = None
+        self._optional: set[str] = set()
 
     @property
     def ranges(self) -> Mapping[str, Range]:
@@ -92,16 +93,19 @@ class Parameters:
             hints = typing.get_type_hints(self._function, include_extras=True)
             found = {name: _range(hints[name]) for name in self.signature.parameters if name in hints}
             self._ranges = {name: allowed for name, allowed in found.items() if allowed is not None}
+            self._optional = {name for name in self._ranges if type(None) in typing.get_args(hints[name])}
         return self._ranges
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The arguments of a call by name, defaults included, each hyperparameter checked."""
-        bound = self.signature.bind(*args, **kwargs)
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._function.__name__}: {error}") from None
         bound.apply_defaults()
         for name, allowed in self.ranges.items():
             value = bound.arguments[name]
-            absent = value is None and self.signature.parameters[name].default is None
-            if not absent and not is_schedule(value):
+            if not is_schedule(value) and not (value is None and name in self._optional):
                 check(_label(self._function.__name__, name, value), value, allowed)
         return dict(bound.arguments)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -84,6 +85,11 @@ def scalar(value: Scalar, like: jax.Array) -> Any:
     return value.astype(like.dtype) if isinstance(value, jax.Array) and value.dtype != like.dtype else value
 
 
+def times(x: jax.Array, factor: Scalar) -> jax.Array:
+    """The product; x itself where the factor is the number one."""
+    return x if isinstance(factor, float) and factor == 1.0 else x * scalar(factor, x)
+
+
 def ema(average: jax.Array, value: jax.Array, step: Scalar) -> jax.Array:
     """One step of an exponential moving average, `average + step · (value - average)`.
 
@@ -153,7 +159,7 @@ def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar = 
     Array([1., 0.], dtype=float32)
     """
     root_of_v = lax.sqrt(lax.max(_plus(v, eps_root), _smallest(v.dtype)))
-    return _quotient(u, _plus(root_of_v, eps))
+    return _quotient(u, _plus(root_of_v, eps), eps)
 
 
 def root_and_divide_clamped(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar = 0.0) -> jax.Array:
@@ -190,24 +196,28 @@ def divide(
     """
     untouched = size == 0
     in_its_unit = jnp.where(untouched, 0.0, root(jnp.where(untouched, 1.0, size)))
-    return _quotient(u, lax.max(_plus(in_its_unit, eps), _smallest(size.dtype) ** 0.5))
+    return _quotient(u, lax.max(_plus(in_its_unit, eps), np.sqrt(_smallest(size.dtype))), eps)
 
 
 def _plus(x: jax.Array, eps: Scalar) -> jax.Array:
     return x if isinstance(eps, float) and eps == 0.0 else x + scalar(eps, x)
 
 
-def _quotient(u: jax.Array, denominator: jax.Array) -> jax.Array:
+def _quotient(u: jax.Array, denominator: jax.Array, least: Scalar) -> jax.Array:
+    """The quotient; a denominator so small that derivatives of its inverse overflow is a constant to them."""
+    steep = float(_smallest(denominator.dtype)) ** (1 / 3)
+    if not (isinstance(least, float) and least >= steep):
+        denominator = jnp.where(denominator < steep, lax.stop_gradient(denominator), denominator)
     if is_complex(u):
         return lax.complex(u.real / denominator, u.imag / denominator)
     return u / denominator
 
 
 @functools.cache
-def _largest(dtype: jnp.dtype) -> float:
-    return float(jnp.finfo(dtype).max)
+def _largest(dtype: jnp.dtype) -> Any:
+    return np.asarray(jnp.finfo(dtype).max, dtype)
 
 
 @functools.cache
-def _smallest(dtype: jnp.dtype) -> float:
-    return float(jnp.finfo(dtype).tiny)
+def _smallest(dtype: jnp.dtype) -> Any:
+    return np.asarray(jnp.finfo(dtype).tiny, dtype)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adam_tx._core import blocks, numerics
@@ -44,7 +45,7 @@ class Walk:
         columns = {"updates": leaves}
         for name, tree in {"grad": None if same else grad, "params": params}.items():
             if tree is not None:
-                columns[name] = self.column(tree, name, optional=True)
+                columns[name] = self.column(tree, name)
         self._results, self.dtypes = [None] * len(leaves), [None] * len(leaves)
         lifted = {name: list(column) for name, column in columns.items()}
         for i in self.present:
@@ -53,7 +54,7 @@ class Walk:
         self.grad = None if grad is None else lifted["updates"] if same else lifted["grad"]
 
     def _lift(self, i: int, columns: Mapping[str, Column], lifted: Mapping[str, Column]) -> None:
-        row = {name: column[i] for name, column in columns.items() if not is_absent(column[i])}
+        row = {name: column[i] for name, column in columns.items()}
         dtypes = [self._dtype(i, name, leaf) for name, leaf in row.items()]
         self.check_shapes(i, row)
         dtype = numerics.working(*dtypes)
@@ -195,7 +196,7 @@ def is_absent(node: object) -> bool:
 
 def increment(count: jax.Array) -> jax.Array:
     """The count of one more update; it stays at the largest int32 instead of wrapping round."""
-    return jax.lax.min(count, jnp.iinfo(jnp.int32).max - 1) + 1
+    return jax.lax.min(count, np.int32(2**31 - 2)) + np.int32(1)
 
 
 def path_str(path: Any) -> str:

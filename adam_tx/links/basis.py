@@ -204,7 +204,7 @@ class InBasis(Declaration):
                 inner, lambda _, kind, tree: self._transport(walk, kind, tree, bases, turns)
             )
 
-        due = (count - basis.looks_first) % basis.every == 0
+        due = (count - int(basis.looks_first)) % basis.every == 0
         if basis.looks_first:
             due = due & ~first
         bases, inner = lax.cond(due, turned, lambda: (bases, inner))

@@ -4,7 +4,7 @@ Added before the learning rate, it is multiplied by the learning rate; after it,
 what it says itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adam_tx._core import states
@@ -48,7 +48,7 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> R
     def rule(now, updates, params):
         return updates + params * scalar(now.weight_decay, params)
 
-    return Rule(rule, formula="u + weight_decay · params", mask=mask, changes_gradient=True)
+    return _decay(weight_decay, rule, "u + weight_decay · params", mask, changes_gradient=True)
 
 
 @link
@@ -88,7 +88,7 @@ def decay_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNeg
     def rule(now, updates, params):
         return updates - params * scalar(now.weight_decay * now.times, params)
 
-    return Rule(rule, formula="u - times · weight_decay · params", mask=mask)
+    return _decay(weight_decay, rule, "u - times · weight_decay · params", mask)
 
 
 @link
@@ -110,7 +110,14 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
     def rule(now, updates, params):
         return updates - (params + updates) * scalar(now.weight_decay * now.times, params)
 
-    return Rule(rule, formula="u - times · weight_decay · (params + u)", mask=mask)
+    return _decay(weight_decay, rule, "u - times · weight_decay · (params + u)", mask)
+
+
+def _decay(weight_decay: Any, rule: Callable[..., Any], formula: str, mask: Mask, **said: Any) -> Rule:
+    """The rule of the leaves that are marked; a decay of the number zero passes updates on, and needs no parameters."""
+    if isinstance(weight_decay, int | float) and weight_decay == 0:
+        return Rule(lambda updates: updates, formula=formula, **said)
+    return Rule(rule, formula=formula, mask=mask, **said)
 
 
 def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Link:
