@@ -1,69 +1,116 @@
-"""What a compiled step costs, donation and all; no clock is involved."""
+"""What a step costs, donation and all, read off its program; no clock is involved."""
 
+import inspect
+
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE
-from cost import compiled_cost, per_leaf
+from cost import compiled_cost, jitted_step, per_leaf
+from fixed_cost import fixed, nested
 
 import adam_tx
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's own Adam needs it
 
-PROBLEMS = {"1 leaf of 32M": [(2**25,)], "300 leaves of 4K": [(4096,)] * 300}
-PAIRS = {
-    "adam": (adam_tx.adam(1e-3), optax.adam(1e-3)),
-    "adamw": (adam_tx.adamw(1e-3), optax.adamw(1e-3)),
-}
-FAMILY = ("nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief", "yogi", "radam", "lion", "adagrad")
-FAMILY += ("rmsprop", "sgd", "lamb", "novograd", "adafactor", "adopt", "ademamix")
+FAMILY = ("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief", "yogi", "radam", "lion")
+FAMILY += ("adagrad", "rmsprop", "sgd", "lamb", "novograd", "adafactor", "adopt", "ademamix")
+ALL = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+LAYER = {"w": (512, 512), "b": (512,)}
+
+# what is there once a step, whatever the tree, beyond what Optax has
+SCALAR_KERNELS = 2  # a debiasing weight is stepped by one kernel and read by another
+SCALAR_BYTES = 256  # that these kernels read and write
+STATE_LEAVES = 3  # two debiasing weights, and a count where Optax keeps none
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-def test_a_step_reads_writes_and_launches_no_more_than_optax_but_for_scalars(pair, problem):
-    ours, theirs = (compiled_cost(tx, problem) for tx in pair)
-    assert ours.leaf_fusions <= theirs.leaf_fusions
-    # three counts and four sums of logarithms, read and written once a step whatever the tree
-    assert ours.bytes_accessed - theirs.bytes_accessed <= 256
-    assert ours.fusions - theirs.fusions <= 8
+def pair(name):
+    """Our optimizer of this name, and Optax's."""
+    peer = optax if hasattr(optax, name) else optax.contrib
+    return getattr(adam_tx, name)(1e-3), getattr(peer, name)(1e-3)
 
 
-@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_a_step_needs_no_temporary_memory_and_happens_in_place(problem):
-    cost = compiled_cost(adam_tx.adamw(1e-3), problem)
-    assert cost.temp_bytes_per_parameter <= 0.01
-    assert cost.in_place
+def params_and_state(tx, dtype=jnp.float32):
+    """Abstract parameters of one layer, and the state for them."""
+    params = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in LAYER.items()}
+    return params, jax.eval_shape(tx.init, params)
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-def test_one_more_leaf_costs_no_more_than_with_optax_and_24_equations(pair):
-    ours, theirs = map(per_leaf, pair)
-    assert ours.leaf_fusions <= theirs.leaf_fusions
-    assert ours.bytes_accessed <= theirs.bytes_accessed
-    assert ours.equations <= 24
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_whatever_the_tree_a_step_of_adam_holds_little_more_than_optaxs(name):
+    ours, theirs = map(fixed, pair(name))
+    assert ours.equations <= 1.5 * theirs.equations
+    assert ours.leaf_equations <= theirs.leaf_equations
+    assert ours.leaf_kernels <= theirs.leaf_kernels
+    assert ours.scalar_kernels <= theirs.scalar_kernels + SCALAR_KERNELS
+    assert ours.state_leaves <= theirs.state_leaves + STATE_LEAVES
+
+
+def test_two_more_chains_add_no_equation_no_kernel_and_no_state():
+    assert fixed(nested()) == fixed(adam_tx.adam(1e-3))
+
+
+def test_one_more_leaf_of_adam_reads_and_writes_no_more_than_optaxs_but_for_its_weights():
+    ours, theirs = (per_leaf(tx, leaves=2) for tx in pair("adam"))
+    # XLA has the kernel of a leaf read each of two weights as it is kept, in two numbers instead of one
+    assert ours.bytes_accessed <= theirs.bytes_accessed + 2 * 4
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_one_more_leaf_of_a_member_of_the_family_costs_no_more_than_with_optax(name):
-    peer = optax if hasattr(optax, name) else optax.contrib
-    ours, theirs = (per_leaf(getattr(library, name)(1e-3)) for library in (adam_tx, peer))
-    assert ours.leaf_fusions <= theirs.leaf_fusions
-    assert ours.bytes_accessed <= theirs.bytes_accessed
+def test_a_step_of_four_leaves_costs_no_more_than_with_optax_but_for_scalars(name):
+    # four leaves of 16 KB: a kernel more for each, or an array more that each reads, is more than all scalars
+    ours, theirs = (compiled_cost(tx, [(4096,)] * 4) for tx in pair(name))
+    assert ours.fusions <= theirs.fusions + SCALAR_KERNELS
+    assert ours.bytes_accessed <= theirs.bytes_accessed + SCALAR_BYTES
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_state_has_hardly_more_leaves_than_optaxs(name):
+    ours, theirs = (len(jax.tree.leaves(params_and_state(tx)[1])) for tx in pair(name))
+    assert ours <= theirs + STATE_LEAVES
 
 
 @pytest.mark.parametrize("name", ["lamb", "novograd", "adafactor"])
-def test_one_more_matrix_costs_no_more_than_with_optax_where_a_whole_tensor_counts(name):
-    ours, theirs = (per_leaf(getattr(library, name)(1e-3), leaves=4, shape=(256, 256)) for library in (adam_tx, optax))
-    assert ours.leaf_fusions <= theirs.leaf_fusions
+def test_a_step_of_matrices_costs_no_more_than_with_optax_where_a_whole_tensor_counts(name):
+    ours, theirs = (compiled_cost(tx, [(256, 256)] * 2) for tx in pair(name))
+    assert ours.fusions <= theirs.fusions
     assert ours.bytes_accessed <= theirs.bytes_accessed
 
 
-ALL = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+@pytest.mark.parametrize("shapes", [[(2**25,)], [(4096,)] * 20], ids=["1 leaf of 32M", "20 leaves of 4K"])
+def test_a_step_needs_no_temporary_memory(shapes):
+    assert compiled_cost(adam_tx.adamw(1e-3), shapes).temp_bytes <= SCALAR_BYTES
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_optimizer_updates_in_place(make, dtype):
-    cost = compiled_cost(make(), {"w": (512, 512), "b": (512,)}, dtype)
-    assert cost.in_place
+    tx = make()
+    params, state = params_and_state(tx, dtype)
+    # which results take over which arguments' memory is settled when a step is lowered; compiling it takes ten times as
+    # long, and is left to the next test
+    lowered = jitted_step(tx).lower(params, state, params).as_text()
+    assert lowered.count("tf.aliasing_output") == len(jax.tree.leaves((params, state)))
+
+
+@pytest.mark.parametrize("name", ["adam", "soap", "torch adafactor"])
+def test_a_compiled_step_is_in_place_too(name):
+    assert compiled_cost(ALL[name](), LAYER, jnp.bfloat16).in_place
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_state_is_the_same_whether_hyperparameters_are_numbers_arrays_schedules_or_injected(name):
+    make = getattr(adam_tx, name)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(make).parameters.items()}
+    values = {key: value for key, value in defaults.items() if type(value) is float and "initial" not in key}
+    values["learning_rate"] = 1e-3
+    static = [key for key, value in defaults.items() if type(value) is int]  # sizes, which no array can be
+    injected = optax.inject_hyperparams(make, static_args=static, hyperparam_dtype=jnp.float32)(**values)
+
+    _, numbers = params_and_state(make(**values))
+    _, arrays = params_and_state(make(**{key: jnp.float32(value) for key, value in values.items()}))
+    _, schedules = params_and_state(make(**{key: optax.constant_schedule(value) for key, value in values.items()}))
+    for state in (arrays, schedules, params_and_state(injected)[1].inner_state):
+        assert jax.tree.structure(state) == jax.tree.structure(numbers)
+        assert jax.tree.leaves(state) == jax.tree.leaves(numbers)  # shapes and dtypes

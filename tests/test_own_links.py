@@ -1,13 +1,12 @@
 """The optimizers of `examples/own_links.py` are their recurrences in float64, and keep what links promise."""
 
-import contextlib
 import importlib.util
-import io
+import json
 import pickle
+import sys
 from functools import partial
 from pathlib import Path
 
-import cloudpickle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import run
 
 import adam_tx
-from adam_tx import Decay, NonNegative, Rule, Slot
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_links.py"
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64)
@@ -28,6 +26,7 @@ def load_example():
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that what is made there can be pickled, and named in a config
     spec.loader.exec_module(module)
     return module
 
@@ -124,15 +123,19 @@ def prodigy(p, grads, lr, b1=0.9, b2=0.999, eps=1e-8, d0=1e-6):
     return np.array(after)
 
 
-def galore(p, grads, lr, b1=0.9, b2=0.999, rank=2, every=7, eps=1e-8):
-    """For a wide matrix; a tall one is transposed. Singular vectors have no sign, so the mean must follow theirs."""
-    if len(p) >= p.shape[1]:
-        return galore(p.T, grads.transpose(0, 2, 1), lr, b1, b2, rank, every, eps).transpose(0, 2, 1)
-    m, v, after, q = 0.0, 0.0, [], np.zeros((len(p), rank))
+def galore(params, grads, lr, b1=0.9, b2=0.999, rank=2, every=7, eps=1e-8):
+    if params.shape[0] >= params.shape[1]:
+        return galore_of_rows(params.T, grads.transpose(0, 2, 1), lr, b1, b2, rank, every, eps).transpose(0, 2, 1)
+    return galore_of_rows(params, grads, lr, b1, b2, rank, every, eps)
+
+
+def galore_of_rows(p, grads, lr, b1, b2, rank, every, eps):
+    """P on the left. Singular vectors have no sign, so what the mean does has to follow them."""
+    m, v, q, after = np.zeros((rank, p.shape[1])), 0.0, np.zeros((len(p), rank)), []
     for t, g in enumerate(grads, start=1):
         if (t - 1) % every == 0:
-            found = np.linalg.svd(g, full_matrices=False)[0][:, :rank]
-            q, m = found, found.T @ q @ np.broadcast_to(m, (rank, p.shape[1]))
+            found = np.linalg.svd(g)[0][:, :rank]
+            q, m = found, found.T @ q @ m
         m, v = b1 * m + (1 - b1) * q.T @ g, b2 * v + (1 - b2) * (q.T @ g) ** 2
         p = p - lr * q @ (m / (np.sqrt(v) + eps)) * np.sqrt(1 - b2**t) / (1 - b1**t)
         after.append(p)
@@ -171,3 +174,225 @@ def test_sixty_float64_steps_agree_with_the_formulas_to_1e_10(name, x64):
     tx, oracle, (params, grads) = AGAINST_ORACLES[name]
     theirs = oracle(params, grads)
     assert run.relative_error(run.trajectory(tx, params, grads), theirs, params) <= 1e-10
+
+
+OPTAX_PRODIGY = {"betas": (0.8, 0.9), "eps": 1e-2, "estim_lr0": 1e-3}
+
+
+def prodigys_debiasing(count):
+    """What Optax multiplies the rate by at each step, for those betas."""
+    t = count.astype(float) + 1
+    return jnp.sqrt(1 - 0.9**t) / (1 - 0.8**t)
+
+
+AGAINST_OPTAX = {
+    # Optax multiplies the change by 1 - b2, which is b2 at one half only, and has an eps_root.
+    "adan": (own.adan(0.01, 0.9, 0.5, 0.95), lambda: optax.adan(0.01, 0.9, 0.5, 0.95, eps_root=0.0), VECTOR),
+    # Optax's momentum looks ahead debiased, and its eps is 1e-8; here on a matrix, and on a vector for its AdamW.
+    "muon": (
+        own.muon(0.01, adam_tx.adamw(0.01), debias=True, eps=1e-8),
+        lambda: optax.contrib.muon(0.01),
+        WIDE,
+    ),
+    "muon, vector": (
+        own.muon(0.01, adam_tx.adamw(0.01, weight_decay=0.0, nesterov=True)),
+        lambda: optax.contrib.muon(0.01),
+        VECTOR,
+    ),
+    "prodigy": (
+        own.prodigy(prodigys_debiasing, *(0.8, 0.9, 1e-2, 1e-3)),
+        lambda: optax.contrib.prodigy(**OPTAX_PRODIGY),
+        WIDE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AGAINST_OPTAX)
+def test_sixty_float64_steps_agree_with_optax_to_1e_10(name, x64, standard_promotion):
+    ours, theirs, (params, grads) = AGAINST_OPTAX[name]
+    theirs = run.trajectory(theirs(), params, grads)
+    assert run.relative_error(run.trajectory(ours, params, grads), theirs, params) <= 1e-10
+
+
+@pytest.mark.parametrize("problem", [VECTOR, WIDE], ids=["vector", "matrix"])
+def test_adam_with_the_two_norm_is_adam(problem, x64):
+    ours, adam = (run.trajectory(tx, *problem) for tx in (own.pnorm_adam(0.01, p=2.0), adam_tx.adam(0.01)))
+    assert run.relative_error(ours, adam, problem[0]) <= 1e-12
+
+
+def test_muon_gives_its_others_what_is_no_matrix_and_nothing_else():
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "cube": jnp.ones((2, 2, 2))}
+    grads = jax.tree.map(lambda x: 0.3 * x, params)
+    tx, others = own.muon(0.5, adam_tx.adamw(0.01)), adam_tx.adamw(0.01)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    alone, _ = others.update(grads, others.init(params), params)
+    assert not np.allclose(updates["kernel"], alone["kernel"])
+    for name in ("bias", "cube"):
+        np.testing.assert_array_equal(updates[name], alone[name])
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_five_iterations_bring_singular_values_near_one(shape):
+    tx, grad = own.orthogonalize(), jnp.float32(oracles.matrix_problem(steps=1, shape=shape)[1][0])
+    updates, _ = tx.update(grad, tx.init(grad))
+    values = np.linalg.svd(updates / max(1, shape[1] / shape[0]) ** 0.5, compute_uv=False)
+    assert ((values > 0.3) & (values < 1.3)).all()  # the iteration is made to be fast, not to converge
+
+
+def test_prodigys_distance_grows_towards_that_of_the_solution_and_waits_for_a_gradient():
+    tx, params = own.prodigy(), {"a": jnp.full(3, 4.0), "b": jnp.zeros((2, 2))}
+    state = tx.init(params)
+    _, waiting = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    assert waiting.growth == 1.0
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(params, state, params)  # the gradient of half the square, whose solution is zero
+        return (jax.tree.map(jnp.add, params, updates), state), None
+
+    (params, state), _ = jax.jit(lambda *carry: jax.lax.scan(step, carry, length=300))(params, state)
+    assert 1.0 < 1e-6 * state.growth <= 4.0  # a lower bound of the largest distance along an axis, which is 4
+    assert np.abs(params["a"]).max() < 0.5
+
+
+def test_the_moments_of_galore_are_as_small_as_its_rank():
+    tx = own.galore(0.01, rank=2)
+    params = {"wide": jnp.ones((4, 6)), "tall": jnp.ones((6, 4)), "small": jnp.ones((2, 9)), "bias": jnp.ones(6)}
+    mu = tx.init(params)["in_basis"].inner["scale_by_momentum"].mu
+    assert jax.tree.map(jnp.shape, mu) == {"wide": (2, 6), "tall": (6, 2), "small": (2, 9), "bias": (6,)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: own.pnorm_adam(0.01, p=0), r"pnorm_adam: p must be in \(0, inf\), got 0"),
+        (lambda: own.scale_by_pnorm(p=-1.0), r"scale_by_pnorm: p must be in \(0, inf\), got -1"),
+        (lambda: own.adan(0.01, b1=1), r"adan: b1 must be in \[0, 1\), got 1"),
+        (lambda: own.came(0.01, weight_decay=-1.0), r"came: weight_decay must be in \[0, inf\), got -1"),
+        (lambda: own.muon(-1.0, adam_tx.adamw(0.01)), r"muon: learning_rate must be in \[0, inf\), got -1"),
+        (lambda: own.prodigy(d0=0.0), r"prodigy: d0 must be in \(0, inf\), got 0"),
+        (lambda: own.galore(0.01, b2=jnp.float32(1.0)), r"galore: b2 must be in \[0, 1\), got 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_its_name(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_hypergradients_at_a_zero_gradient_are_finite(make, dtype):
+    """First and second derivative of three updates of a matrix and a vector with respect to their gradient."""
+    tx = make()
+
+    def moved(grad):
+        params = {"kernel": jnp.full((2, 3), 0.5, dtype), "bias": jnp.full(2, 0.5, dtype)}
+        state = tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(jax.tree.map(lambda p: jnp.full_like(p, grad), params), state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+        return jnp.sum(params["kernel"]) + jnp.sum(params["bias"])
+
+    first, second = jax.jit(jax.value_and_grad(jax.grad(moved)))(jnp.asarray(0.0, dtype))
+    assert np.isfinite(np.float32(first))
+    assert np.isfinite(np.float32(second))
+
+
+def types(tree):
+    """All that a compiled function is looked up by: structure, shapes, dtypes and whether these are weak."""
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), jax.eval_shape(lambda: tree))
+    return jax.tree.structure(tree), jax.tree.leaves(described)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_update_changes_no_type_of_the_state_and_moments_are_float32_or_wider(make, dtype, x64, standard_promotion):
+    tx, params = make(), {"kernel": jnp.ones((2, 3), dtype), "bias": jnp.ones(2, dtype), "none": None}
+    state = tx.init(params)
+    updates, new_state = jax.eval_shape(tx.update, params, state, params)
+    assert types(state) == types(new_state)
+    assert types(updates) == types(params)
+    assert all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1, 1)])
+def test_leaves_of_odd_shapes_and_empty_trees_are_updated_too(make, shape):
+    tx = make()
+    for params in ({"odd": jnp.ones(shape), "usual": jnp.ones((2, 3))}, {}):
+        updates, state = tx.update(params, tx.init(params), params)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
+
+
+HYPERPARAMETERS = {
+    "pnorm_adam": (own.pnorm_adam, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.99, "p": 1.5}, {}),
+    "adan": (own.adan, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.8, "b3": 0.99}, {}),
+    "came": (own.came, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.99, "b3": 0.99, "weight_decay": 0.1}, {}),
+    "muon": (own.muon, {"learning_rate": 0.01, "b1": 0.9}, {"others": adam_tx.adamw(0.01)}),
+    "prodigy": (own.prodigy, {"learning_rate": 1.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "d0": 1e-3}, {}),
+    "galore": (own.galore, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.99}, {"rank": 1, "every": 2}),
+}
+
+
+def constant(value):
+    return lambda count: jnp.float32(value) + 0 * count
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_every_hyperparameter_may_be_an_array_a_schedule_or_injected(name):
+    make, numbers, static = HYPERPARAMETERS[name]
+    params, grads = (jnp.float32(x) for x in oracles.matrix_problem(steps=5, shape=(2, 3)))
+    expected = run.trajectory(make(**numbers, **static), params, grads)
+    for given in (jax.tree.map(jnp.float32, numbers), {key: constant(value) for key, value in numbers.items()}):
+        np.testing.assert_allclose(run.trajectory(make(**given, **static), params, grads), expected, rtol=2e-5)
+    injected = optax.inject_hyperparams(make, static_args=tuple(static))(**numbers, **static)
+    assert set(injected.init(params).hyperparams) == set(numbers)
+    np.testing.assert_allclose(run.trajectory(injected, params, grads), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("make", "values"), [(partial(own.pnorm_adam, 0.01, 0.9, 0.999), (1.0, 2.0))])
+def test_a_population_of_one_hyperparameter_trains_in_one_call(make, values):
+    grads = jnp.float32(WIDE[1][:5])
+
+    def train(value):
+        tx = make(value)
+        return jax.lax.scan(lambda state, grad: tx.update(grad, state)[::-1], tx.init(grads[0]), grads)[1]
+
+    population = jax.jit(jax.vmap(train))(jnp.array(values))
+    for member, value in zip(population, values, strict=True):
+        np.testing.assert_allclose(member, train(value), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", own.OWN)
+def test_each_is_written_in_at_most_twenty_lines(name):
+    assert own.code_lines(own.OWN[name].written) <= 20
+
+
+def test_lines_are_counted_without_docstrings_and_empty_lines():
+    assert own.code_lines([own.pnorm_adam]) == 8
+    assert own.code_lines([own.scale_by_pnorm, own.pnorm_adam]) == 14
+
+
+@pytest.mark.parametrize("name", own.OWN)
+def test_a_config_and_a_pickle_give_the_same_optimizer(name):
+    tx = own.OWN[name].tx
+    remade = adam_tx.from_config(json.loads(json.dumps(adam_tx.get_config(tx))))
+    for again in (remade, pickle.loads(pickle.dumps(tx))):
+        assert repr(again) == repr(tx)
+        assert adam_tx.get_config(again) == adam_tx.get_config(tx)
+
+
+def test_a_summary_names_the_links_their_hyperparameters_and_what_they_keep():
+    summary = str(adam_tx.summary(own.pnorm_adam(0.01, p=3.0), {"kernel": jnp.ones((2, 3))}))
+    for part in ("scale_by_pnorm", "p=3", "|g|^p", "nu"):
+        assert part in summary
+
+
+def test_the_example_trains_with_each_and_prints_what_came_of_it(capsys):
+    own.main(["--steps", "20"])
+    printed = capsys.readouterr().out
+    rows = {words[0]: words[-3:] for line in printed.splitlines() if (words := line.split()) and words[0] in own.OWN}
+    assert set(rows) == set(own.OWN)
+    for before, after, size in rows.values():
+        assert float(after) <= float(before)
+        assert float(size) < 20
+    assert float(rows["galore"][2]) < float(rows["adam"][2]) < float(rows["adan"][2])
+    assert "own_links" in printed

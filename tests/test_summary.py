@@ -1,88 +1,207 @@
-"""`get_config` and `summary` describe every link they can reach, and say where they cannot."""
+"""A summary has a row for each link and adds up to the bytes of the state, in any wrapper, and computes nothing."""
 
-import json
+import re
 import threading
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
-from catalogue import OPTIMIZERS, PER_TENSOR
+from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE
 
 import adam_tx
 
-PARAMS = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
-ADAM = ["scale_by_momentum", "scale_by_rms", "bias_correction", "scale_by_learning_rate"]
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's wrappers promote the parameters' dtypes
+
+CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+PARAMS = {"a": jnp.zeros((3, 4)), "b": jnp.zeros(4, jnp.bfloat16)}
+ADAM = ["adam", "  scale_by_momentum", "  scale_by_rms", "  bias_correction", "  scale_by_learning_rate"]
+FOOTER = ["state", "parameters", "gradients"]
 
 
-def names(config):
-    """All names in a description, depth first."""
-    return [config["name"], *(name for link in config.get("links", []) for name in names(link))]
+def rows(table):
+    """Label, with its indentation -> the lines of its row; two of the same label are one."""
+    lines, found, label = table.splitlines(), {}, ""
+    width = lines[0].index("formula")
+    for line in lines[1:]:
+        if line.startswith("-"):
+            continue
+        label = line[:width].rstrip() or label
+        found.setdefault(label, []).append(line[width:])
+    return found
 
 
-def test_a_config_gives_each_link_with_its_hyperparameters():
-    config = adam_tx.get_config(adam_tx.adam(1e-3, b1=0.8, mu_dtype=jnp.bfloat16))
-    assert config["links"][0] == {
-        "name": "scale_by_momentum",
-        "decay": 0.8,
-        "read": None,
-        "nesterov": False,
-        "debias": False,
-        "dtype": "bfloat16",
-    }
-    assert config["links"][3] == {"name": "scale_by_learning_rate", "learning_rate": 1e-3}
+def row_bytes(lines):
+    """The numbers in the last column of some lines."""
+    return [int(found[1]) for line in lines if (found := re.search(r"(?:^|  )(\d+)$", line))]
 
 
-@pytest.mark.parametrize("make", (OPTIMIZERS | PER_TENSOR).values(), ids=OPTIMIZERS | PER_TENSOR)
-def test_every_config_is_plain_json(make):
-    config = adam_tx.get_config(make())
-    assert json.loads(json.dumps(config)) == config
+def added_up(table):
+    """The bytes of the rows of links, and of the state as it is said at the end."""
+    _, links, _ = re.split(r"\n-+\n", table)
+    return row_bytes(links.splitlines()), row_bytes(rows(table)["state"])[0]
 
 
-def test_a_schedule_is_described_by_its_maker_and_arguments():
-    config = adam_tx.get_config(adam_tx.adam(optax.cosine_decay_schedule(1e-3, 100)))
-    rate = config["links"][-1]["learning_rate"]
-    assert rate["name"] == "cosine_decay_schedule"
-    assert rate["decay_steps"] == 100
+def bytes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def test_a_summary_has_a_row_for_each_link_in_the_order_they_act():
+    table = rows(adam_tx.summary(adam_tx.adam(1e-3), PARAMS))
+    assert list(table) == [*ADAM, *FOOTER]
+    momentum = "\n".join(table["  scale_by_momentum"])
+    for text in ("decay=0.9", "mu float32[3,4] float32[4]", "mu += (1 - decay)(u - mu)"):
+        assert text in momentum
+    assert "learning_rate=0.001" in table["adam"][0]
+    assert "count int32[]" in table["adam"][0]
+
+
+def test_it_ends_with_the_bytes_of_state_parameters_and_gradients():
+    table = rows(adam_tx.summary(adam_tx.scale_by_momentum(0.9), PARAMS))
+    assert table["state"][0].split() == ["4.25", "bytes", "per", "parameter", "68"]  # the count, and float32 for each
+    assert table["parameters"][0].split() == ["16", "numbers", "56"]
+    assert table["gradients"][0].split()[-1] == "56"
+
+
+WRAPPERS = {
+    "alone": lambda tx: tx,
+    "masked": lambda tx: optax.masked(tx, {"a": True, "b": False}),
+    "MultiSteps": lambda tx: optax.MultiSteps(optax.apply_if_finite(tx, 3), 2),
+    "in a chain of ours": lambda tx: adam_tx.chain(
+        adam_tx.scale_by_momentum(), ("half", optax.masked(tx, {"a": False, "b": True})), optax.trace(0.9)
+    ),
+    "partition": lambda tx: optax.chain(
+        optax.partition({"it": tx, "frozen": optax.set_to_zero()}, {"a": "it", "b": "frozen"}), optax.ema(0.9)
+    ),
+    "what hides it": lambda tx: optax.chain(Hiding(tx).pair(), optax.scale(1.0)),
+}
+
+
+class Hiding:
+    """A wrapper of the user's, with a state of its own."""
+
+    def __init__(self, tx):
+        self.inner = tx
+
+    def init(self, params):
+        """The state of the inner one, and a number."""
+        return {"seen": jnp.zeros(()), "of_inner": self.inner.init(params)}
+
+    def update(self, updates, state, params=None):
+        """The updates as they are."""
+        del params
+        return updates, state
+
+    def pair(self):
+        """As Optax has it."""
+        return optax.GradientTransformation(self.init, self.update)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_rows_add_up_to_the_bytes_of_the_state(wrapper):
+    for name, make in CATALOGUE.items():
+        tx = WRAPPERS[wrapper](make())
+        each, total = added_up(adam_tx.summary(tx, PARAMS))
+        assert min(each) > 0, name
+        assert sum(each) == total == bytes_of(jax.eval_shape(tx.init, PARAMS)), name
+
+
+def labels(tx, params=PARAMS):
+    return list(rows(adam_tx.summary(tx, params)))[: -len(FOOTER)]
+
+
+def indented(names, depth=1):
+    return ["  " * depth + name for name in names]
+
+
+def test_members_of_wrappers_are_indented_under_the_rows_of_the_wrapper():
+    table = rows(adam_tx.summary(adam_tx.soap(1e-3), PARAMS))
+    assert list(table)[:6] == [
+        "soap",
+        "  in_eigenbasis",
+        "    inner: chain",
+        "      scale_by_momentum",
+        "      scale_by_rms",
+        "      bias_correction",
+    ]
+    basis = "\n".join(table["  in_eigenbasis"])
+    assert "memory float32[3,3] float32[4,4]" in basis
+    assert "every=10" in basis
+    assert "count int32[]" in table["    inner: chain"][0]
+
+
+def test_a_key_of_the_users_stands_before_the_name_and_a_second_of_a_name_is_numbered():
+    tx = adam_tx.chain(
+        adam_tx.parallel(("fast", adam_tx.scale_by_momentum(0.9)), ("slow", optax.scale(2.0)), weights=(1.0, 0.5)),
+        optax.trace(0.9),
+        optax.trace(0.8),
+        ("decayed", adam_tx.on_decayed_weights(adam_tx.scale_by_learning_rate(0.1), 0.1)),
+    )
+    assert labels(tx) == [
+        "chain",
+        *indented(["parallel", "  fast: scale_by_momentum", "  slow: optax.scale", "optax.trace", "trace_2"]),
+        *indented(["decayed: on_decayed_weights", "  member: scale_by_learning_rate"]),
+    ]
+
+
+def test_a_link_that_sees_another_gradient_stands_beside_the_link_that_makes_it():
+    tx = adam_tx.with_gradient(adam_tx.scale_by_rms(0.9), adam_tx.gradient_difference())
+    assert labels(tx) == ["with_gradient", "  member: scale_by_rms", "  gradient: gradient_difference"]
 
 
 @pytest.mark.parametrize(
     ("wrap", "expected"),
     [
-        (lambda tx: optax.chain(optax.clip(1.0), tx), ["chain", "clip", "chain", *ADAM]),
-        (lambda tx: optax.masked(tx, {"a": True, "b": False}), ["masked", "chain", *ADAM]),
-        (lambda tx: optax.partition({"x": tx, "y": optax.set_to_zero()}, {"a": "x", "b": "y"}), None),
-        (lambda tx: optax.apply_if_finite(tx, 3), ["apply_if_finite", "chain", *ADAM]),
-        (lambda tx: optax.MultiSteps(tx, 4), ["MultiSteps", "chain", *ADAM]),
-        (lambda tx: optax.named_chain(("adam", tx)), ["named_chain", "chain", *ADAM]),
+        (lambda tx: optax.chain(optax.clip(1.0), tx), ["optax.chain", "  optax.clip", *indented(ADAM)]),
+        (lambda tx: optax.named_chain(("x", tx)), ["optax.named_chain", "  x: adam", *indented(ADAM[1:])]),
+        (lambda tx: optax.masked(tx, {"a": True, "b": False}), ["optax.masked", *indented(ADAM)]),
+        (lambda tx: optax.apply_if_finite(tx, 3), ["optax.apply_if_finite", *indented(ADAM)]),
+        (lambda tx: optax.MultiSteps(tx, 2), ["optax.MultiSteps", *indented(ADAM)]),
+        (lambda tx: optax.flatten(tx), ["optax.flatten", *indented(ADAM)]),
+        (lambda tx: optax.contrib.schedule_free(tx, 0.1), ["optax.schedule_free", *indented(ADAM)]),
+        (lambda _: optax.inject_hyperparams(adam_tx.adam)(1e-3), ["optax.inject_hyperparams", *indented(ADAM)]),
+        (
+            lambda tx: optax.partition({"x": tx, "y": optax.sgd(0.1)}, {"a": "x", "b": "y"}),
+            ["optax.partition", "  x: adam", *indented(ADAM[1:]), "  y: optax.chain", *indented(["optax.identity"], 2)],
+        ),
     ],
 )
-def test_a_config_sees_through_wrappers(wrap, expected):
-    found = names(adam_tx.get_config(wrap(adam_tx.adam(1e-3))))
-    assert found == (expected or ["partition", "chain", *ADAM, "set_to_zero"])
+def test_wrappers_of_optax_are_looked_into(wrap, expected):
+    found = labels(wrap(adam_tx.adam(1e-3)))
+    assert found[: len(expected)] == expected
 
 
-def test_a_config_sees_through_wrappers_inside_a_chain():
-    masked = optax.masked(adam_tx.scale_by_rms(0.99), {"a": True, "b": False})
-    config = adam_tx.get_config(adam_tx.chain(adam_tx.scale_by_momentum(0.9), masked))
-    assert names(config) == ["chain", "scale_by_momentum", "masked", "scale_by_rms"]
+def test_an_injected_hyperparameter_is_shown_as_it_was_given():
+    tx = optax.inject_hyperparams(adam_tx.adam)(optax.linear_schedule(0.1, 0.0, 10), b1=0.8)
+    table = rows(adam_tx.summary(tx, {"a": jnp.zeros(3)}))
+    shown = "\n".join(table["optax.inject_hyperparams"])
+    assert "learning_rate=linear_schedule" in shown
+    assert "b1=0.8" in shown
+    assert "hyperparams 5×float32[]" in shown
 
 
-@pytest.mark.parametrize(
-    "value", [1j, float("inf"), jax.random.key(0), (recursive := []).append(recursive) or recursive]
-)
-def test_what_json_cannot_hold_is_described(value):
-    def update(updates, state, params=None):
-        return updates, (state, value)[:1][0]
-
-    config = adam_tx.get_config(optax.GradientTransformation(optax.init_empty_state, update))
-    json.dumps(config, allow_nan=False)
+def test_the_groups_of_a_partition_have_the_state_of_their_own_leaves():
+    tx = optax.partition({"x": adam_tx.adam(1e-3), "y": adam_tx.lion(1e-3)}, {"a": "x", "b": "y"})
+    text = adam_tx.summary(tx, PARAMS)
+    assert "param_labels={'a': 'x', 'b': 'y'}" in text
+    assert rows(text)["  y: lion"]
+    momenta = rows(text)["    scale_by_lion_momentum"]
+    assert "mu float32[4] " in momenta[0]
 
 
-def test_what_is_no_transformation_has_no_config():
-    with pytest.raises(TypeError, match=r"tx must be an Optax transformation.*got dict"):
-        adam_tx.get_config(adam_tx.adam(1e-3).init(PARAMS))
+def test_what_a_wrapper_of_the_users_hides_is_one_opaque_row_with_its_bytes():
+    tx = optax.chain(Hiding(adam_tx.adam(1e-3)).pair(), adam_tx.scale_by_momentum())
+    table = rows(adam_tx.summary(tx, PARAMS))
+    assert list(table)[:4] == ["optax.chain", "  Hiding", "    opaque", "  scale_by_momentum"]
+    expected = bytes_of(Hiding(adam_tx.adam(1e-3)).init(PARAMS))
+    assert row_bytes(table["    opaque"]) == [expected]
+
+
+def test_a_link_with_a_formula_of_the_users_shows_it_and_what_is_inside():
+    tx = adam_tx.as_link(optax.chain(optax.scale_by_sign(), optax.ema(0.9)), name="signs", formula="mean of sign(u)")
+    table = rows(adam_tx.summary(adam_tx.chain(tx), PARAMS))
+    assert list(table)[:4] == ["chain", "  signs: optax.chain", "    optax.scale_by_sign", "    optax.ema"]
+    assert "mean of sign(u)" in table["  signs: optax.chain"][0]
 
 
 def test_a_summary_lists_the_links_of_its_own_optimizer_only():
@@ -94,63 +213,39 @@ def test_a_summary_lists_the_links_of_its_own_optimizer_only():
         return ()
 
     slow = optax.GradientTransformation(init, optax.identity().update)
-    table = rows(adam_tx.summary(optax.chain(adam_tx.scale_by_momentum(0.5), slow), PARAMS))
-    assert "add_decayed_weights" not in table
+    assert not any("add_decayed_weights" in label for label in labels(optax.chain(adam_tx.scale_by_momentum(), slow)))
 
 
-def test_a_config_says_where_it_cannot_look():
-    config = adam_tx.get_config(optax.inject_hyperparams(adam_tx.adam)(1e-3))
-    assert config["unseen"] == ["inner_factory"]
-
-
-def rows(table):
-    """Link name -> the lines of its row."""
-    lines, found = table.splitlines()[2:], {}
-    for line in lines:
-        if line[0] not in " -":
-            found[name := line.split()[0]] = []
-        if line[0] != "-":
-            found[name].append(line)
-    return found
-
-
-def test_a_summary_has_a_row_for_each_link_with_state_and_bytes():
-    table = rows(adam_tx.summary(adam_tx.adam(1e-3), PARAMS))
-    assert list(table) == [*ADAM, "total"]
-    momentum = "\n".join(table["scale_by_momentum"])
-    for text in ("decay=0.9", "mu float32[3,4] float32[4]", "(u - mu)"):
-        assert text in momentum
-
-
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_the_total_of_a_summary_is_the_bytes_of_the_state(make):
-    tx = make()
-    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(tx.init(PARAMS)))
-    (total,) = rows(adam_tx.summary(tx, PARAMS))["total"]
-    assert int(total.split()[-1]) == state_bytes
-    assert f"{state_bytes / 16:.4g} bytes per parameter" in total
-
-
-def test_a_summary_sees_links_in_any_wrapper_and_counts_the_rest_as_elsewhere():
-    tx = optax.MultiSteps(optax.inject_hyperparams(adam_tx.adam)(1e-3), 2)
-    table = rows(adam_tx.summary(tx, PARAMS))
-    assert list(table) == [*ADAM, "(elsewhere)", "total"]
-    links = tx.init(PARAMS).inner_opt_state.inner_state
-    elsewhere = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tx.init(PARAMS))) - sum(
-        leaf.nbytes for leaf in jax.tree.leaves(links)
-    )
-    assert table["(elsewhere)"][0].split()[-1] == str(elsewhere)
-
-
-def test_a_summary_of_masked_parameters_counts_their_state_only():
+def test_masked_parameters_count_their_state_only():
     table = rows(adam_tx.summary(optax.masked(adam_tx.adam(1e-3), {"a": True, "b": False}), PARAMS))
-    assert "mu float32[3,4] " in table["scale_by_momentum"][2]
+    assert "mu float32[3,4] " in table["    scale_by_momentum"][0]
+    table = rows(adam_tx.summary(adam_tx.adam(1e-3), {"a": PARAMS["a"], "b": optax.MaskedNode(), "c": None}))
+    assert "mu float32[3,4] " in table["  scale_by_momentum"][0]
+    assert table["parameters"][0].split() == ["12", "numbers", "48"]
 
 
 def test_a_summary_computes_nothing():
-    huge = jax.ShapeDtypeStruct((10**6, 10**6), jnp.float32)
-    assert "8 bytes per parameter" in adam_tx.summary(adam_tx.adam(1e-3), huge)
+    huge = jax.ShapeDtypeStruct((10**8, 10**8, 10**4), jnp.float32)
+    table = rows(adam_tx.summary(adam_tx.adam(1e-3), huge))
+    assert "8 bytes per parameter" in table["state"][0]
+    assert row_bytes(table["parameters"]) == [4 * 10**20]
+
+
+def test_hyperparameters_that_are_no_numbers_are_short():
+    tx = adam_tx.adamw(
+        optax.cosine_decay_schedule(0.1, 10), b1=jnp.float32(0.5), mask=lambda params: params, mu_dtype=jnp.float32
+    )
+    text = adam_tx.summary(adam_tx.chain(tx, adam_tx.decay_weights(0.1, {"a": True, "b": False})), PARAMS)
+    for shown in ("learning_rate=cosine_decay_schedule", "b1=0.5", "mask=<lambda>", "dtype=float32", "{'a': True, "):
+        assert shown in text
 
 
 def test_no_parameters_have_a_summary_too():
-    assert "no parameters" in adam_tx.summary(adam_tx.adam(1e-3), {})
+    table = rows(adam_tx.summary(adam_tx.adam(1e-3), {}))
+    assert "no parameters" in table["state"][0]
+    assert row_bytes(table["parameters"]) == [0]
+
+
+def test_what_is_no_transformation_has_no_summary():
+    with pytest.raises(TypeError, match=r"tx must be a transformation.*got dict"):
+        adam_tx.summary(adam_tx.adam(1e-3).init(PARAMS), PARAMS)

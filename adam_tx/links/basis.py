@@ -4,7 +4,7 @@ Rotating, projecting and transporting what the links have accumulated is here, o
 how a basis is found is a `Basis`, such as SOAP's in `eigenbasis.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -277,9 +277,9 @@ class InBasis(Declaration):
         own = {name: part for name, part in state._asdict().items() if name != "inner"}
         return own, [("inner", self.links["inner"], state.inner)]
 
-    def follow(self, state: Any, move: Any) -> Any:
-        """A basis in a basis: its memory would be in the wrong one."""
-        raise ValueError(f"{self.name} cannot stand inside another change of basis.")
+    def unknown_in_a_basis(self) -> Iterator[str]:
+        """What it remembers would be in the wrong one."""
+        yield f"{self.name} cannot stand inside another change of basis."
 
 
 def _along(leaf: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:

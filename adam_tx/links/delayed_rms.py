@@ -1,25 +1,23 @@
 """`scale_by_delayed_rms`: divide by the root mean square of earlier gradients, ADOPT's denominator."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, check_moment_dtype
 from adam_tx._core.leafwise import Rule, Slot
-from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped
+from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped, scalar
 from adam_tx.link import link
 
 
-def fourth_root(count: jax.Array) -> jax.Array:
-    """The bound of an update as ADOPT grows it, from the number of earlier updates.
+def fourth_root(count: ArrayLike) -> jax.Array:
+    """The bound of an update as ADOPT grows it, a schedule of the number of earlier updates.
 
-    >>> fourth_root(jnp.float32(16.0))
+    >>> fourth_root(16)
     Array(2., dtype=float32)
     """
-    return count**0.25
+    return jnp.asarray(count).astype(jnp.result_type(float)) ** 0.25
 
 
 @link(slots={"nu": Slot("square")})
@@ -27,7 +25,7 @@ def scale_by_delayed_rms(
     decay: Decay = 0.9999,
     eps: NonNegative = 1e-6,
     *,
-    clip: Callable[[jax.Array], jax.Array] | None = fourth_root,
+    clip: NonNegative | None = fourth_root,
     dtype: DTypeLike | None = None,
 ) -> Rule:
     """Divide the updates by the root mean square of the gradients *before* this one: ADOPT's denominator.
@@ -40,7 +38,7 @@ def scale_by_delayed_rms(
     Args:
       decay: in [0, 1).
       eps: the least denominator, in units of the gradient; at least 0.
-      clip: largest size of an update as a function of t, as a float; None for no limit.
+      clip: largest size of an element of an update; None for no limit.
       dtype: what nu is stored in; None for float32 or wider.
 
     Returns:
@@ -64,7 +62,7 @@ def scale_by_delayed_rms(
         first, square = now.count == 0, abs_sq(grad)
         out = root_and_divide_clamped(updates, jnp.where(first, jnp.ones_like(nu), nu), now.eps)
         if clip is not None:
-            out = _clip(out, clip(now.count.astype(nu.dtype)))
+            out = _clip(out, scalar(now.clip, nu))
         out = jnp.where(first, jnp.zeros_like(out), out)
         return out, jnp.where(first, square, ema(nu, square, now.decay.step))
 

@@ -51,3 +51,33 @@ from adam_tx.optimizers.sgd import sgd as sgd
 from adam_tx.optimizers.soap import soap as soap
 from adam_tx.optimizers.stable_adamw import stable_adamw as stable_adamw
 from adam_tx.optimizers.yogi import yogi as yogi
+
+__all__ = [
+    "adabelief",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adam_atan2",
+    "adam_mini",
+    "adamax",
+    "adamaxw",
+    "adamc",
+    "adamw",
+    "ademamix",
+    "adopt",
+    "amsgrad",
+    "cautious",
+    "lamb",
+    "laprop",
+    "lion",
+    "mars_adamw",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "radam",
+    "rmsprop",
+    "sgd",
+    "soap",
+    "stable_adamw",
+    "yogi",
+]

@@ -1,8 +1,5 @@
 """`adopt`: divide by the second moment of earlier gradients, then average: converges for any b2."""
 
-from collections.abc import Callable
-
-import jax
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
@@ -23,7 +20,7 @@ def adopt(
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
-    clip_value_fn: Callable[[jax.Array], jax.Array] = fourth_root,
+    clip_value_fn: NonNegative = fourth_root,
     nu_dtype: DTypeLike | None = None,
 ) -> Link:
     """Divide by the second moment of earlier gradients, then average: converges for any b2.
