@@ -29,7 +29,7 @@ _CONDITIONAL = re.compile(
 )
 _NAME = re.compile(r"%([\w.\-]+)")
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
-_NOT_A_SCALAR = re.compile(r"\[(?!(?:1,)*1\])\d")
+_NOT_A_SCALAR = re.compile(r"\[(?!(?:1,)*[12]\])\d")  # two numbers are a debiasing weight
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cost:
         not considered. Adam in float32 cannot do with less than 28 bytes per
         parameter: it reads four arrays (params, grads, mu, nu) and writes three.
       fusions: kernels of several operations that the program launches.
-      leaf_fusions: those whose result has more than one element. The others compute
+      leaf_fusions: those whose result has more than two elements. The others compute
         numbers that a whole leaf, or the whole tree, shares.
       temp_bytes: memory the program needs beside its arguments and results.
       aliased_bytes: memory of arguments that results are written into.

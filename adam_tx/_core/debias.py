@@ -12,6 +12,7 @@ update added. Their sum is known to more digits than one number could hold: with
 2 ulp of float64 after a million updates, for every decay and under every schedule.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ def zero(dtype: jnp.dtype) -> jax.Array:
     return jnp.zeros(2, dtype)
 
 
+@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
 def advance(weight: jax.Array, step: Scalar) -> tuple[jax.Array, jax.Array]:
     """The weight after one more update, as what to keep and as a number.
 

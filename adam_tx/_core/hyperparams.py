@@ -188,7 +188,8 @@ def fixed(name: str, value: Any) -> None:
 def whole(name: str, value: Any, least: int = 1) -> int:
     """A whole number that does not vary."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}: {value!r}.")
+        hint = "; under optax.inject_hyperparams name it in static_args" if isinstance(value, jax.Array) else ""
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}: {value!r}{hint}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
     return int(value)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -129,7 +128,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def saturate(x: jax.Array) -> jax.Array:
     """At most the largest number: infinity would stay in an average for ever."""
-    return lax.min(x, _largest(x.dtype))
+    return jnp.minimum(x, _largest(x.dtype))
 
 
 def power(x: jax.Array, exponent: Scalar) -> jax.Array:
@@ -158,7 +157,7 @@ def root_and_divide(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: Scalar = 
     >>> root_and_divide(jnp.array([3.0, 0.0]), jnp.array([4.0, 0.0]), 1.0)
     Array([1., 0.], dtype=float32)
     """
-    root_of_v = lax.sqrt(lax.max(_plus(v, eps_root), _smallest(v.dtype)))
+    root_of_v = jnp.sqrt(jnp.maximum(_plus(v, eps_root), _smallest(v.dtype)))
     return _quotient(u, _plus(root_of_v, eps), eps)
 
 
@@ -170,12 +169,12 @@ def root_and_divide_clamped(u: jax.Array, v: jax.Array, eps: Scalar, eps_root: S
 
 def steady(v: jax.Array) -> jax.Array:
     """The value itself, but a constant to derivatives where those of its inverse root would overflow."""
-    return jnp.where(v < float(jnp.finfo(v.dtype).tiny) ** (2 / 3), lax.stop_gradient(v), v)
+    return jnp.where(v < _smallest(v.dtype) ** (2 / 3), lax.stop_gradient(v), v)
 
 
 def reciprocal(x: jax.Array) -> jax.Array:
     """1 / x for x >= 0, one at zero, and a constant to derivatives where those would overflow."""
-    small = x < float(jnp.finfo(x.dtype).tiny) ** (1 / 3)
+    small = x < _smallest(x.dtype) ** (1 / 3)
     constant = lax.stop_gradient(1.0 / jnp.where(x == 0, 1.0, x))
     return jnp.where(small, constant, 1.0 / jnp.where(small, 1.0, x))
 
@@ -196,7 +195,7 @@ def divide(
     """
     untouched = size == 0
     in_its_unit = jnp.where(untouched, 0.0, root(jnp.where(untouched, 1.0, size)))
-    return _quotient(u, lax.max(_plus(in_its_unit, eps), np.sqrt(_smallest(size.dtype))), eps)
+    return _quotient(u, jnp.maximum(_plus(in_its_unit, eps), _smallest(size.dtype) ** 0.5), eps)
 
 
 def _plus(x: jax.Array, eps: Scalar) -> jax.Array:
@@ -205,7 +204,7 @@ def _plus(x: jax.Array, eps: Scalar) -> jax.Array:
 
 def _quotient(u: jax.Array, denominator: jax.Array, least: Scalar) -> jax.Array:
     """The quotient; a denominator so small that derivatives of its inverse overflow is a constant to them."""
-    steep = float(_smallest(denominator.dtype)) ** (1 / 3)
+    steep = _smallest(denominator.dtype) ** (1 / 3)
     if not (isinstance(least, float) and least >= steep):
         denominator = jnp.where(denominator < steep, lax.stop_gradient(denominator), denominator)
     if is_complex(u):
@@ -214,10 +213,10 @@ def _quotient(u: jax.Array, denominator: jax.Array, least: Scalar) -> jax.Array:
 
 
 @functools.cache
-def _largest(dtype: jnp.dtype) -> Any:
-    return np.asarray(jnp.finfo(dtype).max, dtype)
+def _largest(dtype: jnp.dtype) -> float:
+    return float(jnp.finfo(dtype).max)
 
 
 @functools.cache
-def _smallest(dtype: jnp.dtype) -> Any:
-    return np.asarray(jnp.finfo(dtype).tiny, dtype)
+def _smallest(dtype: jnp.dtype) -> float:
+    return float(jnp.finfo(dtype).tiny)

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adam_tx._core import blocks, numerics
@@ -196,7 +195,7 @@ def is_absent(node: object) -> bool:
 
 def increment(count: jax.Array) -> jax.Array:
     """The count of one more update; it stays at the largest int32 instead of wrapping round."""
-    return jax.lax.min(count, np.int32(2**31 - 2)) + np.int32(1)
+    return jnp.minimum(count, 2**31 - 2) + 1
 
 
 def path_str(path: Any) -> str:

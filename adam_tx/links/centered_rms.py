@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx.link import link
@@ -54,6 +54,8 @@ def scale_by_centered_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # half of 9 less the square of half of 3
     Array([2.], dtype=float32)
     """
+
+    fixed("initial", initial)
 
     def rule(now, updates, grad, mean, nu):
         mean = ema(mean, grad, now.decay.step)

@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 
-from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
 from adam_tx.link import link
@@ -55,6 +55,8 @@ def scale_by_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # nu is a quarter of the square
     Array([ 2., -2.], dtype=float32)
     """
+
+    fixed("initial", initial)
 
     def rule(now, updates, grad, nu):
         nu = ema(nu, abs_sq(grad), now.decay.step)

@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 
-from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, root_and_divide
 from adam_tx.link import link
@@ -40,6 +40,8 @@ def scale_by_summed_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([0.8], dtype=float32)
     """
+
+    fixed("initial", initial)
 
     def rule(now, updates, grad, nu):
         nu = nu + abs_sq(grad)

@@ -12,7 +12,7 @@ from adam_tx.links.summed_rms import scale_by_summed_rms
 @optimizer
 def adagrad(
     learning_rate: NonNegative,
-    initial_accumulator_value: float = 0.1,
+    initial_accumulator_value: NonNegative = 0.1,
     eps: NonNegative = 1e-7,
     *,
     nu_dtype: DTypeLike | None = None,

@@ -16,7 +16,7 @@ def rmsprop(
     learning_rate: NonNegative,
     decay: Decay = 0.9,
     eps: NonNegative = 1e-8,
-    initial_scale: float = 0.0,
+    initial_scale: NonNegative = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
     momentum: Decay | None = None,
