@@ -3,8 +3,8 @@
 import importlib.metadata
 
 from adam_tx import interop as interop
+from adam_tx import numerics as numerics
 from adam_tx import schedules as schedules
-from adam_tx._core import numerics as numerics
 from adam_tx._core.hyperparams import (
     Decay,
     Finite,

@@ -1,4 +1,4 @@
-"""The README's table of the family, made from the code: `python tests/family_table.py` writes it there."""
+"""Tables that are made from the code: `python tests/family_table.py` writes them into docs/family.md and README.md."""
 
 import pathlib
 
@@ -8,8 +8,8 @@ import numpy as np
 
 import adam_tx
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- family: made by tests/family_table.py -->\n", "<!-- end of family -->\n"
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = "python tests/family_table.py"
 
 # What each is checked against over a hundred float64 steps, and how closely, in tests/test_family.py and test_parity_*.
 CHECKED = {
@@ -43,15 +43,43 @@ CHECKED = {
 }
 BOUND = {"adamc": {"max_learning_rate": 1e-3}, "adafactor": {"min_dim_size_to_factor": 2}}
 
+# Code of an optimizer, and what its state costs in exactness; test_readme.py measures the numbers.
+MEMORY = {
+    "adam_tx.amsgrad(1e-3)": "nothing; it keeps the largest v as well",
+    "adam_tx.adam(1e-3)": "nothing; all is float32",
+    "adam_tx.adam(1e-3, mu_dtype=jnp.bfloat16)": "a step differs by 0.4 %",
+    "adam_tx.adam(1e-3, b2=0.95, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)": "a step differs by 0.5 %",
+    "adam_tx.adam(1e-3, b2=0.99, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)": "a step differs by 1.5 %",
+    "adam_tx.adam_mini(1e-3)": "nothing, but it is another optimizer: the weights of one output share one v",
+    "adam_tx.lion(1e-4)": "nothing, but it is another optimizer: it has no v and steps by the sign of m",
+    "adam_tx.lion(1e-4, mu_dtype=jnp.bfloat16)": "beside Lion: less than 0.3 % of the signs differ",
+    "adam_tx.adafactor(1e-3)": "nothing, but it is another optimizer: v is kept as rows and columns, and there is no m",
+}
 
-def render():
-    """The table: optimizer, chain, bytes of state per parameter, what it was checked against."""
-    lines = ["| optimizer | chain | state, bytes per parameter | checked against |", "|---|---|---|---|"]
+
+def family():
+    """The table of optimizers: what each does, its chain, bytes of state per parameter, what it was checked against."""
+    lines = ["| optimizer | what it does | chain | bytes | checked against |", "|---|---|---|---|---|"]
     for name, checked in CHECKED.items():
         argument = adam_tx.adam(1e-3) if name == "cautious" else 1e-3
-        tx = getattr(adam_tx, name)(argument, **BOUND.get(name, {}))
-        lines.append(f"| `{name}` | {chain(tx)} | {bytes_per_parameter(tx):.2g} | {checked} |")
+        make = getattr(adam_tx, name)
+        tx = make(argument, **BOUND.get(name, {}))
+        what = make.__doc__.splitlines()[0].removesuffix(".")
+        lines.append(f"| `{name}` | {what} | {chain(tx)} | {bytes_per_parameter(tx):.2g} | {checked} |")
     return "\n".join(lines) + "\n"
+
+
+def memory():
+    """The table of states from large to small, and what they cost."""
+    lines = ["| optimizer | bytes per parameter | what it costs in exactness |", "|---|---|---|"]
+    for code, cost in MEMORY.items():
+        lines.append(f"| `{code}` | {bytes_per_parameter(made(code)):.2g} | {cost} |")
+    return "\n".join(lines) + "\n"
+
+
+def made(code):
+    """The optimizer that this code makes."""
+    return eval(code, {"adam_tx": adam_tx, "jnp": jnp})
 
 
 def chain(tx):
@@ -66,11 +94,27 @@ def chain(tx):
 
 
 def bytes_per_parameter(tx, size=2**10):
-    """Bytes of state for a float32 parameter of a square matrix of this size."""
+    """Bytes of state for a float32 parameter of a square matrix of this size, its few scalars left out."""
     state = jax.eval_shape(tx.init, jax.ShapeDtypeStruct((size, size), jnp.float32))
-    return sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / size**2
+    return sum(np.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if leaf.ndim > 1) / size**2
+
+
+TABLES = {"family": ("docs/family.md", family), "memory": ("README.md", memory)}
+
+
+def frame(name):
+    """The lines before and after a table."""
+    return f"<!-- {name}: made by {COMMAND} -->\n", f"<!-- end of {name} -->\n"
+
+
+def written(name):
+    """The table as it stands in its file."""
+    before, after = frame(name)
+    return (ROOT / TABLES[name][0]).read_text().split(before)[1].split(after)[0]
 
 
 if __name__ == "__main__":
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(before + BEGIN + render() + END + rest.split(END)[1])
+    for name, (file, make) in TABLES.items():
+        begin, end = frame(name)
+        before, rest = (ROOT / file).read_text().split(begin)
+        (ROOT / file).write_text(before + begin + make() + end + rest.split(end)[1])

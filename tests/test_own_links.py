@@ -279,22 +279,21 @@ def test_a_number_out_of_range_is_refused_by_its_name(wrong, message):
         wrong()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_hypergradients_at_a_zero_gradient_are_finite(make, dtype):
-    """First and second derivative of three updates of a matrix and a vector with respect to their gradient."""
+def test_hypergradients_at_a_zero_gradient_are_finite(make):
+    """First and second derivative of two updates of leaves of two dtypes with respect to their gradient."""
     tx = make()
 
     def moved(grad):
-        params = {"kernel": jnp.full((2, 3), 0.5, dtype), "bias": jnp.full(2, 0.5, dtype)}
+        params = {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.full(2, 0.5, jnp.bfloat16)}
         state = tx.init(params)
-        for _ in range(3):
+        for _ in range(2):
             updates, state = tx.update(jax.tree.map(lambda p: jnp.full_like(p, grad), params), state, params)
             params = jax.tree.map(jnp.add, params, updates)
-        return jnp.sum(params["kernel"]) + jnp.sum(params["bias"])
+        return jnp.sum(params["kernel"]) + jnp.sum(params["bias"].astype(jnp.float32))
 
-    first, second = jax.jit(jax.value_and_grad(jax.grad(moved)))(jnp.asarray(0.0, dtype))
-    assert np.isfinite(np.float32(first))
-    assert np.isfinite(np.float32(second))
+    first, second = jax.jit(jax.value_and_grad(jax.grad(moved)))(0.0)
+    assert np.isfinite(first)
+    assert np.isfinite(second)
 
 
 def types(tree):
@@ -313,11 +312,10 @@ def test_update_changes_no_type_of_the_state_and_moments_are_float32_or_wider(ma
     assert all(leaf.dtype.itemsize >= 4 for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1, 1)])
-def test_leaves_of_odd_shapes_and_empty_trees_are_updated_too(make, shape):
-    tx = make()
-    for params in ({"odd": jnp.ones(shape), "usual": jnp.ones((2, 3))}, {}):
-        updates, state = tx.update(params, tx.init(params), params)
+def test_leaves_of_odd_shapes_and_empty_trees_are_updated_too(make):
+    tx, odd = make(), {str(shape): jnp.ones(shape) for shape in ((), (0,), (0, 3), (3, 0), (1, 1), (2, 3))}
+    for params in (odd, {}):
+        updates, state = jax.jit(lambda params: tx.update(params, tx.init(params), params))(params)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
 
@@ -333,18 +331,18 @@ HYPERPARAMETERS = {
 
 
 def constant(value):
-    return lambda count: jnp.float32(value) + 0 * count
+    return lambda count: jnp.full_like(count, value, dtype=jnp.float32)
 
 
 @pytest.mark.parametrize("name", HYPERPARAMETERS)
-def test_every_hyperparameter_may_be_an_array_a_schedule_or_injected(name):
+def test_every_hyperparameter_may_be_a_schedule_or_an_injected_array(name):
     make, numbers, static = HYPERPARAMETERS[name]
     params, grads = (jnp.float32(x) for x in oracles.matrix_problem(steps=5, shape=(2, 3)))
     expected = run.trajectory(make(**numbers, **static), params, grads)
-    for given in (jax.tree.map(jnp.float32, numbers), {key: constant(value) for key, value in numbers.items()}):
-        np.testing.assert_allclose(run.trajectory(make(**given, **static), params, grads), expected, rtol=2e-5)
+    schedules = {name: constant(value) for name, value in numbers.items()}
+    np.testing.assert_allclose(run.trajectory(make(**schedules, **static), params, grads), expected, rtol=2e-5)
     injected = optax.inject_hyperparams(make, static_args=tuple(static))(**numbers, **static)
-    assert set(injected.init(params).hyperparams) == set(numbers)
+    assert set(injected.init(params).hyperparams) >= set(numbers)
     np.testing.assert_allclose(run.trajectory(injected, params, grads), expected, rtol=2e-5)
 
 
@@ -386,13 +384,17 @@ def test_a_summary_names_the_links_their_hyperparameters_and_what_they_keep():
         assert part in summary
 
 
-def test_the_example_trains_with_each_and_prints_what_came_of_it(capsys):
+def test_the_example_trains_and_prints_what_came_of_it(capsys, monkeypatch):
+    chosen = ("adam", "pnorm_adam", "came")  # to compile all would take long
+    monkeypatch.setattr(own, "OWN", {name: own.OWN[name] for name in chosen})
     own.main(["--steps", "20"])
     printed = capsys.readouterr().out
-    rows = {words[0]: words[-3:] for line in printed.splitlines() if (words := line.split()) and words[0] in own.OWN}
-    assert set(rows) == set(own.OWN)
-    for before, after, size in rows.values():
-        assert float(after) <= float(before)
-        assert float(size) < 20
-    assert float(rows["galore"][2]) < float(rows["adam"][2]) < float(rows["adan"][2])
-    assert "own_links" in printed
+    rows = {words[0]: words[-4:] for line in printed.splitlines() if (words := line.split()) and words[0] in own.OWN}
+    for name in own.OWN:
+        lines, before, after, size = rows[name]
+        assert lines in ("adam_tx", str(own.code_lines(own.OWN[name].written)))
+        assert float(after) < float(before)
+        assert float(size) == pytest.approx(own.bytes_per_parameter(own.OWN[name].tx, own.problem(0)[0]), abs=0.05)
+    assert float(rows["came"][-1]) < float(rows["adam"][-1])
+    assert "pnorm_adam(0.03)" in printed
+    assert "own_links:pnorm_adam" in printed

@@ -197,6 +197,12 @@ def test_what_a_wrapper_of_the_users_hides_is_one_opaque_row_with_its_bytes():
     assert row_bytes(table["    opaque"]) == [expected]
 
 
+def test_a_wrapper_of_optax_whose_state_has_other_parts_is_opaque(monkeypatch):
+    monkeypatch.setattr(optax.ApplyIfFiniteState, "_asdict", lambda _: {})
+    table = rows(adam_tx.summary(optax.apply_if_finite(adam_tx.adam(1e-3), 3), PARAMS))
+    assert list(table) == ["optax.apply_if_finite", "  opaque", *FOOTER]
+
+
 def test_a_link_with_a_formula_of_the_users_shows_it_and_what_is_inside():
     tx = adam_tx.as_link(optax.chain(optax.scale_by_sign(), optax.ema(0.9)), name="signs", formula="mean of sign(u)")
     table = rows(adam_tx.summary(adam_tx.chain(tx), PARAMS))

@@ -13,18 +13,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-__all__ = [
-    "abs_sq",
-    "divide",
-    "ema",
-    "power",
-    "root",
-    "root_and_divide",
-    "root_and_divide_clamped",
-    "saturate",
-    "square",
-]
-
 Scalar = float | jax.Array
 """A Python float, exact until it meets a leaf, or a 0-d array."""
 

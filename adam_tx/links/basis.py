@@ -47,6 +47,17 @@ class Basis:
     every: int = 1
     looks_first: bool = False
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Basis":
+        """Remember the arguments, by which a basis is described, printed and pickled."""
+        made: Any = super().__new__(cls)
+        made.call = Call(cls, args, kwargs)
+        return made
+
+    def __reduce__(self) -> Any:
+        """A basis is pickled as the code that makes it."""
+        call: Any = self.call  # noqa: B009: set by __new__
+        return _make_anew, (call,)
+
     def axes(self, path: str, shape: Shape) -> Sequence[int]:
         """The axes of a leaf whose basis changes, counted from 0."""
         raise NotImplementedError
@@ -68,6 +79,10 @@ class Basis:
     def find(self, basis: jax.Array, memory: Any, grad: jax.Array, axis: int, count: jax.Array) -> Turn:
         """The new basis of an axis, before this gradient is used; called every `every` updates."""
         raise NotImplementedError
+
+
+def _make_anew(call: Call) -> Basis:
+    return call()
 
 
 def in_basis(inner: Link, basis: Basis) -> Link:

@@ -54,7 +54,6 @@ def scale_by_centered_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # half of 9 less the square of half of 3
     Array([2.], dtype=float32)
     """
-
     fixed("initial", initial)
 
     def rule(now, updates, grad, mean, nu):

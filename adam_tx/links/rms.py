@@ -55,7 +55,6 @@ def scale_by_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # nu is a quarter of the square
     Array([ 2., -2.], dtype=float32)
     """
-
     fixed("initial", initial)
 
     def rule(now, updates, grad, nu):

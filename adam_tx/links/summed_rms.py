@@ -40,7 +40,6 @@ def scale_by_summed_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([0.8], dtype=float32)
     """
-
     fixed("initial", initial)
 
     def rule(now, updates, grad, nu):

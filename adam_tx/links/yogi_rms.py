@@ -50,7 +50,6 @@ def scale_by_yogi_rms(
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([ 2., -2.], dtype=float32)
     """
-
     fixed("initial", initial)
 
     def rule(now, updates, grad, nu):
