@@ -14,6 +14,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# What is fast, and fails first when a link or the machinery breaks: `pytest -m quick`, for the working loop.
+QUICK = {"test_chain", "test_errors", "test_links", "test_own_links", "test_parity_optax", "test_summary"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")
+
+
 @pytest.fixture
 def x64():
     """float64 enabled for the duration of a test."""

@@ -13,7 +13,7 @@ from adam_tx._core import debias, hyperparams
 MILLION = 10**6
 
 
-def weights(decay, steps=MILLION):
+def weights(decay, steps=MILLION, dtype=jnp.float32):
     """The weight after each step, as the links compute it."""
     decay_at = hyperparams.reader("decay", decay, hyperparams._DECAY)
 
@@ -21,13 +21,22 @@ def weights(decay, steps=MILLION):
         return debias.advance(weight, decay_at(count).step)
 
     counts = jnp.arange(steps, dtype=jnp.int32)
-    return np.asarray(jax.jit(lambda: jax.lax.scan(step, debias.zero(jnp.float32), counts)[1])())
+    return np.asarray(jax.jit(lambda: jax.lax.scan(step, debias.zero(dtype), counts)[1])())
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999])
 def test_the_weight_of_a_constant_is_within_4_ulp_of_float64_for_a_million_steps(decay):
     exact = oracles.debiasing_weight(np.full(MILLION, decay))
     assert (np.abs(weights(decay) - exact) / np.spacing(exact.astype(np.float32))).max() <= 4
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999])
+def test_the_weight_in_float64_is_within_4_ulp_of_longer_numbers_for_a_hundred_thousand_steps(decay, x64):
+    steps = 10**5
+    exact = -np.expm1(np.arange(1, steps + 1) * np.log1p(-(1 - np.longdouble(decay))))
+    ours = weights(decay, steps, jnp.float64)
+    assert ours.dtype == np.float64
+    assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float64))).max() <= 4
 
 
 SCHEDULES = {

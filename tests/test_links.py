@@ -30,6 +30,17 @@ def test_momentum_emits_the_moving_average(grads):
     np.testing.assert_allclose(emitted, exact, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("decay", [0.0, jnp.float32(0.0), lambda _: jnp.float32(0.0)], ids=["number", "array", "schedule"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_far_larger_average_that_is_forgotten_at_once_leaves_no_rounding_behind(decay, dtype, x64):
+    """16785409 + (1 - 16785409) is not 1 in float32; from a step of one half on it is taken from the value."""
+    link, grad = adam_tx.scale_by_momentum(decay), jnp.ones(1, dtype)
+    far = jnp.full(1, 16785409 if dtype == jnp.float32 else 2**53 + 2**30 + 1, dtype)
+    emitted, state = link.update(grad, link.init(grad)._replace(mu=far))
+    np.testing.assert_array_equal(emitted, [1.0])
+    np.testing.assert_array_equal(state.mu, [1.0])
+
+
 def test_debiased_momentum_is_momentum_and_bias_correction(grads):
     apart = adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.bias_correction(0.9))
     together, _ = run_link(adam_tx.scale_by_momentum(0.9, debias=True), grads)
