@@ -202,8 +202,8 @@ class Chain(Declaration):
             )
         missing, unknown = [key for key in keys if key not in state], [key for key in state if key not in keys]
         return (
-            f"{self.name}: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call init of "
-            "this chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
+            f"{self.name}: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call "
+            "init of this chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
         )
 
 
@@ -263,9 +263,12 @@ class WithGradient(Declaration):
         self.name, self.call = "with_gradient", Call(with_gradient, (member, gradient), {})
         if not isinstance(gradient, optax.GradientTransformation) and not callable(gradient):
             raise TypeError(f"with_gradient: gradient must be a function (grad, updates) or a link, got {gradient!r}.")
+        self.links, made = {"member": as_link(member)}, gradient
         self._of_leaf = not isinstance(gradient, optax.GradientTransformation)
-        self.links = {"member": as_link(member)} | ({} if self._of_leaf else {"gradient": as_link(gradient)})
-        self._gradient = gradient if self._of_leaf else self.links["gradient"].declaration
+        if isinstance(gradient, optax.GradientTransformation):
+            self.links["gradient"] = as_link(gradient)
+            made = self.links["gradient"].declaration
+        self._gradient: Any = made
         self._member = self.links["member"].declaration
         self.formula = "member(u), which sees another gradient"
         self.averages, self.elementwise = self._member.averages, self._member.elementwise

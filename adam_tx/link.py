@@ -199,7 +199,7 @@ class Foreign(Declaration):
 
     def begin(self, walk: Walk) -> Any:
         """The transformation's own state."""
-        column = list(walk.params or ())
+        column = list(walk.params)
         for i in walk.present:
             column[i] = cast(column[i], walk.dtypes[i])
         return self._inner.init(walk.tree(column))

@@ -6,7 +6,7 @@ Each is a function of the number of earlier updates, as all of Optax's are.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,11 @@ P = ParamSpec("P")
 
 def _schedule(maker: Callable[P, optax.Schedule]) -> Callable[P, optax.Schedule]:
     """Check the arguments of a function that makes schedules, and let each schedule remember its call."""
-    parameters = hyperparams.Parameters(maker)
+    parameters, call_maker = hyperparams.Parameters(maker), cast(Any, maker)
 
     @functools.wraps(maker)
     def make(*args: Any, **kwargs: Any) -> optax.Schedule:
-        made: Any = maker(**parameters.bind(*args, **kwargs))
+        made: Any = call_maker(**parameters.bind(*args, **kwargs))
         made.call = Call(make, args, kwargs)
         return made
 
@@ -91,7 +91,7 @@ def from_second_update(value: NonNegative) -> optax.Schedule:
     """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        later = jnp.asarray(value(count) if hyperparams.is_schedule(value) else value, jnp.result_type(float))
+        later = jnp.asarray(_value(value, count), jnp.result_type(float))
         return jnp.where(jnp.asarray(count) == 0, jnp.zeros_like(later), later)
 
     return schedule
@@ -182,4 +182,8 @@ def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
 
 def _at(value: Any, count: jax.typing.ArrayLike, like: jax.Array) -> Any:
     """A hyperparameter at this count, ready to meet an array."""
-    return numerics.scalar(value(count) if hyperparams.is_schedule(value) else value, like)
+    return numerics.scalar(_value(value, count), like)
+
+
+def _value(value: Any, count: jax.typing.ArrayLike) -> Any:
+    return value(count) if hyperparams.is_schedule(value) else value

@@ -9,6 +9,7 @@ correction does, and which of the rules called Adam it is. For everything::
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pprint import pprint
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 import adam_tx
@@ -52,23 +53,50 @@ KERAS_CONFIG = {
     "amsgrad": False,
 }
 
-# What torch.optim.Adam(params).param_groups[0] holds.
-TORCH_GROUP = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "maximize": False}
+# What torch.optim.Adam(model.parameters()).state_dict()["param_groups"][0] holds.
+TORCH_GROUP = {
+    "lr": 0.001,
+    "betas": (0.9, 0.999),
+    "eps": 1e-08,
+    "weight_decay": 0,
+    "amsgrad": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": False,
+    "params": [0, 1, 2, 3],
+}
 
 DIALECTS = ("keras", "torch", "formula")
+
+
+class Input(nnx.Module):
+    """Keras's Input layer: nothing but the shape of an example, which it checks."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The same features (batch, *shape)."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"Input: features must be (batch, {', '.join(map(str, self.shape))}), got {x.shape}.")
+        return x
 
 
 class MLP(nnx.Module):
     """Ten features, ten hidden units with ReLU, a softmax over two classes; Keras's initialisers."""
 
-    def __init__(self, rngs: nnx.Rngs):
+    def __init__(self, shape: tuple[int, ...], rngs: nnx.Rngs):
         glorot = nnx.initializers.glorot_uniform()
+        self.input = Input(shape)
         self.hidden = nnx.Linear(10, 10, kernel_init=glorot, rngs=rngs)
         self.output = nnx.Linear(10, 2, kernel_init=glorot, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Class probabilities (..., 2) of features (..., 10)."""
-        return nnx.softmax(self.output(nnx.relu(self.hidden(x))))
+        return nnx.softmax(self.output(nnx.relu(self.hidden(self.input(x)))))
 
 
 def get_weights(model: MLP) -> list[jax.Array]:
@@ -99,6 +127,9 @@ class Record(NamedTuple):
     loss: Any
     accuracy: Any
     weights: Any
+
+
+Histories = dict[str, Record]  # by dialect, and of "optax.adam"
 
 
 def train(
@@ -141,7 +172,7 @@ def train(
 
 def create_model(seed: int) -> MLP:
     """In [2] and In [3]: the model."""
-    return MLP(nnx.Rngs(seed))
+    return MLP((10, 10), nnx.Rngs(seed))
 
 
 def print_summary(model: MLP, tx: optax.GradientTransformation) -> None:
@@ -178,37 +209,55 @@ def create_optimizer(dialect: str) -> optax.GradientTransformation:
     return adam_tx.chain(
         adam_tx.scale_by_momentum(0.9),
         adam_tx.scale_by_rms(0.999, eps=0.0, eps_root=1e-7, debias=True),
-        adam_tx.bias_correction(0.9),
-        optax.scale_by_learning_rate(LEARNING_RATE),
+        adam_tx.bias_correction(),
+        adam_tx.scale_by_learning_rate(LEARNING_RATE),
     )
 
 
 def print_config(dialect: str, tx: optax.GradientTransformation) -> None:
-    """In [9]: the optimizer's configuration."""
+    """In [9]: the optimizer's configuration, read back from it, as its own framework prints it."""
+    config = adam_tx.get_config(tx)
     if dialect == "keras":
-        pprint(KERAS_CONFIG, sort_dicts=False)
-        print("\nin Keras, which is in adam_tx\n")
-    pprint(adam_tx.get_config(tx), sort_dicts=False, width=100)
+        config = config["config"]["dict"]  # marked as a dict, for its key "name" would make it a link's config
+    if dialect == "torch":
+        group = config["group"]
+        config = group | {"betas": tuple(group["betas"]["tuple"])}  # JSON, which a config must go into, has no tuples
+    pprint(config, sort_dicts=False)
     print()
 
 
 def fit(model: MLP, tx: optax.GradientTransformation, data: Data, steps: int) -> tuple[MLP, Record]:
     """In [10]: train, and show the loss and accuracy from before each update, as Keras does."""
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("accuracy: {task.fields[accuracy]:.4f} - loss: {task.fields[loss]:.4f}"),
-    )
+    columns = MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}")
     with Progress(*columns, console=Console()) as progress:
-        task = progress.add_task("fit", total=steps, accuracy=np.nan, loss=np.nan)
+        task = progress.add_task("", total=steps)
+        clock = Clock()
 
         def report(record: Record) -> None:
-            progress.update(task, advance=1, accuracy=float(record.accuracy), loss=float(record.loss))
+            metrics = f"accuracy: {float(record.accuracy):.4f} - loss: {float(record.loss):.4f}"
+            clock.tick()
+            progress.update(task, advance=1, description=f"{clock} - {metrics}")
 
         trained, history = train(model, tx, data, steps, report)
     print()
     return trained, history
+
+
+class Clock:
+    """Keras's two times: since the beginning, and a step's mean without the first, in which JAX compiles."""
+
+    def __init__(self) -> None:
+        self.ticks = [time.perf_counter()]
+
+    def tick(self) -> None:
+        """A step is over."""
+        self.ticks.append(time.perf_counter())
+
+    def __str__(self) -> str:
+        """Such as `1s 0.35ms/step`."""
+        timed = self.ticks[1:] if len(self.ticks) > 2 else self.ticks
+        milliseconds = 1000 * (timed[-1] - timed[0]) / (len(timed) - 1)
+        return f"{self.ticks[-1] - self.ticks[0]:.0f}s {milliseconds:.{0 if milliseconds >= 10 else 2}f}ms/step"
 
 
 def import_keras() -> Any:
@@ -243,19 +292,24 @@ def train_float64(model: MLP, data: Data, steps: int) -> jax.Array:
         return train(nnx.merge(graphdef, wide), create_optimizer("keras"), data, steps)[1].weights[-1]
 
 
-def print_comparison(model: MLP, data: Data, steps: int) -> None:
+def train_others(dialect: str, model: MLP, data: Data, steps: int) -> Histories:
+    """Train the same model by every other dialect, and by `optax.adam`."""
+    optimizers = {name: create_optimizer(name) for name in DIALECTS if name != dialect}
+    optimizers["optax.adam"] = optax.adam(LEARNING_RATE)
+    return {name: train(model, tx, data, steps)[1] for name, tx in optimizers.items()}
+
+
+def print_comparison(model: MLP, data: Data, histories: Histories) -> None:
     """Which optimizer does what Keras does, and what Keras would do without rounding."""
-    exact = train_float64(model, data, steps)
-    keras = train_keras(model, data, steps)
-    optimizers = {"adam_tx, keras dialect": create_optimizer("keras"), "optax.adam": optax.adam(LEARNING_RATE)}
-    weights = {name: train(model, tx, data, steps)[1].weights[-1] for name, tx in optimizers.items()}
+    start, steps = histories["keras"].weights[0], len(histories["keras"].loss)
+    keras, exact = train_keras(model, data, steps), train_float64(model, data, steps)
+    ends = {"adam_tx, keras dialect": histories["keras"], "optax.adam": histories["optax.adam"]}
+    ends = {name: history.weights[-1] for name, history in ends.items()} | {"Keras": keras}
     columns = [Column(f"from {reference}", justify="right") for reference in ("Keras", "float64", "the start")]
     table = Table("optimizer", *columns, title=f"Largest distance of a weight after {steps} steps")
     table.caption = "Keras takes 1 - 0.999^t in float32, which makes its first steps 6e-6 too short."
-    for name, ours in {**weights, "Keras": keras}.items():
-        table.add_row(
-            name, *(f"{np.abs(ours - other).max():.2e}" for other in (keras, exact, flat(get_weights(model))))
-        )
+    for name, end in ends.items():
+        table.add_row(name, *(f"{np.abs(end - other).max():.2e}" for other in (keras, exact, start)))
     Console().print(table)
 
 
@@ -263,8 +317,9 @@ COLOURS = {"keras": "#b5302a", "torch": "#e5922a", "formula": "#2a7f86", "optax.
 INK, GUIDE = "#404040", "#8c8c8c"
 
 
-def plot(path: Path, dialect: str, model: MLP, data: Data, history: Record) -> None:
+def plot(path: Path, dialect: str, histories: Histories) -> None:
     """Four panels: the loss, the way of the weights, what bias correction does, how far the dialects drift apart."""
+    history = histories[dialect]
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.04)
     figure = Figure(figsize=(12, 9), dpi=160, layout=layout)
     title = f"Adam on a network of {history.weights.shape[1]} weights: {dialect} dialect, learning rate {LEARNING_RATE}"
@@ -272,10 +327,11 @@ def plot(path: Path, dialect: str, model: MLP, data: Data, history: Record) -> N
     panels = figure.subplots(2, 2).ravel()
     plot_loss(panels[0], history, COLOURS[dialect])
     plot_moves(panels[1], history, COLOURS[dialect])
-    plot_bias_correction(panels[2])
-    plot_drift(panels[3], model, data, len(history.loss))
+    plot_bias_correction(panels[2], COLOURS[dialect])
+    plot_drift(panels[3], histories)
     for letter, ax in zip("abcd", panels, strict=True):
         ax.set_title(rf"$\bf{{{letter}}}$   {ax.get_title(loc='left')}", loc="left", fontsize=12.5, pad=10, color=INK)
+        ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#ebebeb", linewidth=0.8)
         ax.set_axisbelow(True)
@@ -288,7 +344,7 @@ def plot_loss(ax: Axes, history: Record, colour: str) -> None:
     steps = len(history.loss)
     ax.plot(np.arange(1, steps + 1), history.loss, color=colour, linewidth=2.2, marker="o" * (steps < 20))
     ax.set_title("Loss before each step", loc="left")
-    ax.set(xlabel="step", ylabel="categorical cross-entropy (nats)", xlim=(0, 1.02 * steps))
+    ax.set(ylabel="categorical cross-entropy (nats)", xlim=(0, 1.02 * steps))
     note = "Targets are noise of either sign,\nso the loss can fall below zero.\n\n"
     note += f"Accuracy {history.accuracy[0]:.0%} at first, {history.accuracy[-1]:.0%} at last."
     ax.text(0.04, 0.06, note, transform=ax.transAxes, color=INK, linespacing=1.4)
@@ -301,33 +357,34 @@ def plot_moves(ax: Axes, history: Record, colour: str) -> None:
     ax.plot(steps, moved, color=colour, linewidth=0.8, alpha=0.35)
     ax.plot(steps, steps, steps, -steps, color="black", linewidth=1.4, linestyle=(0, (5, 3)))
     ax.set_title("How far each weight has moved", loc="left")
-    ax.set(xlabel="steps taken", ylabel="distance from the start (learning rates)", xlim=(0, 1.02 * steps[-1]))
+    ax.set(ylabel="distance from the start (learning rates)", xlim=(0, 1.02 * steps[-1]))
     ax.plot([], color=colour, linewidth=1.2, label="one weight")
     ax.plot([], color="black", linestyle=(0, (5, 3)), label="one learning rate a step, as under a constant gradient")
-    note = "Past the lines the gradient has grown; within them it has\nshrunk, turned, or is small beside epsilon."
+    note = "Outside the lines the gradient has grown. Inside it has\nshrunk, has turned, or is small beside epsilon."
     ax.text(0.03, 0.04, note, transform=ax.transAxes, color=INK, linespacing=1.4)
     reach = 1.5 * max(np.abs(moved).max(), steps[-1])  # leaves note and legend their room
     ax.set_ylim(-reach, reach)
     ax.legend(loc="upper left", frameon=False, labelcolor=INK)
 
 
-def plot_bias_correction(ax: Axes) -> None:
+def plot_bias_correction(ax: Axes, colour: str, b1: float = 0.9, b2: float = 0.999) -> None:
     """The size of the first hundred steps while the gradient stays the same."""
-    direction = adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_rms(0.999, eps=1e-7)
+    direction = adam_tx.scale_by_momentum(b1), adam_tx.scale_by_rms(b2, eps=1e-7)
     raw = step_sizes(adam_tx.chain(*direction))
-    corrected = step_sizes(adam_tx.chain(*direction, adam_tx.bias_correction(0.9, 0.999)))
+    corrected = step_sizes(adam_tx.chain(*direction, adam_tx.bias_correction()))
     steps = np.arange(1, len(raw) + 1)
     ax.fill_between(steps, corrected, raw, color="#f4f4f4")
     ax.plot(steps, raw, color=GUIDE, linewidth=2.2)
-    ax.plot(steps, corrected, color=COLOURS["keras"], linewidth=2.2)
+    ax.plot(steps, corrected, color=colour, linewidth=2.2)
     longest = int(raw.argmax())
     ax.plot(steps[longest], raw[longest], "o", color=GUIDE)
     note = f"{raw[longest]:.1f} times too long at step {steps[longest]}"
     ax.annotate(note, (steps[longest], raw[longest]), (10, 4), textcoords="offset points", color=INK)
-    ax.text(52, raw[51] + 0.25, "momentum and RMS alone", color=INK)
-    ax.text(52, 1.25, "with bias_correction", color=COLOURS["keras"])
-    ax.set_title("Step size under a constant gradient", loc="left")
-    ax.set(xlabel="step", ylabel="step size (learning rates)", xlim=(0, 1.02 * steps[-1]), ylim=(0, 1.12 * raw.max()))
+    ax.text(48, raw[47] + 0.25, "scale_by_momentum, scale_by_rms", color=INK)
+    ax.text(48, 1.25, "the same and bias_correction", color=colour)
+    ax.text(0.03, 0.035, "Not the network: one number, whose gradient is always 1.", transform=ax.transAxes, color=INK)
+    ax.set_title(f"What bias correction does, for b1 = {b1} and b2 = {b2}", loc="left")
+    ax.set(ylabel="size of a step (learning rates)", xlim=(0, 1.02 * steps[-1]), ylim=(0, 1.12 * raw.max()))
 
 
 def step_sizes(tx: optax.GradientTransformation, steps: int = 100) -> np.ndarray:
@@ -341,21 +398,23 @@ def step_sizes(tx: optax.GradientTransformation, steps: int = 100) -> np.ndarray
     return np.asarray(jax.jit(lambda: jax.lax.scan(step, tx.init(grad), length=steps)[1])())
 
 
-def plot_drift(ax: Axes, model: MLP, data: Data, steps: int) -> None:
+def plot_drift(ax: Axes, histories: Histories) -> None:
     """The largest difference of any weight from its value under the Keras dialect."""
-    keras = train(model, create_optimizer("keras"), data, steps)[1].weights
-    others = {
-        "formula": (create_optimizer("formula"), "formula: epsilon inside the corrected root", 2.2),
-        "torch": (create_optimizer("torch"), "torch: epsilon outside the corrected root", 5.0),
-        "optax.adam": (optax.adam(LEARNING_RATE), "optax.adam: as torch", 1.4),
+    keras = histories["keras"].weights
+    steps = np.arange(1, len(keras))
+    lines = {
+        "formula": ("formula: epsilon inside the corrected root", 2.2),
+        "torch": ("torch: epsilon outside the corrected root", 5.0),
+        "optax.adam": ("optax.adam: as torch", 1.4),
     }
-    for name, (tx, label, width) in others.items():
-        drift = np.abs(train(model, tx, data, steps)[1].weights - keras).max(axis=1)[1:]
-        style = {"color": COLOURS[name], "linewidth": width, "marker": "o" * (steps < 20), "label": label}
-        ax.plot(np.arange(1, steps + 1), drift, **style)
-    ax.axhline(LEARNING_RATE, color=GUIDE, linestyle=(0, (2, 2)), linewidth=1.2, label="one learning rate")
-    ax.set_title("Drift from the Keras dialect", loc="left")
-    ax.set(xlabel="steps taken", ylabel="largest difference of a weight", xlim=(0, 1.02 * steps), yscale="log")
+    for name, (label, width) in lines.items():
+        drift = np.abs(histories[name].weights - keras).max(axis=1)[1:] / LEARNING_RATE
+        style = {"color": COLOURS[name], "linewidth": width, "marker": "o" * (len(steps) < 20), "label": label}
+        ax.plot(steps, drift, **style)
+    ax.axhline(1.0, color=GUIDE, linestyle=(0, (2, 2)), linewidth=1.2, label="one learning rate")
+    ax.set_title("How far the dialects drift from Keras's", loc="left")
+    ax.set(ylabel="largest difference of a weight (learning rates)", xlim=(0, 1.02 * steps[-1]), yscale="log")
+    ax.yaxis.set_major_formatter("{x:g}")
     low, high = ax.get_ylim()
     ax.set_ylim(low, high * (high / low) ** 0.6)  # leaves the legend its room
     title = "keras: epsilon outside the uncorrected root"
@@ -395,10 +454,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained, history = fit(model, tx, data, args.steps)
     print_kernels("Final", trained)
 
-    if args.compare:
-        print_comparison(model, data, args.steps)
-    if args.plot:
-        plot(args.plot, args.dialect, model, data, history)
+    if args.compare or args.plot:
+        histories = {args.dialect: history} | train_others(args.dialect, model, data, args.steps)
+        if args.compare:
+            print_comparison(model, data, histories)
+        if args.plot:
+            plot(args.plot, args.dialect, histories)
 
 
 if __name__ == "__main__":

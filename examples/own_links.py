@@ -45,8 +45,8 @@ def scale_by_pnorm(decay: Decay = 0.999, eps: NonNegative = 1e-8, p: Positive = 
         nu <- nu + (1 - decay) · (|g|^p - nu)
         u  <- u / ((nu / (1 - Π decay))^(1/p) + eps)
 
-    At p = 2 this is `adam_tx.scale_by_rms`. The larger p is, the more the largest
-    gradients count; Adamax is the limit.
+    At p = 2 this is `adam_tx.scale_by_rms(debias=True)`. The larger p is, the more the
+    largest gradients count.
 
     Reference: Kingma & Ba, Adam, 2015, section 7.1 (https://arxiv.org/abs/1412.6980).
     """
@@ -226,12 +226,12 @@ def prodigy(
         mu, nu = ema(mu, d * updates, now.b1.step), ema(nu, abs_sq(d * updates), now.b2.step)
         return -now.learning_rate * d * root_and_divide(mu, nu, now.d0 * growth * now.eps), mu, nu, s, start
 
-    moved = total(lambda updates, params, start: updates * (start - params), over="tree")
+    moved = total(lambda updates, params, start: (updates.conj() * (start - params)).real, over="tree")
     size = total(lambda now, updates, s, growth: abs(add(now, s, updates, growth)), over="tree")
     return Rule(rule, "-learning_rate · d · Adam of d g", numbers=numbers, statistics={"moved": moved, "size": size})
 
 
-@dataclass(frozen=True)
+@dataclass
 class GradientSubspace(Basis):
     """The first singular vectors of a matrix's gradient along its shorter axis, if that is longer than `rank`."""
 

@@ -84,7 +84,8 @@ OPTIMIZERS = {
     "adam, schedules": scheduled,
     "adam, injected": lambda: injected(adam_tx.adam)(learning_rate=1e-3, eps=1e-6),
     "adam, no momentum": lambda: adam_tx.adam(1e-3, b1=0.0),
-    "nadam": lambda: adam_tx.adam(1e-3, nesterov=True),
+    "nadam": lambda: adam_tx.nadam(1e-3),
+    "adam, nesterov": lambda: adam_tx.adam(1e-3, nesterov=True),
     "nadam, schedules": lambda: adam_tx.adam(1e-3, b1=optax.linear_schedule(0.8, 0.95, 50), nesterov=True),
     "nadam of PyTorch": lambda: adam_tx.nadamw(1e-3, momentum_decay=0.004, weight_decay=0.1),
     "adamw": lambda: adam_tx.adamw(1e-3, weight_decay=0.1),
@@ -98,9 +99,7 @@ OPTIMIZERS = {
     "torch amsgrad": lambda: torch("AdamW", amsgrad=True, maximize=True, weight_decay=0.1),
     "torch L2": lambda: torch("Adam", weight_decay=0.1),
     "formula": formula,
-    "decayed after the step": lambda: adam_tx.chain(
-        adam_tx.adam(1e-3), adam_tx.decay_stepped_weights(0.1, times=1e-3)
-    ),
+    "decayed after the step": lambda: adam_tx.chain(adam_tx.adam(1e-3), adam_tx.decay_stepped_weights(0.1, times=1e-3)),
     "laprop": lambda: adam_tx.laprop(1e-3),
     "sgd nesterov": lambda: adam_tx.sgd(1e-3, 0.9, nesterov=True, dampening=0.1),
     "rmsprop": lambda: adam_tx.rmsprop(1e-3, momentum=0.9),

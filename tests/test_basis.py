@@ -109,7 +109,9 @@ def signed_permutations():
     rng = np.random.default_rng(1)
     places = [np.stack([rng.permutation(n) for _ in range(STEPS)]) for n in SHAPE]
     signs = [rng.choice([-1.0, 1.0], (STEPS, n)) for n in SHAPE]
-    bases = [np.stack([np.eye(n)[p].T * s for p, s in zip(places[k], signs[k], strict=True)]) for k, n in enumerate(SHAPE)]
+    bases = [
+        np.stack([np.eye(n)[p].T * s for p, s in zip(places[k], signs[k], strict=True)]) for k, n in enumerate(SHAPE)
+    ]
     orders = []
     for k, n in enumerate(SHAPE):  # column j of the new basis is axis places[j]; where the old one had it
         before = np.concatenate([np.arange(n)[None], places[k][:-1]])

@@ -25,18 +25,18 @@ def weights(decay, steps=MILLION, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999])
-def test_the_weight_of_a_constant_is_within_4_ulp_of_float64_for_a_million_steps(decay):
+def test_the_weight_of_a_constant_is_within_2_ulp_of_float64_for_a_million_steps(decay):
     exact = oracles.debiasing_weight(np.full(MILLION, decay))
-    assert (np.abs(weights(decay) - exact) / np.spacing(exact.astype(np.float32))).max() <= 4
+    assert (np.abs(weights(decay) - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999])
-def test_the_weight_in_float64_is_within_4_ulp_of_longer_numbers_for_a_hundred_thousand_steps(decay, x64):
+def test_the_weight_in_float64_is_within_2_ulp_of_longer_numbers_for_a_hundred_thousand_steps(decay, x64):
     steps = 10**5
     exact = -np.expm1(np.arange(1, steps + 1) * np.log1p(-(1 - np.longdouble(decay))))
     ours = weights(decay, steps, jnp.float64)
     assert ours.dtype == np.float64
-    assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float64))).max() <= 4
+    assert (np.abs(ours - exact) / np.spacing(exact.astype(np.float64))).max() <= 2
 
 
 SCHEDULES = {
@@ -49,10 +49,10 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-def test_the_weight_under_a_schedule_is_within_1e_6_of_float64_for_a_million_steps(schedule):
+def test_the_weight_under_a_schedule_is_within_2_ulp_of_float64_for_a_million_steps(schedule):
     decays = jax.jit(jax.vmap(schedule))(jnp.arange(MILLION, dtype=jnp.int32))
     exact = oracles.debiasing_weight(decays)
-    assert (np.abs(weights(schedule) - exact) / exact).max() <= 1e-6
+    assert (np.abs(weights(schedule) - exact) / np.spacing(exact.astype(np.float32))).max() <= 2
 
 
 NOISE = np.random.default_rng(0).standard_normal((20_000, 1000)).astype(np.float32)

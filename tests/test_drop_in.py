@@ -259,12 +259,16 @@ def test_every_optimizer_that_has_the_moment_says_what_it_is_stored_in(argument)
     slot = {"mu_dtype": ("mu", "trace"), "nu_dtype": ("nu", "nu_row")}[argument]
     for name in MOMENTS[argument]:
         options = {"momentum": 0.9} if name == "rmsprop" else {"b2": 0.5} if argument == "nu_dtype" else {}
-        options = {key: value for key, value in options.items() if key in inspect.signature(OPTIMIZERS[name]).parameters}
+        options = {
+            key: value for key, value in options.items() if key in inspect.signature(OPTIMIZERS[name]).parameters
+        }
         if name == "adafactor":
             options["decay_rate"] = 0.8
         tx = OPTIMIZERS[name](1e-2, **OPTIONS.get(name, {}), **options, **{argument: jnp.float64})
         with jax.enable_x64(True):
             state = tx.init({"kernel": jnp.ones((3, 2), jnp.float32)})
-        found = [leaf for s in slot for _, tree in optax.tree.get_all_with_path(state, s) for leaf in jax.tree.leaves(tree)]
+        found = [
+            leaf for s in slot for _, tree in optax.tree.get_all_with_path(state, s) for leaf in jax.tree.leaves(tree)
+        ]
         assert found, name
         assert all(leaf.dtype == jnp.float64 for leaf in found), name

@@ -322,7 +322,10 @@ def test_weight_decay_and_averages_without_params_are_refused():
         (lambda: adam_tx.clip_by_rms(0.0), r"threshold must be in \(0, inf\), got 0"),
         (lambda: adam_tx.clip_by_norm(-1.0), r"max_norm must be in \(0, inf\), got -1"),
         (lambda: adam_tx.scale_by_caution(0.0), r"floor must be in \(0, inf\), got 0"),
-        (lambda: adam_tx.scale_by_surprise(adam_tx.scale_by_rms(debias=True), threshold=-1.0), r"threshold must be in \(0, inf\)"),
+        (
+            lambda: adam_tx.scale_by_surprise(adam_tx.scale_by_rms(debias=True), threshold=-1.0),
+            r"threshold must be in \(0, inf\)",
+        ),
         (lambda: adam_tx.in_eigenbasis(adam_tx.scale_by_rms(), every=0), "every must be at least 1, got 0"),
         (lambda: adam_tx.adamc(1e-3, max_learning_rate=0.0), r"max_learning_rate must be in \(0, inf\), got 0"),
         (lambda: adam_tx.schedules.half_life_decay(0.0, 0.9, 10), r"start must be in \(0, 1\), got 0"),
@@ -405,7 +408,9 @@ def test_a_state_of_another_shape_names_the_leaf(make):
 
 
 def test_a_surprise_needs_a_second_moment_to_be_measured_against():
-    with pytest.raises(ValueError, match=r"scale_by_momentum keeps no debiased average.*give scale_by_rms\(debias=True\)"):
+    with pytest.raises(
+        ValueError, match=r"scale_by_momentum keeps no debiased average.*give scale_by_rms\(debias=True\)"
+    ):
         adam_tx.scale_by_surprise(adam_tx.scale_by_momentum(debias=True))
     with pytest.raises(ValueError, match="scale_by_rms keeps no debiased average"):
         adam_tx.scale_by_surprise(adam_tx.scale_by_rms())

@@ -30,7 +30,9 @@ def test_momentum_emits_the_moving_average(grads):
     np.testing.assert_allclose(emitted, exact, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("decay", [0.0, jnp.float32(0.0), lambda _: jnp.float32(0.0)], ids=["number", "array", "schedule"])
+@pytest.mark.parametrize(
+    "decay", [0.0, jnp.float32(0.0), lambda _: jnp.float32(0.0)], ids=["number", "array", "schedule"]
+)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_a_far_larger_average_that_is_forgotten_at_once_leaves_no_rounding_behind(decay, dtype, x64):
     """16785409 + (1 - 16785409) is not 1 in float32; from a step of one half on it is taken from the value."""

@@ -222,10 +222,8 @@ def test_adam_with_the_two_norm_is_adam(problem, x64):
 
 def test_muon_gives_its_others_what_is_no_matrix_and_nothing_else():
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "cube": jnp.ones((2, 2, 2))}
-    grads = jax.tree.map(lambda x: 0.3 * x, params)
-    tx, others = own.muon(0.5, adam_tx.adamw(0.01)), adam_tx.adamw(0.01)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    alone, _ = others.update(grads, others.init(params), params)
+    txs = own.muon(0.5, adam_tx.adamw(0.01)), adam_tx.adamw(0.01)
+    updates, alone = (jax.jit(lambda grads, tx=tx: tx.update(grads, tx.init(params), params)[0])(params) for tx in txs)
     assert not np.allclose(updates["kernel"], alone["kernel"])
     for name in ("bias", "cube"):
         np.testing.assert_array_equal(updates[name], alone[name])
@@ -234,7 +232,7 @@ def test_muon_gives_its_others_what_is_no_matrix_and_nothing_else():
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
 def test_five_iterations_bring_singular_values_near_one(shape):
     tx, grad = own.orthogonalize(), jnp.float32(oracles.matrix_problem(steps=1, shape=shape)[1][0])
-    updates, _ = tx.update(grad, tx.init(grad))
+    updates, _ = jax.jit(tx.update)(grad, tx.init(grad))
     values = np.linalg.svd(updates / max(1, shape[1] / shape[0]) ** 0.5, compute_uv=False)
     assert ((values > 0.3) & (values < 1.3)).all()  # the iteration is made to be fast, not to converge
 
@@ -291,21 +289,22 @@ def test_hypergradients_at_a_zero_gradient_are_finite(make):
             params = jax.tree.map(jnp.add, params, updates)
         return jnp.sum(params["kernel"]) + jnp.sum(params["bias"].astype(jnp.float32))
 
-    first, second = jax.jit(jax.value_and_grad(jax.grad(moved)))(0.0)
+    quickly_compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    first, second = quickly_compiled(jax.value_and_grad(jax.grad(moved)))(0.0)
     assert np.isfinite(first)
     assert np.isfinite(second)
 
 
 def types(tree):
     """All that a compiled function is looked up by: structure, shapes, dtypes and whether these are weak."""
-    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), jax.eval_shape(lambda: tree))
+    described = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
     return jax.tree.structure(tree), jax.tree.leaves(described)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_update_changes_no_type_of_the_state_and_moments_are_float32_or_wider(make, dtype, x64, standard_promotion):
     tx, params = make(), {"kernel": jnp.ones((2, 3), dtype), "bias": jnp.ones(2, dtype), "none": None}
-    state = tx.init(params)
+    state = jax.eval_shape(tx.init, params)
     updates, new_state = jax.eval_shape(tx.update, params, state, params)
     assert types(state) == types(new_state)
     assert types(updates) == types(params)
@@ -385,16 +384,16 @@ def test_a_summary_names_the_links_their_hyperparameters_and_what_they_keep():
 
 
 def test_the_example_trains_and_prints_what_came_of_it(capsys, monkeypatch):
-    chosen = ("adam", "pnorm_adam", "came")  # to compile all would take long
+    chosen = ("adam", "pnorm_adam")  # to compile all would take long
     monkeypatch.setattr(own, "OWN", {name: own.OWN[name] for name in chosen})
     own.main(["--steps", "20"])
     printed = capsys.readouterr().out
     rows = {words[0]: words[-4:] for line in printed.splitlines() if (words := line.split()) and words[0] in own.OWN}
+    params, _ = own.problem(0)
     for name in own.OWN:
         lines, before, after, size = rows[name]
         assert lines in ("adam_tx", str(own.code_lines(own.OWN[name].written)))
         assert float(after) < float(before)
-        assert float(size) == pytest.approx(own.bytes_per_parameter(own.OWN[name].tx, own.problem(0)[0]), abs=0.05)
-    assert float(rows["came"][-1]) < float(rows["adam"][-1])
+        assert float(size) == pytest.approx(own.bytes_per_parameter(own.OWN[name].tx, params), abs=0.05)
     assert "pnorm_adam(0.03)" in printed
     assert "own_links:pnorm_adam" in printed

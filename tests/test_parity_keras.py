@@ -133,7 +133,11 @@ def test_training_in_float64_agrees_with_keras_to_1e_10(name):
     assert largest(ours, theirs) / largest(before, theirs[: len(before)]) <= limit
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# float64 holds every rule to Keras's; float32 has one rounding more, which does not ask which rule it is
+FLOAT32 = ("default", "adamw with decay", "amsgrad", "clipnorm", "accumulation", "ema overwrites", "cosine warm-up")
+
+
+@pytest.mark.parametrize("name", FLOAT32)
 def test_training_in_float32_agrees_with_keras_to_1e_5_of_the_distance(name):
     before, theirs, ours = run_both(name, "float32")
     rounding = 8 * np.spacing(max(np.abs(w).max() for w in theirs))  # both round the weights a hundred times

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from adam_tx._core import introspect
 
@@ -93,7 +94,7 @@ def correct(averages: Sequence[Average], decays: Mapping[int, Any]) -> tuple[Ave
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two decays are known to be different; of values that are known only when they run none are."""
-    if introspect.same(one, other) or any(isinstance(value, jax.core.Tracer) for value in (one, other)):
+    if introspect.same(one, other) or any(isinstance(value, Tracer) for value in (one, other)):
         return False
     if all(isinstance(value, int | float | jax.Array | np.ndarray | np.generic) for value in (one, other)):
         return bool(np.float32(one) != np.float32(other))

@@ -169,7 +169,7 @@ class Leafwise(Declaration):
         self._type = kind.state_type(rule.debias)
         self.keeps = bool(self._type._fields)
         self._readers = kind.parameters.readers(arguments)
-        self._absent = {name: None for name in kind.parameters.ranges if name not in self._readers}
+        self._absent: dict[str, Any] = {name: None for name in kind.parameters.ranges if name not in self._readers}
         self._reads = self._names_of(rule.apply)
         self._terms = {name: self._names_of(statistic.term) for name, statistic in rule.statistics.items()}
         self._over_tree = {name: stat for name, stat in rule.statistics.items() if stat.over == "tree"}
@@ -239,7 +239,7 @@ class Leafwise(Declaration):
         return self._type(**weights, **numbers, **{name: walk.tree(self._slot(walk, name)) for name in kind.slots})
 
     def _slot(self, walk: Walk, name: str) -> Column:
-        kind, column = self.kind.slots[name].kind, list(walk.params or ())
+        kind, column = self.kind.slots[name].kind, list(walk.params)
         shape_of, start = self.rule.shape.get(name), self.rule.start.get(name, 0.0)
         for i in walk.present:
             param, working = column[i], walk.dtypes[i]
@@ -313,7 +313,7 @@ class Leafwise(Declaration):
 
     def _now(self, count: Any, state: Any) -> tuple["_Views", dict[str, Any]]:
         """What the rule may depend on at this update, and the numbers of the state after it."""
-        values = {name: read(count) for name, read in self._readers.items()} | self._absent
+        values: dict[str, Any] = {name: read(count) for name, read in self._readers.items()} | self._absent
         kept: dict[str, Any] = {}
         for decay in self.rule.debias:
             field_name = self.kind.weights[decay]
@@ -323,7 +323,9 @@ class Leafwise(Declaration):
 
     def _next(self, values: Mapping[str, Any], count: Any) -> dict[str, Any]:
         """The hyperparameters of the next update."""
-        following = {name: read(increment(count)) for name, read in self._readers.items()} | self._absent
+        following: dict[str, Any] = {
+            name: read(increment(count)) for name, read in self._readers.items()
+        } | self._absent
         for decay in self.rule.debias:
             step, weight = following[decay].step, values[decay].weight
             weight = weight + numerics.scalar(step, weight) * (1.0 - weight)
@@ -346,7 +348,7 @@ class Leafwise(Declaration):
         dtype, slots = walk.dtypes[i], self.kind.slots
         row: dict[str, Any] = {}
         for name, column in columns.items():
-            leaf = column[i]
+            leaf: Any = column[i]
             if name not in slots:
                 row[name] = numerics.cast(leaf, dtype)
             elif leaf is None and name in self.rule.shape:

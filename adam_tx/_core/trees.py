@@ -35,6 +35,15 @@ class Walk:
       extra: what else was given to `update`, by name.
     """
 
+    updates: Column
+    grad: Any
+    params: Any
+    present: list[int]
+    dtypes: list[Any]
+    count: Any
+    extra: dict[str, Any]
+    _results: list[Any]
+
     def __init__(self, updates: Tree, grad: Tree = None, params: Tree = None, *, count: Any = None, extra: Any = None):
         self._given = {"updates": updates, "params": params}
         leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)

@@ -46,17 +46,17 @@ class Basis:
 
     every: int = 1
     looks_first: bool = False
+    call: Call
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Basis":
         """Remember the arguments, by which a basis is described, printed and pickled."""
-        made: Any = super().__new__(cls)
+        made = super().__new__(cls)
         made.call = Call(cls, args, kwargs)
         return made
 
     def __reduce__(self) -> Any:
         """A basis is pickled as the code that makes it."""
-        call: Any = self.call  # noqa: B009: set by __new__
-        return _make_anew, (call,)
+        return _make_anew, (self.call,)
 
     def axes(self, path: str, shape: Shape) -> Sequence[int]:
         """The axes of a leaf whose basis changes, counted from 0."""
@@ -152,7 +152,7 @@ class InBasis(Declaration):
         chosen = [self._axes(walk, i) for i in range(len(walk))]
         memory = self._per_axis(walk, chosen, lambda n, dtype: self.basis.remember(n, dtype))
         basis = self._per_axis(walk, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
-        leaves = list(walk.params or ())
+        leaves = list(walk.params)
         for i in walk.present:
             shape = jnp.shape(leaves[i])
             inside = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
@@ -165,7 +165,7 @@ class InBasis(Declaration):
     def _axes(self, walk: Walk, i: int) -> tuple[int, ...]:
         if i not in walk.present:
             return ()
-        shape, where = jnp.shape((walk.params or [])[i]), walk.path(i)
+        shape, where = jnp.shape(walk.params[i]), walk.path(i)
         chosen = tuple(self.basis.axes(where, shape))
         if not set(chosen) <= set(range(len(shape))):
             raise ValueError(
@@ -176,10 +176,10 @@ class InBasis(Declaration):
 
     def _per_axis(self, walk: Walk, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
         """A tree for each axis, with what is made for the leaves that have it."""
-        shapes = [jnp.shape(leaf) if i in walk.present else () for i, leaf in enumerate(walk.params or ())]
+        shapes = [jnp.shape(leaf) if i in walk.present else () for i, leaf in enumerate(walk.params)]
 
         def tree(axis: int) -> Any:
-            column = list(walk.params or ())
+            column = list(walk.params)
             for i in walk.present:
                 column[i] = make(shapes[i][axis], walk.dtypes[i]) if axis in chosen[i] else None
             return walk.tree(column)

@@ -88,7 +88,7 @@ def _debiased_square(name: str, declaration: Any) -> tuple[str, str]:
     """The names under which a link keeps a debiased average of the squared gradient, and its weight."""
     if isinstance(declaration, Leafwise):
         for slot, kept in declaration.kind.slots.items():
-            if kept.kind == "square" and kept.decay in declaration.rule.debias:
+            if kept.kind == "square" and kept.decay and kept.decay in declaration.rule.debias:
                 return slot, declaration.kind.weights[kept.decay]
     raise ValueError(
         f"scale_by_surprise: {name} keeps no debiased average of the squared gradient to measure the gradient "

@@ -129,7 +129,9 @@ def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = Non
 
     Args:
       member: a link, such as a whole chain, that updates the decayed parameters.
-      weight_decay, mask, times: those of `decay_weights`.
+      weight_decay: at least 0.
+      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
+      times: what the decay is multiplied by, at least 0.
 
     Returns:
       A `Link` with state `(count, member)`. Its `update` needs `params`.

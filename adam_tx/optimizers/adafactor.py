@@ -35,7 +35,7 @@ def adafactor(
     """Divide the gradient by a second moment kept as rows and columns, in steps of the parameters' size.
 
     With g the gradient of a tensor, t the number of this update, nu its factored
-    second moment (`scale_by_factored_rms`) with decay 1 - t^-decay_rate::
+    second moment (`scale_by_row_column_rms`) with decay 1 - t^-decay_rate::
 
         u = g / sqrt(nu)                               nu averages |g|² + eps
         u = u / max(1, rms(u) / clipping_threshold)

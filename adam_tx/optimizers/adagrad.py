@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 
-from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -12,7 +12,7 @@ from adam_tx.links.summed_rms import scale_by_summed_rms
 @optimizer
 def adagrad(
     learning_rate: NonNegative,
-    initial_accumulator_value: NonNegative = 0.1,
+    initial_accumulator_value: float = 0.1,
     eps: NonNegative = 1e-7,
     *,
     nu_dtype: DTypeLike | None = None,
@@ -24,7 +24,7 @@ def adagrad(
         nu <- nu + |g|²
         update = -learning_rate · g / sqrt(nu + eps)
 
-    PyTorch adds epsilon outside the root: `scale_by_rss(eps)`.
+    PyTorch adds epsilon outside the root: `scale_by_summed_rms(eps)`.
 
     Args: those that `adam_tx.optimizers` explains, and
       initial_accumulator_value: what nu starts from.
@@ -41,6 +41,7 @@ def adagrad(
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.08000001], dtype=float32)
     """
+    fixed("adagrad: initial_accumulator_value", initial_accumulator_value)
     return chain(
         scale_by_summed_rms(0.0, eps_root=eps, initial=initial_accumulator_value, dtype=nu_dtype),
         scale_by_learning_rate(learning_rate),

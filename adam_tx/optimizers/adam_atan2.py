@@ -40,7 +40,7 @@ def adam_atan2(
 
     Reference: Everett et al., 2024 (https://arxiv.org/abs/2407.05872).
 
-    >>> list(adam_atan2(1e-3).description.links)[:2]
+    >>> list(adam_atan2(1e-3).links)[:2]
     ['scale_by_momentum', 'scale_by_atan2']
     """
     return chain(

@@ -34,7 +34,7 @@ def adamaxw(
 
     Reference: Loshchilov & Hutter, 2019 (https://arxiv.org/abs/1711.05101).
 
-    >>> list(adamaxw(1e-3).description.links)[3:]
+    >>> list(adamaxw(1e-3).links)[3:]
     ['add_decayed_weights', 'scale_by_learning_rate']
     """
     return chain(

@@ -43,7 +43,7 @@ def adopt(
 
     Reference: Taniguchi et al., ADOPT, 2024 (https://arxiv.org/abs/2411.02853).
 
-    >>> list(adopt(1e-3).description.links)[:2]
+    >>> list(adopt(1e-3).links)[:2]
     ['scale_by_delayed_rms', 'scale_by_momentum']
     """
     return chain(

@@ -45,7 +45,7 @@ def amsgrad(
 
     Reference: Reddi, Kale & Kumar, 2018 (https://arxiv.org/abs/1904.09237).
 
-    >>> list(amsgrad(1e-3).description.links)
+    >>> list(amsgrad(1e-3).links)
     ['scale_by_momentum', 'scale_by_max_rms', 'bias_correction', 'scale_by_learning_rate']
     """
     return chain(

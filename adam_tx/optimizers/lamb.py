@@ -41,7 +41,7 @@ def lamb(
 
     Reference: You et al., LAMB, 2020 (https://arxiv.org/abs/1904.00962).
 
-    >>> list(lamb(1e-3).description.links)[-2:]
+    >>> list(lamb(1e-3).links)[-2:]
     ['scale_by_trust_ratio', 'scale_by_learning_rate']
     """
     return chain(

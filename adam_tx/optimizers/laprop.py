@@ -39,7 +39,7 @@ def laprop(
 
     Reference: Ziyin, Wang & Ueda, LaProp, 2020 (https://arxiv.org/abs/2002.04839).
 
-    >>> list(laprop(1e-3).description.links)[:3]
+    >>> list(laprop(1e-3).links)[:3]
     ['scale_by_rms', 'scale_by_momentum', 'bias_correction']
     """
     return chain(

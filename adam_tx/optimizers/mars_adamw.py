@@ -43,7 +43,7 @@ def mars_adamw(
 
     Reference: Yuan et al., MARS, 2024 (https://arxiv.org/abs/2411.10438).
 
-    >>> list(mars_adamw(1e-3).description.links)
+    >>> list(mars_adamw(1e-3).links)
     ['add_gradient_change', 'clip_by_norm', 'chain']
     """
     return chain(

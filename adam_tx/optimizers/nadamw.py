@@ -36,7 +36,7 @@ def nadamw(
 
     Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
 
-    >>> nadamw(1e-3).description.links["add_decayed_weights"].description.hyperparams["weight_decay"]
+    >>> nadamw(1e-3).links["add_decayed_weights"].declaration.hyperparams["weight_decay"]
     0.0001
     """
     direction = adam_direction(

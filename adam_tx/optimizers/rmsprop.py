@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 
-from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.centered_rms import scale_by_centered_rms
@@ -16,7 +16,7 @@ def rmsprop(
     learning_rate: NonNegative,
     decay: Decay = 0.9,
     eps: NonNegative = 1e-8,
-    initial_scale: NonNegative = 0.0,
+    initial_scale: float = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
     momentum: Decay | None = None,
@@ -59,6 +59,7 @@ def rmsprop(
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.2], dtype=float32)
     """
+    fixed("rmsprop: initial_scale", initial_scale)
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
     scale = scale_by_centered_rms if centered else scale_by_rms
     return chain(

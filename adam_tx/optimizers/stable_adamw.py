@@ -40,7 +40,7 @@ def stable_adamw(
 
     Reference: Wortsman et al., 2023 (https://arxiv.org/abs/2304.13013).
 
-    >>> list(stable_adamw(1e-3).description.links["scale_by_surprise"].description.links)
+    >>> list(stable_adamw(1e-3).links["scale_by_surprise"].links)
     ['scale_by_rms', 'add_decayed_weights']
     """
     rms = scale_by_rms(b2, eps, debias=True, dtype=nu_dtype)

@@ -37,7 +37,7 @@ def yogi(
 
     Reference: Zaheer et al., 2018 (https://papers.nips.cc/paper/8186).
 
-    >>> list(yogi(1e-3).description.links)[1]
+    >>> list(yogi(1e-3).links)[1]
     'scale_by_yogi_rms'
     """
     return chain(
