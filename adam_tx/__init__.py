@@ -11,7 +11,7 @@ from adam_tx._core.hyperparams import (
     NonNegative,
     Positive,
 )
-from adam_tx._core.leafwise import (
+from adam_tx._core.rule import (
     Reduction,
     Rule,
     Slot,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams, numerics, states
@@ -283,6 +284,11 @@ class WithGradient(Declaration):
             grad, made = list(walk.grad), None
             for i in walk.present:
                 grad[i] = self._gradient(walk.grad[i], updates[i])
+                if jnp.shape(grad[i]) != updates[i].shape:
+                    raise ValueError(
+                        f"with_gradient: the gradient that the function made for leaf {walk.path(i)} has shape "
+                        f"{jnp.shape(grad[i])}, but the leaf has {updates[i].shape}."
+                    )
         else:
             grad, made = self._gradient.step(walk, walk.grad, state.gradient)
         emitted, inner = self._member.step(walk.with_grad(grad), updates, state.member)

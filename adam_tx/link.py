@@ -12,6 +12,7 @@ knows what it is. Adam's second link shows all there is to a declaration::
         return Rule(rule, formula="u / (sqrt(v̂) + eps)", debias=("decay",))
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ import optax
 
 from adam_tx._core import code, hyperparams, introspect
 from adam_tx._core.declaration import Call, Declaration
-from adam_tx._core.leafwise import Kind, Leafwise, Rule, Slot
+from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.numerics import cast
+from adam_tx._core.rule import Kind, Rule, Slot
 from adam_tx._core.trees import Column, Walk
 
 P = ParamSpec("P")
@@ -126,8 +128,8 @@ def link(
     ...     return adam_tx.Rule(rule, debias=("decay",))
     >>> tx = adam_tx.chain(scale_by_pnorm(0.9), adam_tx.scale_by_learning_rate(0.1))
     >>> grad = jnp.array([3.0, -4.0])
-    >>> jnp.round(tx.update(grad, tx.init(grad))[0], 5)
-    Array([-0.1,  0.1], dtype=float32)
+    >>> [round(float(update), 5) for update in tx.update(grad, tx.init(grad))[0]]
+    [-0.1, 0.1]
     """
 
     def decorate(function: Callable[..., Rule]) -> Callable[..., Link]:
@@ -136,7 +138,10 @@ def link(
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Link:
             arguments = kind.parameters.bind(*args, **kwargs)
-            return link_of(Leafwise(kind, function(**arguments), arguments, Call(make, args, kwargs)))
+            rule: Any = function(**arguments)
+            if not isinstance(rule, Rule):
+                raise TypeError(f"{kind.name} must return an adam_tx.Rule, got {rule!r}.")
+            return link_of(Leafwise(kind, rule, arguments, Call(make, args, kwargs)))
 
         return _returning_link(make)
 
@@ -165,8 +170,11 @@ def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
         arguments = parameters.bind(*args, **kwargs)
         with hyperparams.named(function.__name__, arguments):
             made: Any = function(*args, **kwargs)
-        made.declaration.call = Call(make, args, kwargs)
-        return made
+        if declared(made) is None:
+            raise TypeError(f"{function.__name__} must return a link, got {made!r}; adam_tx.as_link makes one of it.")
+        declaration = copy.copy(made.declaration)  # what it returned may be in use under its own name
+        declaration.call = Call(make, args, kwargs)
+        return link_of(declaration)
 
     return make
 
@@ -222,14 +230,16 @@ class Foreign(Declaration):
 
     def follow(self, state: Any, move: Any) -> Any:
         """There is nothing to move; see `unknown_in_a_basis`."""
+        del move
         return state
 
     def count_of(self, state: Any) -> Any:
         """It counts itself, if at all."""
-        return None
+        del state
 
     def with_count(self, state: Any, count: Any) -> Any:
         """It counts itself, if at all."""
+        del count
         return state
 
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -133,7 +134,7 @@ PROBLEMS = {
         saddle, (-0.4, 1e-3), [(0.0, -1.0), (0.0, 1.0)], (-0.5, 0.5, -1.4, 1.4), "steep into it, flat out of it"
     ),
     "quadratic": Problem(
-        quadratic, (-0.4, 2.2), [(1.0, -0.5)], (-1.6, 1.8, -1.1, 2.4), "steep across, flat along, on no axis"
+        quadratic, (-0.4, 2.2), [(1.0, -0.5)], (-1.6, 1.8, -1.1, 2.4), "steep across, flat along, in line with no axis"
     ),
     "noisy valley": Problem(
         valley, (-4.5, -1.0), [(1.0, float(np.sin(1.0)))], (-5.0, 2.5, -2.0, 2.0), "noise hides its slope", noise=1.0
@@ -171,7 +172,6 @@ def functions_task(steps: int, seeds: int) -> Task:
     From the second seed on, each coordinate of a start is off by a tenth of it or so, so
     that a rate that jumps from the start straight to the minimum is not taken for a good one.
     """
-
     rng = np.random.default_rng(0)
     starts, noises = {}, {}
     for name, problem in PROBLEMS.items():
@@ -293,6 +293,7 @@ class Outcome(NamedTuple):
 
 
 Results = dict[str, dict[str, Outcome]]  # by optimizer, by test
+FLOOR = 1e-9  # a loss below this is as good as none in float32
 
 
 def settled(losses: np.ndarray) -> np.ndarray:
@@ -305,9 +306,12 @@ def settled(losses: np.ndarray) -> np.ndarray:
 
 
 def tune(rates: np.ndarray, losses: np.ndarray, shown: np.ndarray) -> Outcome:
-    """The outcome at the rate with the lowest median, of a population with leading axes of rates and seeds."""
+    """The outcome at the rate with the lowest median, of a population with leading axes of rates and seeds.
+
+    Of rates that come down to the floor it is the lowest, with which the path is the calmest.
+    """
     final = settled(losses)
-    best = int(np.argmin(np.median(final, axis=1)))
+    best = int(np.argmin(np.maximum(np.median(final, axis=1), FLOOR)))
     return Outcome(float(rates[best]), final[best], shown[best])
 
 
@@ -325,9 +329,6 @@ def race(members: Sequence[str], tasks: Sequence[Task], rates: np.ndarray) -> Re
                 results[member] |= {test: tune(rates, *population) for test, population in measured.items()}
             progress.update(bar, advance=1, description="")
     return dict(sorted(results.items(), key=lambda item: item[1][DIGITS].loss))
-
-
-FLOOR = 1e-9  # a loss below this is as good as none in float32
 
 
 def short(value: float, digits: int = 1) -> str:
@@ -392,6 +393,7 @@ COLOURS = {
     "schedule_free": "#e69f00",
 }
 INK, PALE = "#404040", "#7a7a7a"
+HIGH = 0.1  # a loss above this is named in its panel
 GROUND = ListedColormap(
     [f"#{level:02x}{level + 2:02x}{level + 5:02x}" for level in np.linspace(208, 250, 9, dtype=int)]
 )
@@ -399,35 +401,32 @@ GROUND = ListedColormap(
 
 def draw(results: Results) -> Figure:
     """Five maps with paths, the way out of the saddle step by step, and every optimizer on digits."""
-    figure = Figure(figsize=(12, 11.4), dpi=130)
-    figure.suptitle(
-        "Each optimizer at its best learning rate", fontsize=16, x=0.02, y=0.985, ha="left", weight="bold", color=INK
-    )
-    left = {"left": 0.02, "right": 0.62, "top": 0.915, "bottom": 0.085, "wspace": 0.07, "hspace": 0.27}
-    panels = figure.subplots(3, 2, gridspec_kw=left).ravel().tolist()
-    escape = panels.pop(3)
+    figure = Figure(figsize=(12, 12), dpi=130)
+    figure.text(0.02, 0.971, "The family, each at its best learning rate", fontsize=17, weight="bold", color=INK)
+    key = "Paths lead from the circle towards a star, and end in a dot. Dark is low. Panels a to f show the first seed."
+    figure.text(0.02, 0.95, key, fontsize=10.5, color=PALE)
     drawn = {member: results[member] for member in COLOURS if member in results}
-    for ax, name in zip(panels, PROBLEMS, strict=True):
-        draw_paths(ax, name, {member: of[name] for member, of in drawn.items()})
+    maps = {"left": 0.02, "right": 0.625, "top": 0.893, "bottom": 0.07, "wspace": 0.06, "hspace": 0.27}
+    panels = figure.subplots(3, 2, gridspec_kw=maps).ravel().tolist()
+    escape = panels.pop(3)
+    for letter, ax, name in zip("abcef", panels, PROBLEMS, strict=True):
+        draw_paths(ax, letter, name, {member: of[name] for member, of in drawn.items()})
     draw_escape(escape, {member: of["saddle"] for member, of in drawn.items()})
-    column = {"left": 0.765, "right": 0.935, "top": 0.915, "bottom": 0.085}
-    digits = figure.subplots(1, 1, gridspec_kw=column)
+    digits = figure.subplots(1, 1, gridspec_kw={"left": 0.785, "right": 0.94, "top": 0.893, "bottom": 0.07})
     draw_digits(digits, {member: of[DIGITS] for member, of in results.items()})
-    for letter, ax in zip("abcdefg", [*panels[:3], escape, *panels[3:], digits], strict=True):
-        ax.set_title(rf"$\bf{{{letter}}}$   {ax.get_title(loc='left')}", loc="left", fontsize=12.5, pad=21, color=INK)
-    handles = [Line2D([], [], color=COLOURS[member], linewidth=2.6, label=member) for member in drawn]
-    figure.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.005), ncols=5, frameon=False, labelcolor=INK
-    )
+    handles = [Line2D([], [], color=COLOURS[member], linewidth=3, label=member) for member in drawn]
+    style = {"frameon": False, "labelcolor": INK, "fontsize": 10.5, "columnspacing": 1.6}
+    figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.004), ncols=5, **style)
     return figure
 
 
-def subtitle(ax: Axes, text: str) -> None:
-    """A line below the title."""
-    ax.annotate(text, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=PALE, fontsize=9.5)
+def describe(ax: Axes, letter: str, title: str, text: str, x: float = 0.0) -> None:
+    """A panel's letter and title, and a smaller line below them."""
+    ax.set_title(rf"$\bf{{{letter}}}$   {title}", loc="left", x=x, fontsize=13, pad=22, color=INK)
+    ax.annotate(text, (x, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=PALE, fontsize=10)
 
 
-def draw_paths(ax: Axes, name: str, outcomes: dict[str, Outcome]) -> None:
+def draw_paths(ax: Axes, letter: str, name: str, outcomes: dict[str, Outcome]) -> None:
     """The first seed's paths, over the function's heights on a scale of logarithms."""
     problem = PROBLEMS[name]
     paths = {member: np.vstack([problem.start, outcome.shown[0]]) for member, outcome in outcomes.items()}
@@ -436,57 +435,86 @@ def draw_paths(ax: Axes, name: str, outcomes: dict[str, Outcome]) -> None:
     heights = np.log10(np.asarray(jax.vmap(jax.vmap(problem.loss))(jnp.asarray(grid, jnp.float32))) + 1e-6)
     levels = np.linspace(np.quantile(heights, 0.02), heights.max(), 10)
     ax.contourf(grid[..., 0], grid[..., 1], heights, levels=levels, cmap=GROUND, extend="min")
-    for member, path in paths.items():
-        ax.plot(*path.T, color=COLOURS[member], linewidth=1.3, label=member)
-        ax.plot(*path[-1], "o", color=COLOURS[member], markersize=5, markeredgecolor="white", zorder=6)
+    for member, path in reversed(paths.items()):  # so that sgd, the yardstick, is on top
+        ax.plot(*path.T, color=COLOURS[member], linewidth=1.4, label=member)
+        ax.plot(*path[-1], "o", color=COLOURS[member], markersize=6, markeredgecolor="white", zorder=6)
     ax.plot(*problem.start, "o", color="white", markeredgecolor=INK, markersize=9, zorder=5)
-    ax.plot(*np.transpose(problem.minima), "*", color="white", markeredgecolor=INK, markersize=14, zorder=5)
+    ax.plot(*np.transpose(problem.minima), "*", color="white", markeredgecolor=INK, markersize=15, zorder=5)
     ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{name[0].upper()}{name[1:]}: {problem.about}", loc="left")
-    high = [member for member, outcome in outcomes.items() if outcome.loss > 0.1]
-    subtitle(ax, f"Loss still above 0.1 at the end: {', '.join(high)}." if high else "All end with a loss below 0.1.")
+    describe(ax, letter, f"{name[0].upper()}{name[1:]}", problem.about)
+    if high := [member for member, outcome in outcomes.items() if outcome.loss > HIGH]:
+        note = f"loss above {HIGH} after {len(path) - 1} steps:\n{', '.join(high)}"
+        ax.text(0.02, 0.02, note, transform=ax.transAxes, color=INK, fontsize=9.5, linespacing=1.3)
+    if name == "saddle" and "sgd" in high:
+        arrow = {"arrowstyle": "->", "color": INK, "shrinkB": 5}
+        place = {"xytext": (66, 8), "textcoords": "offset points", "arrowprops": arrow}
+        ax.annotate("sgd is\nstill here", paths["sgd"][-1], **place, color=INK, fontsize=11, weight="bold")
 
 
 def frame(view: tuple[float, float, float, float], paths: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
-    """Left, right, bottom and top of what shows the view and all paths."""
+    """Left, right, bottom and top of what shows the view and all paths, with room for two lines of text below."""
     points = np.vstack([np.reshape(view, (2, 2)).T, *paths])
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
     x, y = 0.04 * (right - left), 0.04 * (top - bottom)
-    return left - x, right + x, bottom - y, top + y
+    return left - x, right + x, bottom - 4 * y, top + y
 
 
 def draw_escape(ax: Axes, outcomes: dict[str, Outcome]) -> None:
     """How far from the saddle each has come along the flat direction."""
     start = abs(PROBLEMS["saddle"].start[1])
-    for member, outcome in outcomes.items():
+    for member, outcome in reversed(outcomes.items()):
         distance = np.concatenate([[start], np.abs(outcome.shown[0, :, 1])])
         ax.plot(distance, color=COLOURS[member], linewidth=1.8)
-    ax.set(yscale="log", xlabel="step", ylim=(start / 2, 3))
-    ax.set_title("Leaving the saddle", loc="left")
+    if "sgd" in outcomes:
+        note = "The slope that leads out is tiny\nhere, and so are sgd's steps.\nAdam divides by its size."
+        ax.text(0.97, 0.05, note, transform=ax.transAxes, ha="right", color=INK, linespacing=1.4)
+    ax.set(yscale="log", xlim=(0, len(distance) - 1), ylim=(start / 2, 3))
+    ax.yaxis.tick_right()
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.tick_params(labelsize=9, labelcolor=INK)
+    ax.spines[["top", "left"]].set_visible(False)
+    ax.grid(color="#ebebeb", linewidth=0.8)
+    ax.set_axisbelow(True)
+    describe(ax, "d", "Leaving the saddle", "distance up or down from it at each step")
 
 
 def draw_digits(ax: Axes, outcomes: dict[str, Outcome]) -> None:
-    """The loss of every optimizer: median and range."""
+    """The loss of every optimizer, median and range, and its accuracy."""
     for row, (member, outcome) in enumerate(outcomes.items()):
         colour = COLOURS.get(member, PALE)
-        ax.plot([outcome.losses.min(), outcome.losses.max()], [row, row], color=colour, linewidth=2)
-        ax.plot(outcome.loss, row, "o", color=colour, markersize=7)
-        ax.annotate(
-            f"{accuracy(outcome):.1%}", (1, row), (8, 0), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="center", color=INK, fontsize=9.5,
-        )
-    ax.set(xscale="log", ylim=(len(outcomes) - 0.5, -0.5), xlabel="loss (nats)")
-    ax.set_yticks(range(len(outcomes)), outcomes)
+        ax.plot([outcome.losses.min(), outcome.losses.max()], [row, row], color=colour, linewidth=2.2)
+        ax.plot(outcome.loss, row, "o", color=colour, markersize=7.5)
+        ax.text(1.06, row, f"{accuracy(outcome):.1%}", transform=ax.get_yaxis_transform(), va="center", color=INK)
+    ax.set(xscale="log", ylim=(len(outcomes) - 0.5, -0.5))
+    ax.set_yticks(range(len(outcomes)), outcomes, fontsize=11)
     for label in ax.get_yticklabels():
         label.set_color(COLOURS.get(label.get_text(), INK))
-    ax.set_title("Digits: every optimizer", loc="left")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.tick_params(axis="x", labelsize=9, labelcolor=INK)
+    ax.tick_params(axis="y", length=0, pad=8)
+    ax.spines[["top", "left", "right"]].set_visible(False)
+    ax.grid(axis="x", color="#ebebeb", linewidth=0.8)
+    ax.set_axisbelow(True)
+    describe(ax, "g", "Digits", f"training loss: median and range of {len(outcome.losses)} seeds", x=-0.72)
+    ax.annotate(
+        "accuracy", (1.35, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", ha="right", color=PALE
+    )
 
 
 def positive(text: str) -> int:
     """A positive integer, for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def tens(text: str) -> int:
+    """A positive multiple of `EVERY`, for argparse."""
+    if (number := positive(text)) % EVERY:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {EVERY}, got {text}")
     return number
 
 
@@ -502,10 +530,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=positive, default=300, help="on the functions (default %(default)s)")
-    parser.add_argument("--digits-steps", type=positive, default=100, help="on digits (default %(default)s)")
-    parser.add_argument("--rates", type=positive, default=16, help="learning rates, 1e-4 to 10 (default %(default)s)")
+    parser.add_argument("--digits-steps", type=tens, default=100, help="on digits, in tens (default %(default)s)")
+    parser.add_argument("--rates", type=positive, default=17, help="learning rates, 1e-3 to 10 (default %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=5, help="of starts, noise and batches (default %(default)s)")
     parser.add_argument("--members", type=some_members, default=list(FAMILY), help="such as adam,lion (default all)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and noise (default %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the race, as PNG, PDF or SVG")
     return parser.parse_args(argv)
 
@@ -513,8 +541,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """The race."""
     args = parse(argv)
-    rates = np.geomspace(1e-4, 10.0, args.rates, dtype=np.float32)
-    tasks = functions_task(args.steps, args.seed), digits_task(args.digits_steps, args.seed)
+    rates = np.geomspace(1e-3, 10.0, args.rates, dtype=np.float32)
+    tasks = functions_task(args.steps, args.seeds), digits_task(args.digits_steps // EVERY, args.seeds)
     results = race(args.members, tasks, rates)
     Console().print(render(results, rates))
     if args.plot:

@@ -73,7 +73,8 @@ def correct(averages: Sequence[Average], decays: Mapping[int, Any]) -> tuple[Ave
         if not open_ones:
             raise ValueError(
                 f"bias_correction: {argument} would correct the {_WHAT[order]} of {after[found[0]].link} twice: it is "
-                f"debiased already, or no average that a factor could correct. Leave {argument} out here, or give that link debias=False."
+                "debiased already, or no average that a factor could correct. "
+                f"Leave {argument} out here, or give that link debias=False."
             )
         match = next((k for k in open_ones if not _differ(after[k].decay, decay)), None)
         if match is None:

@@ -103,6 +103,8 @@ class Declaration:
                 f"{self.name} reads the gradient, and update was called without grad. Put the link in adam_tx.chain, "
                 "which passes it on, or call update(updates, state, params, grad=g)."
             )
+        if grad is None and not walk.present:
+            walk = walk.with_grad(walk.updates)
         emitted, new_state = self.step(walk, walk.updates, state)
         return walk.lower(emitted), self.with_count(new_state, None if count is None else increment(count))
 

@@ -70,6 +70,11 @@ class DecayNow:
     step: Scalar
     total: jax.Array | None = None
 
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError("a decay in `now` is no number: use its .value, its .step (1 - value) or its .weight.")
+
+    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
+
     @property
     def weight(self) -> jax.Array:
         """The weight that the average has put on what it saw, by which dividing debiases it."""
@@ -78,11 +83,25 @@ class DecayNow:
         return self.total
 
 
+_UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 class Parameters:
     """The parameters of a function that makes links: their order, defaults and allowed values, from its signature."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function, self.signature = function, inspect.signature(function)
+        variadic = [p.name for p in self.signature.parameters.values() if p.kind in _UNNAMED]
+        if variadic or not function.__name__.isidentifier():
+            raise TypeError(
+                f"{function.__name__}: what makes links must be a function with a name, whose arguments can all be "
+                "given by name" + (f", unlike {variadic}." if variadic else ".")
+            )
+        for name in ("count", "next"):
+            if name in self.signature.parameters:
+                raise TypeError(
+                    f"{function.__name__}: an argument cannot be called {name!r}, which is in `now` already."
+                )
         self._ranges: dict[str, Range] | None = None
         self._optional: set[str] = set()
 
@@ -95,6 +114,10 @@ class Parameters:
             self._ranges = {name: allowed for name, allowed in found.items() if allowed is not None}
             self._optional = {name for name in self._ranges if type(None) in typing.get_args(hints[name])}
         return self._ranges
+
+    def is_decay(self, name: str) -> bool:
+        """Whether the parameter of this name is annotated with `Decay`."""
+        return self.ranges.get(name) is _DECAY
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The arguments of a call by name, defaults included, each hyperparameter checked."""

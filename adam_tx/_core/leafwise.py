@@ -3,160 +3,18 @@
 import dataclasses
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from adam_tx._core import blocks, correction, debias, hyperparams, numerics, states
+from adam_tx._core import blocks, correction, debias, hyperparams, numerics
 from adam_tx._core.correction import Average
 from adam_tx._core.declaration import Call, Declaration, required_params
-from adam_tx._core.hyperparams import DecayNow, Parameters
-from adam_tx._core.trees import Column, ShapeOf, Walk, increment
-
-KINDS = ("gradient", "square", "params")
-
-
-class Slot(NamedTuple):
-    """A part of a link's state with one array for every leaf.
-
-    Attributes:
-      kind: what it is like, from which follows how others treat it:
-        "gradient": signed, complex where the gradient is; a change of basis rotates it.
-        "square": a size of the gradient or its square: real, at least zero; a change of
-        basis sorts it. "params": starts as a copy of the parameters.
-      decay: the hyperparameter by which it is an average that starts from zero; None if it is none.
-    """
-
-    kind: str
-    decay: str | None = None
-
-
-class Reduction(NamedTuple):
-    """A statistic of many elements, reduced before the rule runs.
-
-    Attributes:
-      term: of one element: a function whose parameters are named after what it reads
-        (`updates`, `grad`, `params`, a slot, `now`).
-      over: what it is reduced over: "tensor", "tree", or the blocks of the slot of that name.
-      mean: whether to divide the sum by the number of elements; never over the tree.
-    """
-
-    term: Callable[..., jax.Array]
-    over: str = "tensor"
-    mean: bool = False
-
-
-def total(term: Callable[..., jax.Array], over: str = "tensor") -> Reduction:
-    """The sum of a term over a tensor, over the whole tree, or over each block of a slot."""
-    return Reduction(term, over)
-
-
-def mean(term: Callable[..., jax.Array], over: str = "tensor") -> Reduction:
-    """The mean of a term over a tensor or over each block of a slot."""
-    return Reduction(term, over, mean=True)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The rule of one leaf, and what of a link depends on its arguments.
-
-    Attributes:
-      apply: `(now, …) -> updates`, or `-> (updates, *slots)` for a link with slots, in
-        their order: a pure function of arrays in working precision. Its parameters
-        after `now` are named after what it reads: `updates`, `grad` (the raw gradient),
-        `params`, slots, statistics, and numbers of the state.
-      formula: what the link emits, in one line.
-      debias: the decays whose weight the rule reads as `now.<decay>.weight`.
-      dtype: what the slots are stored in; None for float32, or wider where the parameter is.
-      start: what slots start from, by name; zero where it is not said.
-      shape: of slots that stand for blocks of their leaf: `(path, shape) -> shape`, or None where there is none.
-      statistics: by name, sums and means that the rule reads.
-      numbers: `(now, …) -> numbers` for a link with numbers: their new values by name,
-        from their old ones and statistics over the tree; the rule reads the new ones,
-        and whatever else is returned here, by name.
-      mask: tree of booleans, or a function from params to one; other leaves pass as they are.
-      correctable: whether dividing what is emitted by a weight, as `bias_correction`
-        does, would undo the start from zero of what the slots average.
-      elementwise: whether the rule of an element depends on that element alone; a rule
-        with statistics is known not to be.
-      changes_gradient: whether the link changes the gradient itself, as clipping does.
-      corrects: the decays by which it undoes an average's start from zero, by the order
-        of the average; None for one it leaves alone. With all of them None the link
-        takes them, when a chain is made, from the averages that stand before it.
-    """
-
-    apply: Callable[..., Any]
-    formula: str = "as its docstring says"
-    debias: Sequence[str] = ()
-    dtype: DTypeLike | None = None
-    start: Mapping[str, float] = field(default_factory=dict)
-    shape: Mapping[str, ShapeOf] = field(default_factory=dict)
-    statistics: Mapping[str, Reduction] = field(default_factory=dict)
-    numbers: Callable[..., Mapping[str, Any]] | None = None
-    mask: Any = None
-    correctable: bool = True
-    elementwise: bool = True
-    changes_gradient: bool = False
-    corrects: Mapping[int, Any] | None = None
-
-
-class Now:
-    """What a rule may depend on at one update: the link's hyperparameters by name, and the count of earlier updates.
-
-    A decay is a `DecayNow`; another hyperparameter a Python float, or a 0-d array in
-    the precision of the leaf. `now.next` has what they will be at the next update.
-    """
-
-    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], "Now"]) -> None:
-        self.__dict__.update(values, count=count, _following=following)
-
-    @property
-    def next(self) -> "Now":
-        """The hyperparameters of the next update."""
-        return self._following()
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"the link has no hyperparameter {name!r}: annotate it with Decay, NonNegative, Positive or Finite."
-        )
-
-
-class Kind:
-    """What all links that one function makes have in common."""
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        slots: Mapping[str, Slot],
-        numbers: Mapping[str, float],
-        debiases: Sequence[str],
-    ) -> None:
-        self.name, self.slots, self.numbers = function.__name__, dict(slots), dict(numbers)
-        self.parameters = Parameters(function)
-        for name, slot in self.slots.items():
-            if slot.kind not in KINDS:
-                raise ValueError(f"{self.name}: the kind of slot {name} must be one of {KINDS}, got {slot.kind!r}.")
-        taken = {"count", "updates", "grad", "params", "now"} & {*self.slots, *self.numbers}
-        if taken:
-            raise ValueError(f"{self.name}: {sorted(taken)} cannot name a slot or number: they mean something else.")
-        self.weights = {decay: "weight" if decay == "decay" else f"weight_{decay}" for decay in debiases}
-        self._module = "adam_tx" if function.__module__.startswith("adam_tx.") else function.__module__
-        # all at once, so that a program that was exported elsewhere finds them registered
-        for size in range(len(debiases) + 1):
-            for debiased in itertools.combinations(debiases, size):
-                self.state_type(debiased)
-                self.state_type(debiased, counted=True)
-
-    def state_type(self, debiased: Sequence[str], *, counted: bool = False) -> Any:
-        """The type of the states of links that debias by these decays, with or without a count."""
-        weights = [name for decay, name in self.weights.items() if decay in debiased]
-        fields = (*(["count"] if counted else []), *weights, *self.numbers, *self.slots)
-        return states.state_type(self.name, fields, self._module)
+from adam_tx._core.hyperparams import DecayNow
+from adam_tx._core.rule import Kind, Now, Reduction, Rule
+from adam_tx._core.trees import Column, Walk, increment
 
 
 class Leafwise(Declaration):
@@ -165,6 +23,7 @@ class Leafwise(Declaration):
     def __init__(self, kind: Kind, rule: Rule, arguments: Mapping[str, Any], call: Call) -> None:
         self.name, self.formula, self.call = kind.name, rule.formula, call
         self.kind, self.rule = kind, rule
+        kind.check_rule(rule)
         self.hyperparams = dict(arguments)
         self._type = kind.state_type(rule.debias)
         self.keeps = bool(self._type._fields)
@@ -183,9 +42,6 @@ class Leafwise(Declaration):
         for name, slot in kind.slots.items():
             decay = None if slot.decay is None else arguments[slot.decay]
             hyperparams.check_moment_dtype(name, rule.dtype, decay, squares=slot.kind == "square")
-        for decay in rule.debias:
-            if decay not in kind.weights:
-                raise ValueError(f"{self.name}: a rule that debiases by {decay} is a link with debiases=({decay!r},).")
 
     def _names_of(self, function: Callable[..., Any]) -> tuple[str, ...]:
         """What a rule reads, from the names of its parameters."""
@@ -235,7 +91,8 @@ class Leafwise(Declaration):
             )
         kind, dtype = self.kind, walk.scalar_dtype
         weights = {kind.weights[decay]: debias.zero(dtype) for decay in self.rule.debias}
-        numbers = {name: jnp.full((), start, dtype) for name, start in kind.numbers.items()}
+        starts = {name: self.rule.start.get(name, start) for name, start in kind.numbers.items()}
+        numbers = {name: jnp.full((), start, dtype) for name, start in starts.items()}
         return self._type(**weights, **numbers, **{name: walk.tree(self._slot(walk, name)) for name in kind.slots})
 
     def _slot(self, walk: Walk, name: str) -> Column:
@@ -257,8 +114,13 @@ class Leafwise(Declaration):
             column[i] = jnp.full_like(param, start, dtype=stored)
             if shape_of is not None:
                 smaller = shape_of(walk.path(i), column[i].shape)
+                if smaller is not None and not blocks.divides(tuple(smaller), column[i].shape):
+                    raise ValueError(
+                        f"{self.name}: leaf {walk.path(i)} of shape {column[i].shape} cannot have a {name} of shape "
+                        f"{smaller}; along every axis it must divide the leaf's."
+                    )
                 # reduced from the leaf, so that its sharding is what a reduction of the gradient has
-                column[i] = None if smaller is None else blocks.mean(column[i], smaller)
+                column[i] = None if smaller is None else blocks.mean(column[i], tuple(smaller))
         return column
 
     def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
@@ -276,16 +138,14 @@ class Leafwise(Declaration):
             shared = {}
         emitted, new = list(updates), {name: list(columns[name]) for name in kind.slots}
         for i, row in rows.items():
-            real = numerics.real_dtype(walk.dtypes[i])
-            values = row | {"now": now.at(real)} | {name: numerics.cast(value, real) for name, value in shared.items()}
+            values = row | self._beside(walk, i, now, shared)
             for name, statistic in self._of_leaf.items():
                 values[name] = self._reduced(name, statistic, values)
+            if missing := [name for name in self._reads if name not in values]:
+                raise TypeError(f"{self.name}: its rule reads {missing}, which Rule(numbers=...) does not give.")
             out = rule.apply(*[values[name] for name in self._reads])
-            if not kind.slots:
-                emitted[i] = out
-                continue
-            emitted[i] = out[0]
-            for name, slot in zip(kind.slots, out[1:], strict=True):
+            emitted[i], *slots = self._checked(walk, i, out, {name: columns[name][i] for name in kind.slots})
+            for name, slot in zip(kind.slots, slots, strict=True):
                 # the only place where a moment changes dtype: a rule sees it in working precision
                 new[name][i] = slot if slot is None else numerics.cast(slot, columns[name][i].dtype)
         return emitted, self._type(**kept, **{name: walk.tree(column) for name, column in new.items()})
@@ -301,6 +161,25 @@ class Leafwise(Declaration):
         copies = [name for name, slot in self.kind.slots.items() if slot.kind == "params"]
         if "params" in self._inputs or copies:
             yield f"{self.name} reads the parameters, which are in another basis; put it outside."
+
+    def _checked(self, walk: Walk, i: int, out: Any, slots: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What a rule has returned, once it is known to be updates and slots of the right shapes."""
+        out = out if isinstance(out, tuple) else (out,)
+        shapes = {"updates": walk.updates[i].shape} | {
+            name: None if x is None else x.shape for name, x in slots.items()
+        }
+        if [None if x is None else jnp.shape(x) for x in out] != list(shapes.values()):
+            got = [None if x is None else jnp.shape(x) for x in out]
+            raise ValueError(
+                f"{self.name}: for leaf {walk.path(i)} its rule must return {' and '.join(shapes)} of the shapes "
+                f"{list(shapes.values())}, but it returned {got}."
+            )
+        return out
+
+    def _beside(self, walk: Walk, i: int, now: "_Views", shared: Mapping[str, Any]) -> dict[str, Any]:
+        """What a rule reads beside the columns, in the precision of the leaf."""
+        real = numerics.real_dtype(walk.dtypes[i])
+        return {"now": now.at(real)} | {name: numerics.cast(value, real) for name, value in shared.items()}
 
     def _check_state(self, state: Any) -> None:
         fields = getattr(state, "_fields", ())
@@ -380,19 +259,26 @@ class Leafwise(Declaration):
     def _numbers(self, now: "_Views", rows: Mapping[int, Any], walk: Walk, state: Any) -> dict[str, Any]:
         """Statistics over the tree, and the new numbers of the state that follow from them."""
         dtype, sums = walk.scalar_dtype, {}
+        old = {name: getattr(state, name) for name in self.kind.numbers}
         for name, statistic in self._over_tree.items():
             terms = [
-                numerics.cast(
-                    self._reduced(name, statistic, row | {"now": now.at(numerics.real_dtype(walk.dtypes[i]))}), dtype
-                )
+                numerics.cast(self._reduced(name, statistic, row | self._beside(walk, i, now, old)), dtype)
                 for i, row in rows.items()
             ]
             sums[name] = sum(terms[1:], terms[0]) if terms else jnp.zeros((), dtype)
-        old = {name: getattr(state, name) for name in self.kind.numbers}
         if self.rule.numbers is None:
             return sums | old
         given = {"now": now.at(dtype)} | sums | old
-        new = self.rule.numbers(*[given[name] for name in inspect.signature(self.rule.numbers).parameters])
+        reads = tuple(inspect.signature(self.rule.numbers).parameters)
+        if unknown := [name for name in reads if name not in given]:
+            raise TypeError(f"{self.name}: Rule(numbers=...) reads {unknown}, but there are {sorted(given)}.")
+        new: Any = self.rule.numbers(*[given[name] for name in reads])
+        wrong = not isinstance(new, Mapping) or any(jnp.shape(value) for value in new.values())
+        if wrong or not new.keys() >= self.kind.numbers.keys():
+            raise TypeError(
+                f"{self.name}: Rule(numbers=...) must return a dict with a 0-d array for each of "
+                f"{list(self.kind.numbers)}, got {new!r}."
+            )
         return sums | old | {name: jnp.asarray(value, dtype) for name, value in new.items()}
 
 

@@ -193,11 +193,16 @@ def _plus(x: jax.Array, eps: Scalar) -> jax.Array:
 def _quotient(u: jax.Array, denominator: jax.Array, least: Scalar) -> jax.Array:
     """The quotient; a denominator so small that derivatives of its inverse overflow is a constant to them."""
     steep = _smallest(denominator.dtype) ** (1 / 3)
-    if not (isinstance(least, float) and least >= steep):
-        denominator = jnp.where(denominator < steep, lax.stop_gradient(denominator), denominator)
-    if is_complex(u):
-        return lax.complex(u.real / denominator, u.imag / denominator)
-    return u / denominator
+    if isinstance(least, float) and least >= steep:
+        return _over(u, denominator)
+    # two quotients, because a derivative that overflowed before it was masked would be infinity times zero
+    small = denominator < steep
+    held = _over(u, lax.stop_gradient(denominator))
+    return jnp.where(small, held, _over(u, jnp.where(small, 1.0, denominator)))
+
+
+def _over(u: jax.Array, denominator: jax.Array) -> jax.Array:
+    return lax.complex(u.real / denominator, u.imag / denominator) if is_complex(u) else u / denominator
 
 
 @functools.cache

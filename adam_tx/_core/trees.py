@@ -177,6 +177,8 @@ class Walk:
         if mask is None:
             return [True] * len(self)
         params = self.given("params")
+        if params is None and self.present:
+            raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
         tree = mask(params) if callable(mask) else mask
         try:
             marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, params)

@@ -9,8 +9,8 @@ import optax
 
 from adam_tx import schedules
 from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import ema
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole

@@ -8,8 +8,8 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, is_complex
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -68,7 +68,6 @@ def scale_by_atan2(
         formula=f"v += (1 - decay)(|g|² - v); a · atan2(u, b · sqrt({v}))",
         debias=["decay"] if debias else [],
         dtype=dtype,
-        correctable=False,
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adam_tx._core import sharding, states
+from adam_tx._core import hyperparams, sharding, states
 from adam_tx._core.blocks import Shape
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.trees import Column, Walk, increment
@@ -51,7 +51,7 @@ class Basis:
     def __new__(cls, *args: Any, **kwargs: Any) -> "Basis":
         """Remember the arguments, by which a basis is described, printed and pickled."""
         made = super().__new__(cls)
-        made.call = Call(cls, args, kwargs)
+        object.__setattr__(made, "call", Call(cls, args, kwargs))  # a frozen data class allows no other way
         return made
 
     def __reduce__(self) -> Any:
@@ -137,6 +137,9 @@ class InBasis(Declaration):
     reads_grad, elementwise = True, False
 
     def __init__(self, inner: Link, basis: Basis, name: str, call: Call, formula: str | None = None) -> None:
+        if not isinstance(basis, Basis):
+            raise TypeError(f"{name}: basis must be an instance of a subclass of adam_tx.Basis, got {basis!r}.")
+        hyperparams.whole(f"{name}: every", basis.every)
         self.name, self.call, self.basis = name, call, basis
         self.formula = formula or "Q inner(Qᴴ u)"
         self.links = {"inner": as_link(inner)}
@@ -158,7 +161,7 @@ class InBasis(Declaration):
             inside = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
             leaves[i] = leaves[i] if inside == shape else jnp.zeros(inside, walk.dtypes[i])
         state = self._inner.begin(walk.with_params(leaves))
-        self._inner.follow(state, lambda slot, kind, tree: self._check(walk, leaves, chosen, slot, tree))
+        self._inner.follow(state, lambda slot, _, tree: self._check(walk, leaves, chosen, slot, tree))
         state = self._inner.with_count(state, jnp.zeros((), jnp.int32))
         return self._type(memory, basis, state)
 
@@ -172,6 +175,12 @@ class InBasis(Declaration):
                 f"params: leaf {where} of shape {shape} has no axes {chosen}; the function given as axes must return "
                 "axes counted from 0."
             )
+        for n in (shape[axis] for axis in chosen):
+            if not 0 < self.basis.size(n) <= max(n, 1):
+                raise ValueError(
+                    f"params: leaf {where} of shape {shape}: a basis of {self.basis.size(n)} vectors is asked for, but "
+                    f"size({n}) of {type(self.basis).__name__} must be from 1 to {n}."
+                )
         return chosen
 
     def _per_axis(self, walk: Walk, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
@@ -209,7 +218,7 @@ class InBasis(Declaration):
         def turned() -> tuple[Any, Any]:
             turns = {
                 i: tuple(
-                    None if q is None else basis.find(q, memory[i][axis], lax.stop_gradient(grad[i]), axis, count)
+                    None if q is None else self._find(q, memory[i][axis], lax.stop_gradient(grad[i]), axis, count)
                     for axis, q in enumerate(of_leaf)
                 )
                 for i, of_leaf in bases.items()
@@ -244,6 +253,15 @@ class InBasis(Declaration):
             for i in memory
         }
         return emitted, self._type(self._trees(walk, state.memory, seen), self._trees(walk, state.basis, bases), new)
+
+    def _find(self, old: jax.Array, *args: Any) -> Turn:
+        turn = self.basis.find(old, *args)
+        if not isinstance(turn, Turn) or turn.basis.shape != old.shape or turn.order.shape != old.shape[1:]:
+            raise TypeError(
+                f"{self.name}: find of {type(self.basis).__name__} must return Turn(basis, order) with a basis of shape "
+                f"{old.shape} and an order of shape {old.shape[1:]}, got {turn}."
+            )
+        return Turn(turn.basis.astype(old.dtype), turn.order)
 
     def _matrices(self, walk: Walk, per_axis: PerAxis, name: str) -> dict[int, PerAxis]:
         """For each leaf that is present what is kept for its axes."""

@@ -3,8 +3,8 @@
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -64,4 +64,5 @@ def scale_by_belief_rms(
         formula=f"v += (1 - decay)(|g - u|² - v) + eps_stored; u / (sqrt({v}) + eps)",
         debias=[*(["decay"] if debias else []), *([] if look_ahead is None else ["look_ahead"])],
         dtype=dtype,
+        correctable=True,
     )

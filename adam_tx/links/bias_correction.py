@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import Decay
-from adam_tx._core.leafwise import Rule
 from adam_tx._core.numerics import scalar
+from adam_tx._core.rule import Rule
 from adam_tx.link import link
 
 

@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot, mean, total
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
+from adam_tx._core.rule import Rule, Slot, mean, total
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
 
@@ -97,6 +97,7 @@ def scale_by_block_rms(
         formula=f"v += (1 - decay)({seen} of a block's |g|² - v); u / (sqrt({v} + eps_root) + eps)",
         debias=["decay"] if debias else [],
         dtype=dtype,
+        correctable=True,
         shape={"nu": _blocks_of(block)},
         statistics={"size": over_block},
     )

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import Positive
-from adam_tx._core.leafwise import Rule, mean
 from adam_tx._core.numerics import is_complex, scalar
+from adam_tx._core.rule import Rule, mean
 from adam_tx.link import link
 
 

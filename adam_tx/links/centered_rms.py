@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -71,5 +71,4 @@ def scale_by_centered_rms(
         debias=["decay"] if debias else [],
         dtype=dtype,
         start={"nu": initial},
-        correctable=False,
     )

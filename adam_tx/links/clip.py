@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import Positive
-from adam_tx._core.leafwise import Reduction, Rule, mean, total
 from adam_tx._core.numerics import root, scalar, square
+from adam_tx._core.rule import Reduction, Rule, mean, total
 from adam_tx.link import link
 
 

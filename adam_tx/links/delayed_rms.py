@@ -6,8 +6,8 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, check_moment_dtype
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 

@@ -1,8 +1,8 @@
 """`scale_by_learning_rate`: the step, minus the learning rate times the updates."""
 
 from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leafwise import Rule
 from adam_tx._core.numerics import scalar
+from adam_tx._core.rule import Rule
 from adam_tx.link import link
 
 

@@ -3,8 +3,8 @@
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import ema
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -42,4 +42,4 @@ def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: DTypeLik
     def rule(now, updates, mu):
         return ema(mu, updates, now.b1.step), ema(mu, updates, now.b2.step)
 
-    return Rule(rule, formula="b1·mu + (1 - b1)·u; mu += (1 - b2)(u - mu)", dtype=dtype, correctable=False)
+    return Rule(rule, formula="b1·mu + (1 - b1)·u; mu += (1 - b2)(u - mu)", dtype=dtype)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import divide, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 

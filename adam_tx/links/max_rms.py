@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -61,4 +61,5 @@ def scale_by_max_rms(
         formula=f"v = max over time of nu += (1 - decay)(|g|² - nu); u / (sqrt({v} + eps_root) + eps)",
         debias=["decay"] if debias else [],
         dtype=dtype,
+        correctable=True,
     )

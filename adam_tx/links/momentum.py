@@ -3,8 +3,8 @@
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import ema, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, DecayNow, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 

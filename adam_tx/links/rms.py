@@ -3,8 +3,8 @@
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -68,5 +68,6 @@ def scale_by_rms(
         formula=f"v += (1 - decay)(|g|² - v); u / (sqrt{v} + eps_root) + eps)",
         debias=["decay"] if debias else [],
         dtype=dtype,
+        correctable=True,
         start={"nu": initial},
     )

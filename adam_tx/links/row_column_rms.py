@@ -12,8 +12,8 @@ from adam_tx import schedules
 from adam_tx._core import blocks, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
 
@@ -108,6 +108,7 @@ def scale_by_row_column_rms(
         rule,
         formula="v = row · column / mean, running means of |g|² + eps_stored; u / max(sqrt(v), eps)",
         dtype=dtype,
+        correctable=True,
         shape=_factors(axes),
         elementwise=False,
     )

@@ -46,8 +46,8 @@ def scale_by_surprise(
     >>> import jax.numpy as jnp
     >>> tx = scale_by_surprise(adam_tx.scale_by_rms(0.75, debias=True))
     >>> _, state = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), grad=jnp.ones(1))
-    >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # the surprise is 7 / sqrt(28.4)
-    Array([0.2159797], dtype=float32)
+    >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # 1 / sqrt(v), slowed by 7 / sqrt(v)
+    Array([0.14285715], dtype=float32)
     """
     return link_of(Surprise(rms, members, eps, threshold))
 

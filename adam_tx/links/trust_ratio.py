@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leafwise import Rule, total
 from adam_tx._core.numerics import root, scalar, square
+from adam_tx._core.rule import Rule, total
 from adam_tx.link import link
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from adam_tx._core import states
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leafwise import Rule
 from adam_tx._core.numerics import scalar
+from adam_tx._core.rule import Rule
 from adam_tx._core.trees import Column, Walk
 from adam_tx.link import Link, as_link, link, link_of
 

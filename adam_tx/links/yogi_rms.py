@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
-from adam_tx._core.leafwise import Rule, Slot
 from adam_tx._core.numerics import abs_sq, root_and_divide, scalar
+from adam_tx._core.rule import Rule, Slot
 from adam_tx.link import link
 
 
@@ -63,5 +63,6 @@ def scale_by_yogi_rms(
         formula=f"v += (1 - decay) sign(|g|² - v) |g|²; u / (sqrt({v} + eps_root) + eps)",
         debias=["decay"] if debias else [],
         dtype=dtype,
+        correctable=True,
         start={"nu": initial},
     )

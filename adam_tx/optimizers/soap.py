@@ -53,7 +53,7 @@ def soap(
     Reference: Vyas et al., SOAP, 2024 (https://arxiv.org/abs/2409.11321).
 
     >>> list(soap(1e-3).links)
-    ['in_eigenbasis', 'scale_by_learning_rate', 'decay_weights']
+    ['in_eigenbasis', 'scale_by_learning_rate', 'decay_stepped_weights']
     """
     direction = chain(scale_by_momentum(b1, dtype=mu_dtype), scale_by_rms(b2, eps, dtype=nu_dtype), bias_correction())
     return chain(

@@ -1,0 +1,197 @@
+"""What a link is declared by: slots, statistics, the rule of one leaf, and what all links of one kind share."""
+
+import itertools
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import DTypeLike
+
+from adam_tx._core import states
+from adam_tx._core.hyperparams import Parameters
+from adam_tx._core.trees import ShapeOf
+
+KINDS = ("gradient", "square", "params")
+RESERVED = {"count", "index", "updates", "grad", "params", "now", *keyword.kwlist}
+
+
+class Slot(NamedTuple):
+    """A part of a link's state with one array for every leaf.
+
+    Attributes:
+      kind: what it is like, from which follows how others treat it:
+        "gradient": signed, complex where the gradient is; a change of basis rotates it.
+        "square": a size of the gradient or its square: real, at least zero; a change of
+        basis sorts it. "params": starts as a copy of the parameters.
+      decay: the hyperparameter by which it is an average that starts from zero; None if it is none.
+    """
+
+    kind: str
+    decay: str | None = None
+
+
+class Reduction(NamedTuple):
+    """A statistic of many elements, reduced before the rule runs.
+
+    Attributes:
+      term: of one element: a function whose parameters are named after what it reads
+        (`updates`, `grad`, `params`, a slot, `now`).
+      over: what it is reduced over: "tensor", "tree", or the blocks of the slot of that name.
+      mean: whether to divide the sum by the number of elements; never over the tree.
+    """
+
+    term: Callable[..., jax.Array]
+    over: str = "tensor"
+    mean: bool = False
+
+
+def total(term: Callable[..., jax.Array], over: str = "tensor") -> Reduction:
+    """The sum of a term over a tensor, over the whole tree, or over each block of a slot."""
+    return Reduction(term, over)
+
+
+def mean(term: Callable[..., jax.Array], over: str = "tensor") -> Reduction:
+    """The mean of a term over a tensor or over each block of a slot."""
+    return Reduction(term, over, mean=True)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule of one leaf, and what of a link depends on its arguments.
+
+    Attributes:
+      apply: `(now, …) -> updates`, or `-> (updates, *slots)` for a link with slots, in
+        their order: a pure function of arrays in working precision. Its parameters
+        after `now` are named after what it reads: `updates`, `grad` (the raw gradient),
+        `params`, slots, statistics, and numbers of the state.
+      formula: what the link emits, in one line.
+      debias: the decays whose weight the rule reads as `now.<decay>.weight`.
+      dtype: what the slots are stored in; None for float32, or wider where the parameter is.
+      start: what slots and numbers start from, by name; where it is not said slots start
+        from zero, numbers from what the link declares.
+      shape: of slots that stand for blocks of their leaf: `(path, shape) -> shape`, or None where there is none.
+      statistics: by name, sums and means that the rule reads.
+      numbers: `(now, …) -> numbers` for a link with numbers: their new values by name,
+        from their old ones and statistics over the tree; the rule reads the new ones,
+        and whatever else is returned here, by name.
+      mask: tree of booleans, or a function from params to one; other leaves pass as they are.
+      correctable: whether a `bias_correction` may follow: whether what is emitted is
+        proportional to the average of a "gradient" slot, or to one over the root of that
+        of a "square" slot.
+      elementwise: whether the rule of an element depends on that element alone; a rule
+        with statistics is known not to be.
+      changes_gradient: whether the link changes the gradient itself, as clipping does.
+      corrects: the decays by which it undoes an average's start from zero, by the order
+        of the average; None for one it leaves alone. With all of them None the link
+        takes them, when a chain is made, from the averages that stand before it.
+    """
+
+    apply: Callable[..., Any]
+    formula: str = "as its docstring says"
+    debias: Sequence[str] = ()
+    dtype: DTypeLike | None = None
+    start: Mapping[str, float] = field(default_factory=dict)
+    shape: Mapping[str, ShapeOf] = field(default_factory=dict)
+    statistics: Mapping[str, Reduction] = field(default_factory=dict)
+    numbers: Callable[..., Mapping[str, Any]] | None = None
+    mask: Any = None
+    correctable: bool = False
+    elementwise: bool = True
+    changes_gradient: bool = False
+    corrects: Mapping[int, Any] | None = None
+
+
+class Now:
+    """What a rule may depend on at one update: the link's hyperparameters by name, and the count of earlier updates.
+
+    A decay is a `DecayNow`; another hyperparameter a Python float, or a 0-d array in
+    the precision of the leaf. `now.next` has what they will be at the next update.
+    """
+
+    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], "Now"]) -> None:
+        self.__dict__.update(values, count=count, _following=following)
+
+    @property
+    def next(self) -> "Now":
+        """The hyperparameters of the next update."""
+        return self._following()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the link has no hyperparameter {name!r}: annotate it with Decay, NonNegative, Positive or Finite."
+        )
+
+
+class Kind:
+    """What all links that one function makes have in common."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        slots: Mapping[str, Slot],
+        numbers: Mapping[str, float],
+        debiases: Sequence[str] | str,
+    ) -> None:
+        self.parameters = Parameters(function)
+        self.name, self.slots, self.numbers = function.__name__, dict(slots), dict(numbers)
+        self.debiases = (debiases,) if isinstance(debiases, str) else tuple(debiases)
+        self.weights = {decay: "weight" if decay == "decay" else f"weight_{decay}" for decay in self.debiases}
+        self._check_names(set(self.parameters.signature.parameters))
+        self._module = "adam_tx" if function.__module__.startswith("adam_tx.") else function.__module__
+        # all at once, so that a program that was exported elsewhere finds them registered
+        for size in range(len(self.debiases) + 1):
+            for debiased in itertools.combinations(self.debiases, size):
+                self.state_type(debiased)
+                self.state_type(debiased, counted=True)
+
+    def _check_names(self, arguments: set[str]) -> None:
+        """Refuse names that mean something else, and hyperparameters that are not there."""
+        for name, slot in self.slots.items():
+            if not isinstance(slot, Slot) or slot.kind not in KINDS:
+                raise ValueError(f"{self.name}: slot {name} must be a Slot of one of the kinds {KINDS}, got {slot!r}.")
+            if slot.decay is not None and (slot.decay not in arguments or slot.kind == "params"):
+                raise ValueError(
+                    f"{self.name}: slot {name} says that it averages by {slot.decay!r}; that must be a hyperparameter, "
+                    f"one of {sorted(arguments)}, and the slot no copy of the parameters."
+                )
+        if unknown := [decay for decay in self.debiases if decay not in arguments]:
+            raise ValueError(f"{self.name}: it debiases by {unknown}, which are not among {sorted(arguments)}.")
+        for name in (*self.slots, *self.numbers):
+            if name in RESERVED or name in self.weights.values() or not name.isidentifier() or name.startswith("_"):
+                raise ValueError(f"{self.name}: {name!r} cannot name a slot or number: it means something else.")
+            if name in self.slots and name in self.numbers:
+                raise ValueError(f"{self.name}: {name!r} is both a slot and a number.")
+
+    def state_type(self, debiased: Sequence[str], *, counted: bool = False) -> Any:
+        """The type of the states of links that debias by these decays, with or without a count."""
+        weights = [name for decay, name in self.weights.items() if decay in debiased]
+        fields = (*(["count"] if counted else []), *weights, *self.numbers, *self.slots)
+        return states.state_type(self.name, fields, self._module)
+
+    def check_rule(self, rule: Rule) -> None:
+        """Refuse a rule that names what this kind of link does not have."""
+        kept, names = {*self.slots, *self.numbers}, self.parameters
+        averaged = [slot.decay for slot in self.slots.values() if slot.decay is not None]
+        for decay in {*averaged, *self.debiases}:
+            if not names.is_decay(decay):
+                raise TypeError(f"{self.name}: {decay} is the decay of an average, so annotate it with Decay.")
+        for what, given, allowed in (
+            ("debias", rule.debias, self.debiases),
+            ("start", rule.start, kept),
+            ("shape", rule.shape, self.slots),
+        ):
+            if unknown := [name for name in given if name not in allowed]:
+                raise ValueError(f"{self.name}: Rule({what}=...) names {unknown}, but there are {sorted(allowed)}.")
+        for name, statistic in rule.statistics.items():
+            if name in kept or name in RESERVED:
+                raise ValueError(f"{self.name}: the statistic {name!r} has the name of something else.")
+            over = {"tensor", "tree", *self.slots}
+            if statistic.over not in over or (statistic.over == "tree" and statistic.mean):
+                raise ValueError(
+                    f"{self.name}: the statistic {name!r} is {'the mean' if statistic.mean else 'the total'} over "
+                    f"{statistic.over!r}; it may be over {sorted(over)}, and over the tree only a total."
+                )
+        if bool(self.numbers) != (rule.numbers is not None):
+            raise ValueError(f"{self.name}: a link with numbers has a Rule(numbers=...), and no other has one.")
