@@ -353,7 +353,7 @@ def render(results: Results, rates: np.ndarray) -> Table:
     table = Table(title="Loss above the minimum, each at its best learning rate", **style)
     for name in ("optimizer", "Rosen-\nbrock", "Beale", "saddle", "quad-\nratic", "noisy\nvalley", DIGITS):
         table.add_column(name, justify="left" if name == "optimizer" else "right", no_wrap=True)
-    for name in ("range", "right", "rate"):
+    for name in ("range", "test", "rate"):
         table.add_column(name, justify="right", no_wrap=True)
     for member, of in results.items():
         texts = [f"<{short(FLOOR, 0)}" if loss <= FLOOR else short(loss) for loss in losses[member]]
@@ -362,8 +362,8 @@ def render(results: Results, rates: np.ndarray) -> Table:
         table.add_row(member, *cells, spread(of[DIGITS].losses), share, short(of[DIGITS].rate))
     table.caption = (
         f"Each loss is a mean over the last tenth of the run, and the median of {seeds} seeds. The last three columns "
-        f"are about digits: the range over the seeds, the test images that are right, and the best of {len(rates)} "
-        f"rates from {short(rates[0], 0)} to {short(rates[-1], 0)}."
+        f"are about digits: the range over the seeds, the accuracy on test images, and the best of {len(rates)} rates, "
+        f"from {short(rates[0], 0)} to {short(rates[-1], 0)}."
     )
     return table
 

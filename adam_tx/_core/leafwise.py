@@ -227,14 +227,14 @@ class Leafwise(Declaration):
         dtype, slots = walk.dtypes[i], self.kind.slots
         row: dict[str, Any] = {}
         for name, column in columns.items():
-            leaf: Any = column[i]
             if name not in slots:
-                row[name] = numerics.cast(leaf, dtype)
-            elif leaf is None and name in self.rule.shape:
+                row[name] = numerics.cast(column[i], dtype)
+            elif column[i] is None and name in self.rule.shape:
                 row[name] = None
             else:
-                self._check_slot(walk, i, name, leaf)
-                row[name] = numerics.cast(leaf, numerics.real_dtype(dtype) if slots[name].kind == "square" else dtype)
+                self._check_slot(walk, i, name, column[i])
+                real = slots[name].kind == "square"
+                row[name] = numerics.cast(column[i], numerics.real_dtype(dtype) if real else dtype)
         return row
 
     def _check_slot(self, walk: Walk, i: int, name: str, slot: Any) -> None:

@@ -258,8 +258,8 @@ class InBasis(Declaration):
         turn = self.basis.find(old, *args)
         if not isinstance(turn, Turn) or turn.basis.shape != old.shape or turn.order.shape != old.shape[1:]:
             raise TypeError(
-                f"{self.name}: find of {type(self.basis).__name__} must return Turn(basis, order) with a basis of shape "
-                f"{old.shape} and an order of shape {old.shape[1:]}, got {turn}."
+                f"{self.name}: find of {type(self.basis).__name__} must return Turn(basis, order) with a basis of "
+                f"shape {old.shape} and an order of shape {old.shape[1:]}, got {turn}."
             )
         return Turn(turn.basis.astype(old.dtype), turn.order)
 
