@@ -9,7 +9,7 @@ the figure::
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -333,8 +333,8 @@ def race(members: Sequence[str], tasks: Sequence[Task], rates: np.ndarray) -> Re
 
 def short(value: float, digits: int = 1) -> str:
     """A number as 1.2e-3: no zero before the exponent's digit."""
-    mantissa, exponent = f"{value:.{digits}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    mantissa, e, exponent = f"{value:.{digits}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
 def render(results: Results, rates: np.ndarray) -> Table:
@@ -376,11 +376,11 @@ def accuracy(digits: Outcome) -> float:
 def spread(losses: np.ndarray) -> str:
     """Lowest and highest with the exponent of the highest, such as 0.9–1.2e-3."""
     low, high = losses.min(), losses.max()
-    mantissa, exponent = short(high).split("e")
-    return f"{low / 10.0 ** int(exponent):.1f}–{mantissa}e{exponent}"
+    _, e, exponent = short(high).partition("e")
+    return f"{low / 10.0 ** int(exponent):.1f}–{short(high)}" if e else f"{short(low)}–{short(high)}"
 
 
-# Those whose paths are drawn: one for each idea. What is close to one of them is in the last panel and in the table.
+# Those whose paths are drawn when all take part, one for each idea; the last panel and the table have the others too.
 COLOURS = {
     "sgd": "#000000",
     "sgd_momentum": "#999933",
@@ -405,19 +405,28 @@ def draw(results: Results) -> Figure:
     figure.text(0.02, 0.971, "The family, each at its best learning rate", fontsize=17, weight="bold", color=INK)
     key = "Paths lead from the circle towards a star, and end in a dot. Dark is low. Panels a to f show the first seed."
     figure.text(0.02, 0.95, key, fontsize=10.5, color=PALE)
-    drawn = {member: results[member] for member in COLOURS if member in results}
+    colours = choose_colours(results)
     maps = {"left": 0.02, "right": 0.625, "top": 0.893, "bottom": 0.07, "wspace": 0.06, "hspace": 0.27}
     panels = figure.subplots(3, 2, gridspec_kw=maps).ravel().tolist()
     escape = panels.pop(3)
     for letter, ax, name in zip("abcef", panels, PROBLEMS, strict=True):
-        draw_paths(ax, letter, name, {member: of[name] for member, of in drawn.items()})
-    draw_escape(escape, {member: of["saddle"] for member, of in drawn.items()})
+        draw_paths(ax, letter, name, {member: results[member][name] for member in colours}, colours)
+    draw_escape(escape, {member: results[member]["saddle"] for member in colours}, colours)
     digits = figure.subplots(1, 1, gridspec_kw={"left": 0.785, "right": 0.94, "top": 0.893, "bottom": 0.07})
-    draw_digits(digits, {member: of[DIGITS] for member, of in results.items()})
-    handles = [Line2D([], [], color=COLOURS[member], linewidth=3, label=member) for member in drawn]
+    draw_digits(digits, {member: of[DIGITS] for member, of in results.items()}, colours)
+    handles = [Line2D([], [], color=colour, linewidth=3, label=member) for member, colour in colours.items()]
     style = {"frameon": False, "labelcolor": INK, "fontsize": 10.5, "columnspacing": 1.6}
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.01, 0.004), ncols=5, **style)
     return figure
+
+
+def choose_colours(members: Iterable[str]) -> dict[str, str]:
+    """Which paths to draw, and in which colour: all of them, if the colours suffice."""
+    members = list(members)
+    colours = {member: colour for member, colour in COLOURS.items() if member in members}
+    others = [member for member in members if member not in COLOURS]
+    spare = [colour for member, colour in COLOURS.items() if member not in members]
+    return colours | dict(zip(others, spare, strict=False)) if len(others) <= len(spare) else colours
 
 
 def describe(ax: Axes, letter: str, title: str, text: str, x: float = 0.0) -> None:
@@ -426,25 +435,26 @@ def describe(ax: Axes, letter: str, title: str, text: str, x: float = 0.0) -> No
     ax.annotate(text, (x, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=PALE, fontsize=10)
 
 
-def draw_paths(ax: Axes, letter: str, name: str, outcomes: dict[str, Outcome]) -> None:
+def draw_paths(ax: Axes, letter: str, name: str, outcomes: dict[str, Outcome], colours: Mapping[str, str]) -> None:
     """The first seed's paths, over the function's heights on a scale of logarithms."""
     problem = PROBLEMS[name]
     paths = {member: np.vstack([problem.start, outcome.shown[0]]) for member, outcome in outcomes.items()}
     left, right, bottom, top = frame(problem.view, list(paths.values()))
     grid = np.stack(np.meshgrid(np.linspace(left, right, 160), np.linspace(bottom, top, 160)), axis=-1)
-    heights = np.log10(np.asarray(jax.vmap(jax.vmap(problem.loss))(jnp.asarray(grid, jnp.float32))) + 1e-6)
+    heights = np.log10(np.asarray(jax.jit(jax.vmap(jax.vmap(problem.loss)))(grid.astype(np.float32))) + 1e-6)
     levels = np.linspace(np.quantile(heights, 0.02), heights.max(), 10)
     ax.contourf(grid[..., 0], grid[..., 1], heights, levels=levels, cmap=GROUND, extend="min")
     for member, path in reversed(paths.items()):  # so that sgd, the yardstick, is on top
-        ax.plot(*path.T, color=COLOURS[member], linewidth=1.4, label=member)
-        ax.plot(*path[-1], "o", color=COLOURS[member], markersize=6, markeredgecolor="white", zorder=6)
+        ax.plot(*path.T, color=colours[member], linewidth=1.4, label=member)
+        ax.plot(*path[-1], "o", color=colours[member], markersize=6, markeredgecolor="white", zorder=6)
     ax.plot(*problem.start, "o", color="white", markeredgecolor=INK, markersize=9, zorder=5)
     ax.plot(*np.transpose(problem.minima), "*", color="white", markeredgecolor=INK, markersize=15, zorder=5)
     ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     describe(ax, letter, f"{name[0].upper()}{name[1:]}", problem.about)
     if high := [member for member, outcome in outcomes.items() if outcome.loss > HIGH]:
-        note = f"loss above {HIGH} after {len(path) - 1} steps:\n{', '.join(high)}"
+        steps = len(paths[high[0]]) - 1
+        note = f"loss above {HIGH} after {steps} steps:\n{', '.join(high)}"
         ax.text(0.02, 0.02, note, transform=ax.transAxes, color=INK, fontsize=9.5, linespacing=1.3)
     if name == "saddle" and "sgd" in high:
         arrow = {"arrowstyle": "->", "color": INK, "shrinkB": 5}
@@ -455,21 +465,23 @@ def draw_paths(ax: Axes, letter: str, name: str, outcomes: dict[str, Outcome]) -
 def frame(view: tuple[float, float, float, float], paths: Sequence[np.ndarray]) -> tuple[float, float, float, float]:
     """Left, right, bottom and top of what shows the view and all paths, with room for two lines of text below."""
     points = np.vstack([np.reshape(view, (2, 2)).T, *paths])
+    points = points[np.isfinite(points).all(axis=1)]
     (left, bottom), (right, top) = points.min(axis=0), points.max(axis=0)
     x, y = 0.04 * (right - left), 0.04 * (top - bottom)
     return left - x, right + x, bottom - 4 * y, top + y
 
 
-def draw_escape(ax: Axes, outcomes: dict[str, Outcome]) -> None:
+def draw_escape(ax: Axes, outcomes: dict[str, Outcome], colours: Mapping[str, str]) -> None:
     """How far from the saddle each has come along the flat direction."""
     start = abs(PROBLEMS["saddle"].start[1])
     for member, outcome in reversed(outcomes.items()):
         distance = np.concatenate([[start], np.abs(outcome.shown[0, :, 1])])
-        ax.plot(distance, color=COLOURS[member], linewidth=1.8)
+        ax.plot(distance, color=colours[member], linewidth=1.8)
     if "sgd" in outcomes:
         note = "The slope that leads out is tiny\nhere, and so are sgd's steps.\nAdam divides by its size."
         ax.text(0.97, 0.05, note, transform=ax.transAxes, ha="right", color=INK, linespacing=1.4)
-    ax.set(yscale="log", xlim=(0, len(distance) - 1), ylim=(start / 2, 3))
+    ax.set(yscale="log", ylim=(start / 2, 3))
+    ax.margins(x=0)
     ax.yaxis.tick_right()
     ax.yaxis.set_major_formatter("{x:g}")
     ax.tick_params(labelsize=9, labelcolor=INK)
@@ -479,17 +491,17 @@ def draw_escape(ax: Axes, outcomes: dict[str, Outcome]) -> None:
     describe(ax, "d", "Leaving the saddle", "distance up or down from it at each step")
 
 
-def draw_digits(ax: Axes, outcomes: dict[str, Outcome]) -> None:
+def draw_digits(ax: Axes, outcomes: dict[str, Outcome], colours: Mapping[str, str]) -> None:
     """The loss of every optimizer, median and range, and its accuracy."""
     for row, (member, outcome) in enumerate(outcomes.items()):
-        colour = COLOURS.get(member, PALE)
+        colour = colours.get(member, PALE)
         ax.plot([outcome.losses.min(), outcome.losses.max()], [row, row], color=colour, linewidth=2.2)
         ax.plot(outcome.loss, row, "o", color=colour, markersize=7.5)
         ax.text(1.06, row, f"{accuracy(outcome):.1%}", transform=ax.get_yaxis_transform(), va="center", color=INK)
     ax.set(xscale="log", ylim=(len(outcomes) - 0.5, -0.5))
     ax.set_yticks(range(len(outcomes)), outcomes, fontsize=11)
     for label in ax.get_yticklabels():
-        label.set_color(COLOURS.get(label.get_text(), INK))
+        label.set_color(colours.get(label.get_text(), INK))
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter("{x:g}")
@@ -498,7 +510,8 @@ def draw_digits(ax: Axes, outcomes: dict[str, Outcome]) -> None:
     ax.spines[["top", "left", "right"]].set_visible(False)
     ax.grid(axis="x", color="#ebebeb", linewidth=0.8)
     ax.set_axisbelow(True)
-    describe(ax, "g", "Digits", f"training loss: median and range of {len(outcome.losses)} seeds", x=-0.72)
+    seeds = len(next(iter(outcomes.values())).losses)
+    describe(ax, "g", "Digits", f"training loss: median and range of {seeds} seeds", x=-0.72)
     ax.annotate(
         "accuracy", (1.35, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", ha="right", color=PALE
     )

@@ -317,7 +317,7 @@ COLOURS = {"keras": "#b5302a", "torch": "#e5922a", "formula": "#2a7f86", "optax.
 INK, GUIDE = "#404040", "#8c8c8c"
 
 
-def plot(path: Path, dialect: str, histories: Histories) -> None:
+def draw(dialect: str, histories: Histories) -> Figure:
     """Four panels: the loss, the way of the weights, what bias correction does, how far the dialects drift apart."""
     history = histories[dialect]
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04, hspace=0.04)
@@ -325,10 +325,10 @@ def plot(path: Path, dialect: str, histories: Histories) -> None:
     title = f"Adam on a network of {history.weights.shape[1]} weights: {dialect} dialect, learning rate {LEARNING_RATE}"
     figure.suptitle(title, fontsize=15, x=0.015, ha="left", weight="bold", color=INK)
     panels = figure.subplots(2, 2).ravel()
-    plot_loss(panels[0], history, COLOURS[dialect])
-    plot_moves(panels[1], history, COLOURS[dialect])
-    plot_bias_correction(panels[2], COLOURS[dialect])
-    plot_drift(panels[3], histories)
+    draw_loss(panels[0], history, COLOURS[dialect])
+    draw_moves(panels[1], history, COLOURS[dialect])
+    draw_bias_correction(panels[2], COLOURS[dialect])
+    draw_drift(panels[3], histories)
     for letter, ax in zip("abcd", panels, strict=True):
         ax.set_title(rf"$\bf{{{letter}}}$   {ax.get_title(loc='left')}", loc="left", fontsize=12.5, pad=10, color=INK)
         ax.set_xlabel("step")
@@ -336,10 +336,10 @@ def plot(path: Path, dialect: str, histories: Histories) -> None:
         ax.grid(color="#ebebeb", linewidth=0.8)
         ax.set_axisbelow(True)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    figure.savefig(path)
+    return figure
 
 
-def plot_loss(ax: Axes, history: Record, colour: str) -> None:
+def draw_loss(ax: Axes, history: Record, colour: str) -> None:
     """The loss before each step."""
     steps = len(history.loss)
     ax.plot(np.arange(1, steps + 1), history.loss, color=colour, linewidth=2.2, marker="o" * (steps < 20))
@@ -350,7 +350,7 @@ def plot_loss(ax: Axes, history: Record, colour: str) -> None:
     ax.text(0.04, 0.06, note, transform=ax.transAxes, color=INK, linespacing=1.4)
 
 
-def plot_moves(ax: Axes, history: Record, colour: str) -> None:
+def draw_moves(ax: Axes, history: Record, colour: str) -> None:
     """How far each weight has moved, beside the cone of one learning rate a step."""
     moved = (history.weights - history.weights[0]) / LEARNING_RATE
     steps = np.arange(len(moved))
@@ -367,7 +367,7 @@ def plot_moves(ax: Axes, history: Record, colour: str) -> None:
     ax.legend(loc="upper left", frameon=False, labelcolor=INK)
 
 
-def plot_bias_correction(ax: Axes, colour: str, b1: float = 0.9, b2: float = 0.999) -> None:
+def draw_bias_correction(ax: Axes, colour: str, b1: float = 0.9, b2: float = 0.999) -> None:
     """The size of the first hundred steps while the gradient stays the same."""
     direction = adam_tx.scale_by_momentum(b1), adam_tx.scale_by_rms(b2, eps=1e-7)
     raw = step_sizes(adam_tx.chain(*direction))
@@ -398,7 +398,7 @@ def step_sizes(tx: optax.GradientTransformation, steps: int = 100) -> np.ndarray
     return np.asarray(jax.jit(lambda: jax.lax.scan(step, tx.init(grad), length=steps)[1])())
 
 
-def plot_drift(ax: Axes, histories: Histories) -> None:
+def draw_drift(ax: Axes, histories: Histories) -> None:
     """The largest difference of any weight from its value under the Keras dialect."""
     keras = histories["keras"].weights
     steps = np.arange(1, len(keras))
@@ -459,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.compare:
             print_comparison(model, data, histories)
         if args.plot:
-            plot(args.plot, args.dialect, histories)
+            draw(args.dialect, histories).savefig(args.plot)
 
 
 if __name__ == "__main__":
