@@ -281,6 +281,8 @@ def _short(value: Any) -> str:
         call = introspect.remake(value)
         named = introspect.address(value if call is None else call.maker)
         return named[1] if named else code.called(value)
+    if isinstance(value, Mapping) and value:
+        return f"{{{len(value)} keys}}"  # another framework's description, whose numbers stand in the rows below
     text = code.value(value)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 

@@ -23,7 +23,7 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> A
       module: where the link is defined, a part of the name under which exported programs know the type.
     """
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
-    plain: Any = collections.namedtuple(name, fields, module=module)  # noqa: PYI024: the fields are not known before
+    plain: Any = collections.namedtuple(name, fields, module=module)  # the fields are not known before
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."
     plain.__reduce__ = lambda self: (_restore, (link, fields, module, tuple(self)))
     plain.counted = lambda self, count: state_type(link, ("count", *fields), module)(count, *self)
