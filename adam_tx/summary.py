@@ -281,9 +281,11 @@ def _short(value: Any) -> str:
         call = introspect.remake(value)
         named = introspect.address(value if call is None else call.maker)
         return named[1] if named else code.called(value)
-    if isinstance(value, Mapping) and value:
-        return f"{{{len(value)} keys}}"  # another framework's description, whose numbers stand in the rows below
     text = code.value(value)
+    if isinstance(value, Mapping) and len(text) > _WIDEST:
+        return (
+            f"{{{len(value)} keys}}"  # such as another framework's description, whose numbers stand in the rows below
+        )
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 

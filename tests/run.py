@@ -34,6 +34,7 @@ def relative_error(ours, theirs, start):
 def ends(makers, params, grads):
     """The last of each trajectory, by name, from one program: compiling is what takes the time."""
     params, grads = jnp.asarray(params), jnp.asarray(grads)
+    optimizers = {name: make() for name, make in makers.items()}
 
     def end(tx):
         def step(carry, grad):
@@ -43,4 +44,4 @@ def ends(makers, params, grads):
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
-    return jax.tree.map(np.asarray, jax.jit(lambda: {name: end(make()) for name, make in makers.items()})())
+    return jax.tree.map(np.asarray, jax.jit(lambda: {name: end(tx) for name, tx in optimizers.items()})())

@@ -77,8 +77,9 @@ def test_every_optimizer_keeps_the_types_of_its_state_in_every_wrapper(wrapper):
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
-# A rule sees working precision only, of which there are four; what comes in and goes out is the same for all links.
-WORKING = [(d, d) for d in DTYPES] + [(jnp.complex64, jnp.float64)]
+# A rule sees working precision only: float32, float64, complex64 and complex128. What comes in and goes out is the
+# same for all links, float16 with the least range.
+WORKING = [(d, d) for d in (jnp.float16, jnp.float64, jnp.complex64)] + [(jnp.complex64, jnp.float64)]
 
 
 def last_steps(tx, pairs):

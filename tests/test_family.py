@@ -262,9 +262,9 @@ def test_reordering_or_replacing_links_of_adam_gives_the_named_optimizer_bit_for
 
 
 def steps_of(tx, state, grads):
-    """The updates of ten gradients, operation by operation: compiled together they would be rounded together."""
+    """The updates of six gradients, operation by operation: compiled together they would be rounded together."""
     params, emitted = jnp.zeros(grads.shape[1:]), []
-    for grad in jnp.asarray(grads[:10], jnp.float32):
+    for grad in jnp.asarray(grads[:6], jnp.float32):
         updates, state = tx.update(grad, state, params)
         emitted.append(updates)
     return np.stack(emitted)
