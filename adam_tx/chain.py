@@ -5,6 +5,8 @@ RMS that follows a momentum would accumulate m², not g², and the result would
 not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ Member = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 _FINITE = hyperparams.Range(-float("inf"), float("inf"), low_allowed=False)
 
 
+@hyperparams.readable
 def chain(*members: Member) -> Link:
     """Chain transformations, each of which also receives the raw gradient.
 
@@ -70,6 +73,7 @@ def chain(*members: Member) -> Link:
     return link_of(Chain(members))
 
 
+@hyperparams.readable
 def parallel(*members: Member, weights: Sequence[ScalarOrSchedule] | None = None) -> Link:
     """Give the same updates to several links and add up what they emit.
 
@@ -98,6 +102,7 @@ def parallel(*members: Member, weights: Sequence[ScalarOrSchedule] | None = None
     return link_of(Parallel(members, weights))
 
 
+@hyperparams.readable
 def with_gradient(
     member: optax.GradientTransformation, gradient: Callable[[jax.Array, jax.Array], jax.Array] | Link
 ) -> Link:

@@ -12,9 +12,10 @@ knows what it is. Adam's second link shows all there is to a declaration::
         return Rule(rule, formula="u / (sqrt(v̂) + eps)", debias=("decay",))
 """
 
+from __future__ import annotations
+
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
@@ -22,10 +23,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import code, hyperparams, introspect
+from adam_tx._core import code, hyperparams, introspect, numerics
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.numerics import cast
 from adam_tx._core.rule import Kind, Rule, Slot
 from adam_tx._core.trees import Column, Walk
 
@@ -58,7 +58,7 @@ class Link(optax.GradientTransformationExtraArgs):
         return self.declaration.formula
 
     @property
-    def links(self) -> Mapping[str, "Link"]:
+    def links(self) -> Mapping[str, Link]:
         """Its members by name, when it is a chain or another wrapper."""
         return self.declaration.links
 
@@ -143,7 +143,7 @@ def link(
                 raise TypeError(f"{kind.name} must return an adam_tx.Rule, got {rule!r}.")
             return link_of(Leafwise(kind, rule, arguments, Call(make, args, kwargs)))
 
-        return _returning_link(make)
+        return hyperparams.readable(make, "Link")
 
     return decorate if function is None else decorate(function)
 
@@ -176,14 +176,7 @@ def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
         declaration.call = Call(make, args, kwargs)
         return link_of(declaration)
 
-    return make
-
-
-def _returning_link(make: Callable[..., Link]) -> Callable[..., Link]:
-    """The function with a signature that says what it returns, for `help`."""
-    made: Any = make
-    made.__signature__ = inspect.signature(make).replace(return_annotation=Link)
-    return made
+    return hyperparams.readable(make, "Link")
 
 
 class Foreign(Declaration):
@@ -209,7 +202,7 @@ class Foreign(Declaration):
         """The transformation's own state."""
         column = list(walk.params)
         for i in walk.present:
-            column[i] = cast(column[i], walk.dtypes[i])
+            column[i] = numerics.cast(column[i], walk.dtypes[i])
         return self._inner.init(walk.tree(column))
 
     def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
@@ -247,6 +240,7 @@ class Foreign(Declaration):
         return {"": state}, []
 
 
+@hyperparams.readable
 def as_link(
     transformation: optax.GradientTransformation, *, name: str | None = None, formula: str | None = None
 ) -> Link:

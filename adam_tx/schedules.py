@@ -3,6 +3,8 @@
 Each is a function of the number of earlier updates, as all of Optax's are.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable
@@ -29,7 +31,7 @@ def _schedule(maker: Callable[P, optax.Schedule]) -> Callable[P, optax.Schedule]
         made.call = Call(make, args, kwargs)
         return made
 
-    return make
+    return hyperparams.readable(make)
 
 
 @_schedule

@@ -15,7 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # What is fast, and fails first when a link or the machinery breaks: `pytest -m quick`, for the working loop.
-QUICK = {"test_chain", "test_errors", "test_links", "test_own_links", "test_parity_optax", "test_summary"}
+QUICK = {"test_chain", "test_errors", "test_link", "test_links", "test_parity_optax", "test_public", "test_summary"}
 
 
 def pytest_collection_modifyitems(items):

@@ -301,3 +301,32 @@ def _check_range(label: str, value: float, allowed: Range) -> float:
     if value not in allowed:
         raise ValueError(f"{label} must be in {allowed}, got {value:g}.")
     return value
+
+
+class _Written(str):
+    """An annotation as it is written, which `help` shows without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_ALIASES = {"Decay": Decay, "NonNegative": NonNegative, "Positive": Positive, "Finite": Finite}
+
+
+def _written(annotation: Any) -> Any:
+    """An annotation as short as its source: `Decay`, not all that a decay may be."""
+    for name, alias in _ALIASES.items():
+        if annotation == alias or annotation == alias | None:
+            return _Written(name if annotation == alias else f"{name} | None")
+    return _Written(annotation) if isinstance(annotation, str) else annotation
+
+
+def readable(function: Callable[..., Any], returns: str | None = None) -> Any:
+    """The function, with a signature that `help` shows as it is written, and with what it returns."""
+    made, signature = typing.cast(Any, function), inspect.signature(function)
+    parameters = [p.replace(annotation=_written(p.annotation)) for p in signature.parameters.values()]
+    result = _written(signature.return_annotation if returns is None else returns)
+    made.__signature__ = signature.replace(parameters=parameters, return_annotation=result)
+    return made

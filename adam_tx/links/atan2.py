@@ -1,5 +1,7 @@
 """`scale_by_atan2`: divide by the root mean square through the arctangent, without an epsilon."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

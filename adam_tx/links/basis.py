@@ -4,6 +4,8 @@ Rotating, projecting and transporting what the links have accumulated is here, o
 how a basis is found is a `Basis`, such as SOAP's in `eigenbasis.py`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,7 +50,7 @@ class Basis:
     looks_first: bool = False
     call: Call
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Basis":
+    def __new__(cls, *args: Any, **kwargs: Any) -> Basis:
         """Remember the arguments, by which a basis is described, printed and pickled."""
         made = super().__new__(cls)
         object.__setattr__(made, "call", Call(cls, args, kwargs))  # a frozen data class allows no other way
@@ -85,6 +87,7 @@ def _make_anew(call: Call) -> Basis:
     return call()
 
 
+@hyperparams.readable
 def in_basis(inner: Link, basis: Basis) -> Link:
     """Run links on the gradient in another basis, and turn back what they emit.
 

@@ -1,5 +1,7 @@
 """`scale_by_belief_rms`: divide by how far the gradient is from what was expected, as AdaBelief does."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`bias_correction`: undo the start from zero of averages that stand before it."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import Decay

@@ -1,5 +1,7 @@
 """`scale_by_block_rms`: divide by a root mean square that a block of the gradient shares."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 
 import jax

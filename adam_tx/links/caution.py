@@ -1,5 +1,7 @@
 """`scale_by_caution`: keep only the elements of the updates that the raw gradient agrees with."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

@@ -1,5 +1,7 @@
 """`scale_by_centered_rms`: divide by the running standard deviation of the gradient."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 

@@ -1,5 +1,7 @@
 """`clip_by_rms` and `clip_by_norm`: bound the size of each tensor of the updates."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 

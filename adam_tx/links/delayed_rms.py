@@ -1,5 +1,7 @@
 """`scale_by_delayed_rms`: divide by the root mean square of earlier gradients, ADOPT's denominator."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

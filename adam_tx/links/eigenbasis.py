@@ -1,5 +1,7 @@
 """`in_eigenbasis`: links that see the gradient in the eigenbasis of its own covariance, as in SOAP."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,7 @@ def matrix_axes(path: str, shape: Shape, largest: int = 10_000) -> tuple[int, ..
     return tuple(axis for axis, n in enumerate(shape) if n <= largest) if len(shape) > 1 else ()
 
 
+@hyperparams.readable
 def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: AxesOf = matrix_axes) -> Link:
     """Run links on the gradient in the eigenbasis of its covariance: SOAP around Adam's links.
 

@@ -1,5 +1,7 @@
 """The gradient's change since the last update: as it is, and added to the gradient."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`scale_by_heavy_ball`: the decaying sum of the gradient, SGD's momentum."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 

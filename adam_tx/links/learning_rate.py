@@ -1,5 +1,7 @@
 """`scale_by_learning_rate`: the step, minus the learning rate times the updates."""
 
+from __future__ import annotations
+
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Rule

@@ -1,5 +1,7 @@
 """`scale_by_lion_momentum`: an average that is kept with one decay and read with another, Lion's."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay

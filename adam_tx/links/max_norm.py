@@ -1,5 +1,7 @@
 """`scale_by_max_norm`: divide by a decaying maximum of the gradient's size, AdaMax's denominator."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 

@@ -1,5 +1,7 @@
 """`scale_by_max_rms`: divide by the largest root mean square so far, AMSGrad's denominator."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 

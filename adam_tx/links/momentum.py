@@ -1,5 +1,7 @@
 """`scale_by_momentum`: the running average of the gradient, Adam's first moment."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay

@@ -1,5 +1,7 @@
 """`scale_by_rectified_rms`: divide by the root mean square once there is enough of it, RAdam's rectification."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

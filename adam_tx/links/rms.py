@@ -1,5 +1,7 @@
 """`scale_by_rms`: divide by the running root mean square of the gradient."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed

@@ -1,5 +1,7 @@
 """`scale_by_row_column_rms`: divide by a root mean square kept as its rows and columns, Adafactor's denominator."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable
 from typing import Any

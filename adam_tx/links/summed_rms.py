@@ -1,5 +1,7 @@
 """`scale_by_summed_rms`: divide by the root of the sum of squares of all gradients, Adagrad's denominator."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import NonNegative, fixed

@@ -1,5 +1,7 @@
 """`scale_by_surprise`: slow down a tensor whose gradient is larger than its running root mean square."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from adam_tx.chain import Chain
 from adam_tx.link import Link, link_of
 
 
+@hyperparams.readable
 def scale_by_surprise(
     rms: Link, *members: optax.GradientTransformation, eps: NonNegative = 1e-6, threshold: Positive = 1.0
 ) -> Link:

@@ -1,5 +1,7 @@
 """`scale_by_trust_ratio`: give each tensor of the updates the size of its parameters."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 
 from adam_tx._core.hyperparams import NonNegative

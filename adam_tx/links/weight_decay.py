@@ -4,10 +4,12 @@ Added before the learning rate, it is multiplied by the learning rate; after it,
 what it says itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adam_tx._core import states
+from adam_tx._core import hyperparams, states
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import scalar
@@ -120,6 +122,7 @@ def _decay(weight_decay: Any, rule: Callable[..., Any], formula: str, mask: Mask
     return Rule(rule, formula=formula, mask=mask, **said)
 
 
+@hyperparams.readable
 def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Link:
     """Let the parameters decay before a link reads them: PyTorch's and Keras's order.
 

@@ -1,5 +1,7 @@
 """`scale_by_yogi_rms`: divide by a root mean square that moves by steps of the square's size, Yogi's."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 

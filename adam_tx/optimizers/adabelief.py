@@ -1,5 +1,7 @@
 """`adabelief`: Adam that divides by how far the gradient is from its average."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`adafactor`: divide the gradient by a second moment kept as rows and columns, in steps of the parameters' size."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike

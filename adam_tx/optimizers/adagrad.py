@@ -1,5 +1,7 @@
 """`adagrad`: divide the gradient by the root of the sum of its squares so far."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import NonNegative, fixed

@@ -1,5 +1,7 @@
 """`adam`: Adam as the paper's Algorithm 1, PyTorch and Optax have it."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx import schedules

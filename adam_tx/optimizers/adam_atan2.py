@@ -1,5 +1,7 @@
 """`adam_atan2`: Adam without epsilon: the division is an arctangent of two arguments."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`adam_mini`: AdamW with one second moment for a block of parameters that belong together."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

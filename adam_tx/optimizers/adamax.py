@@ -1,5 +1,7 @@
 """`adamax`: Adam with a decaying maximum in place of the root mean square."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`adamaxw`: AdaMax with decoupled weight decay, times the learning rate as in `adamw`."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

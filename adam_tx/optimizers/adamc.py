@@ -1,5 +1,7 @@
 """`adamc`: AdamW whose decay of normalised layers falls with the square of the learning rate."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

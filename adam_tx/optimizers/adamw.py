@@ -1,5 +1,7 @@
 """`adamw`: Adam with weight decay that does not pass through the moments."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

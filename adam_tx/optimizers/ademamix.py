@@ -1,5 +1,7 @@
 """`ademamix`: Adam with a second, much slower momentum beside the first."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

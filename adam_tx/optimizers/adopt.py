@@ -1,5 +1,7 @@
 """`adopt`: divide by the second moment of earlier gradients, then average: converges for any b2."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

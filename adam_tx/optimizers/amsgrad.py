@@ -1,5 +1,7 @@
 """`amsgrad`: Adam that divides by the largest second moment so far."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`cautious`: any optimizer, without the elements of its steps that go uphill."""
 
+from __future__ import annotations
+
 import optax
 
 from adam_tx._core.hyperparams import Positive

@@ -1,5 +1,7 @@
 """`lamb`: AdamW whose update of each tensor has the size of that tensor, times the learning rate."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`laprop`: Adam in the other order: first divided by the root mean square, then averaged."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

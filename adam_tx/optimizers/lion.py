@@ -1,5 +1,7 @@
 """`lion`: the sign of a momentum that is kept with one decay and read with another."""
 
+from __future__ import annotations
+
 import optax
 from jax.typing import DTypeLike
 

@@ -1,5 +1,7 @@
 """`mars_adamw`: AdamW of a gradient corrected by its change since the last update."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

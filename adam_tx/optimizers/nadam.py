@@ -1,5 +1,7 @@
 """`nadam`: Adam with Nesterov's look-ahead, in the form of Optax, PyTorch or Keras."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

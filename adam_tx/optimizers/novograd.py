@@ -1,5 +1,7 @@
 """`novograd`: divide each tensor's gradient by its running norm, then let it gather momentum."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx import schedules

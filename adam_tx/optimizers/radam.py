@@ -1,5 +1,7 @@
 """`radam`: Adam that divides only once its second moment has seen enough, and rectifies it then."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

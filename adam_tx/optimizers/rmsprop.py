@@ -1,5 +1,7 @@
 """`rmsprop`: divide the gradient by its running root mean square, then let it gather momentum."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed

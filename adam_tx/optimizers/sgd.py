@@ -1,5 +1,7 @@
 """`sgd`: gradient descent with heavy-ball momentum."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

@@ -1,5 +1,7 @@
 """`soap`: AdamW in the eigenbasis of the gradient's covariance, Shampoo's preconditioner."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx import schedules

@@ -1,5 +1,7 @@
 """`stable_adamw`: AdamW that slows down a tensor whose gradient is larger than what it averaged."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative

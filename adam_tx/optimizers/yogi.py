@@ -1,5 +1,7 @@
 """`yogi`: Adam whose second moment moves by steps of the squared gradient's size."""
 
+from __future__ import annotations
+
 from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
