@@ -7,6 +7,7 @@ change from step to step.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import numbers
@@ -55,7 +56,7 @@ Finite = Annotated[ScalarOrSchedule, Range(-math.inf, math.inf, low_allowed=Fals
 """Any number: number, 0-d array or schedule."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DecayNow:
     """A decay at one update, as a rule finds it in `now`.
 
@@ -81,6 +82,11 @@ class DecayNow:
         if self.total is None:
             raise TypeError("a rule reads the weight of a decay that is not named in Rule(debias=...): name it there.")
         return self.total
+
+    @functools.cached_property
+    def unbias(self) -> jax.Array:
+        """One over the weight, to debias by multiplying: a division that XLA makes once, and not for every leaf."""
+        return 1.0 / self.weight
 
 
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -61,7 +61,7 @@ def scale_by_atan2(
 
     def rule(now, updates, grad, nu):
         nu = ema(nu, abs_sq(grad), now.decay.step)
-        v = nu / now.decay.weight if debias else nu
+        v = nu * now.decay.unbias if debias else nu
         return _atan2(updates, v * (now.b * now.b), now.a), nu
 
     v = "v / (1 - Π decay)" if debias else "v"

@@ -58,7 +58,7 @@ def scale_by_belief_rms(
             today, following = now.look_ahead, now.next.look_ahead
             of_mu, of_grad = following.value / following.weight, today.step / today.weight
             updates = updates * scalar(of_mu, updates) + grad * scalar(of_grad, grad)
-        return root_and_divide(updates, nu / now.decay.weight if debias else nu, now.eps), nu
+        return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
     return Rule(

@@ -48,7 +48,7 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
 
     def rule(now, updates):
         if b1 is not None:
-            updates = updates / scalar(now.b1.weight, updates)
+            updates = updates * scalar(now.b1.unbias, updates)
         if b2 is not None:
             updates = updates * scalar(jnp.sqrt(now.b2.weight), updates)
         return updates

@@ -89,7 +89,7 @@ def scale_by_block_rms(
 
     def rule(now, updates, size, nu):
         nu = ema(nu, saturate(size), now.decay.step)
-        v = nu / now.decay.weight if debias else nu
+        v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, blocks.expand(v, updates.shape), now.eps, now.eps_root), nu
 
     v = "v / (1 - Π decay)" if debias else "v"

@@ -63,7 +63,7 @@ def scale_by_centered_rms(
         nu = ema(nu, abs_sq(grad), now.decay.step)
         expected, of_square = mean, nu
         if debias:
-            expected, of_square = mean / scalar(now.decay.weight, mean), nu / now.decay.weight
+            expected, of_square = mean * scalar(now.decay.unbias, mean), nu * now.decay.unbias
         v = jnp.maximum(of_square - abs_sq(expected), 0.0)
         return root_and_divide(updates, v, now.eps, now.eps_root), mean, nu
 

@@ -53,8 +53,8 @@ def scale_by_max_rms(
 
     def rule(now, updates, grad, nu, nu_max):
         nu = ema(nu, abs_sq(grad), now.decay.step)
-        nu_max = jnp.maximum(nu_max, nu / now.decay.weight if before else nu)
-        v = nu_max / now.decay.weight if debias and not before else nu_max
+        nu_max = jnp.maximum(nu_max, nu * now.decay.unbias if before else nu)
+        v = nu_max * now.decay.unbias if debias and not before else nu_max
         return root_and_divide(updates, v, now.eps, now.eps_root), nu, nu_max
 
     v = "v / (1 - Π decay)" if debias else "v"

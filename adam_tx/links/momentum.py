@@ -61,7 +61,7 @@ def scale_by_momentum(
 
     def plain(now, updates, mu):
         mu = ema(mu, updates, now.decay.step)
-        return mu / scalar(now.decay.weight, mu) if debias else mu, mu
+        return mu * scalar(now.decay.unbias, mu) if debias else mu, mu
 
     def look_ahead(now, updates, mu):
         mu = ema(mu, updates, now.decay.step)

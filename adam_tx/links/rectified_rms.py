@@ -68,7 +68,7 @@ def scale_by_rectified_rms(
         rectify, enough = _rectification(now.decay, now.count, now.threshold)
         factor = rectify if debias else rectify * jnp.sqrt(now.decay.weight)
         nu = ema(nu, abs_sq(grad), now.decay.step)
-        v = nu / now.decay.weight if debias else nu
+        v = nu * now.decay.unbias if debias else nu
         rectified = root_and_divide(updates, v, now.eps, now.eps_root) * scalar(factor, updates)
         return jnp.where(enough, rectified, updates if degenerate else jnp.zeros_like(updates)), nu
 

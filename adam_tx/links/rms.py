@@ -61,7 +61,7 @@ def scale_by_rms(
 
     def rule(now, updates, grad, nu):
         nu = ema(nu, abs_sq(grad), now.decay.step)
-        v = nu / now.decay.weight if debias else nu
+        v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, v, now.eps, now.eps_root), nu
 
     v = "(v / (1 - Π decay)" if debias else "(v"

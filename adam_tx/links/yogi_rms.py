@@ -57,7 +57,7 @@ def scale_by_yogi_rms(
     def rule(now, updates, grad, nu):
         square = abs_sq(grad)
         nu = nu + scalar(now.decay.step, nu) * jnp.sign(square - nu) * square
-        return root_and_divide(updates, nu / now.decay.weight if debias else nu, now.eps, now.eps_root), nu
+        return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps, now.eps_root), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
     return Rule(
