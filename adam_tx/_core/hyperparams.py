@@ -318,7 +318,7 @@ class _Written(str):
         return str(self)
 
 
-_ALIASES = {"Decay": Decay, "NonNegative": NonNegative, "Positive": Positive, "Finite": Finite}
+_ALIASES: Mapping[str, Any] = {"Decay": Decay, "NonNegative": NonNegative, "Positive": Positive, "Finite": Finite}
 
 
 def _written(annotation: Any) -> Any:
