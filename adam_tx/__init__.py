@@ -5,6 +5,7 @@ import importlib.metadata
 from adam_tx import interop as interop
 from adam_tx import numerics as numerics
 from adam_tx import schedules as schedules
+from adam_tx import storage as storage
 from adam_tx._core.hyperparams import (
     Decay,
     Finite,
@@ -68,6 +69,12 @@ from adam_tx.links.gradient_difference import (
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
 from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.lion_momentum import scale_by_lion_momentum
+from adam_tx.links.master_weights import (
+    float32_weights,
+    master_weights,
+    split_float32_weights,
+    stochastic_round,
+)
 from adam_tx.links.max_norm import scale_by_max_norm
 from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
@@ -156,6 +163,7 @@ __all__ = [
     "clip_by_rms",
     "decay_stepped_weights",
     "decay_weights",
+    "float32_weights",
     "fourth_root",
     "from_config",
     "get_config",
@@ -170,6 +178,7 @@ __all__ = [
     "link",
     "lion",
     "mars_adamw",
+    "master_weights",
     "matrix_axes",
     "mean",
     "nadam",
@@ -204,7 +213,10 @@ __all__ = [
     "schedules",
     "sgd",
     "soap",
+    "split_float32_weights",
     "stable_adamw",
+    "stochastic_round",
+    "storage",
     "summary",
     "total",
     "whole_tensor",

@@ -153,9 +153,11 @@ class Chain(Declaration):
         self.averages = averages
         self._members = {name: link.declaration for name, link in self.links.items()}
         _check_first(self._members)
+        _check_last("chain", self._members, list(self._members)[-1:])
         self._keys = {name for name, member in self._members.items() if member.keeps}
         self.keeps = bool(self._keys)
         self.changes_gradient = all(member.changes_gradient for member in self._members.values())
+        self.terminal = list(self._members.values())[-1].terminal
         self.elementwise = all(member.elementwise for member in self._members.values())
 
     def begin(self, walk: Walk) -> Any:
@@ -173,16 +175,22 @@ class Chain(Declaration):
             raise ValueError(self._of_another(state))
 
     def _run(self, walk: Walk, updates: Column, state: Mapping[str, Any]) -> tuple[Column, dict[str, Any]]:
-        new_state = {}
+        new_state, own = {}, walk
+        walk = self.whole(walk, state)
         for name, member in self._members.items():
-            updates, kept = member.step(walk, updates, state.get(name))
+            updates, kept = member.step(own if member.terminal else walk, updates, state.get(name))
             if member.keeps:
                 new_state[name] = kept
         return updates, new_state
 
-    def follow(self, state: Any, move: Any) -> Any:
+    def whole(self, walk: Walk, state: Any) -> Walk:
+        """The parameters as the last link knows them."""
+        name, last = list(self._members.items())[-1]
+        return last.whole(walk, state.get(name)) if last.terminal else walk
+
+    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
         """Every member's slots."""
-        return {**state, **_follow(self._members, state, move)}
+        return {**state, **_follow(self._members, walk, state, move)}
 
     def count_of(self, state: Any) -> Any:
         """The count in the dict."""
@@ -230,6 +238,7 @@ class Parallel(Declaration):
         self.hyperparams = {"weights": given}
         self._weights = [hyperparams.reader(f"parallel: weights[{k}]", w, _FINITE) for k, w in enumerate(given)]
         self._members = {name: link.declaration for name, link in self.links.items()}
+        _check_last("parallel", self._members, [])
         members_averages = [average for member in self._members.values() for average in member.averages]
         self.averages = tuple(a._replace(alone=a.alone and len(self.links) == 1) for a in members_averages)
         self.reads_grad = any(member.reads_grad for member in self._members.values())
@@ -251,9 +260,9 @@ class Parallel(Declaration):
                 emitted[i] = emitted[i] + weighted if k else weighted
         return emitted, _PARALLEL(new)
 
-    def follow(self, state: Any, move: Any) -> Any:
+    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
         """Every member's slots."""
-        return state._replace(links=_follow(self._members, state.links, move))
+        return state._replace(links=_follow(self._members, walk, state.links, move))
 
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
@@ -299,10 +308,10 @@ class WithGradient(Declaration):
         emitted, inner = self._member.step(walk.with_grad(grad), updates, state.member)
         return emitted, _WITH_GRADIENT(inner, made)
 
-    def follow(self, state: Any, move: Any) -> Any:
+    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
         """The slots of both."""
-        made = state.gradient if self._of_leaf else self._gradient.follow(state.gradient, move)
-        return state._replace(member=self._member.follow(state.member, move), gradient=made)
+        made = state.gradient if self._of_leaf else self._gradient.follow(walk, state.gradient, move)
+        return state._replace(member=self._member.follow(walk, state.member, move), gradient=made)
 
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
@@ -318,9 +327,9 @@ def _begin(members: Mapping[str, Declaration], walk: Walk) -> dict[str, Any]:
     return {name: member.begin(walk) for name, member in members.items() if member.keeps}
 
 
-def _follow(members: Mapping[str, Declaration], states_of: Mapping[str, Any], move: Any) -> dict[str, Any]:
+def _follow(members: Mapping[str, Declaration], walk: Walk, states_of: Mapping[str, Any], move: Any) -> dict[str, Any]:
     """The states of members with their slots replaced, by name."""
-    return {name: member.follow(states_of[name], move) for name, member in members.items() if member.keeps}
+    return {name: member.follow(walk, states_of[name], move) for name, member in members.items() if member.keeps}
 
 
 def by_name(what: str, members: Sequence[Any]) -> dict[str, Link]:
@@ -358,3 +367,13 @@ def _check_first(members: Mapping[str, Declaration]) -> None:
             "adam_tx.chain(...))."
             + (" If it is a part of the algorithm, say so: as_link(<it>, formula=...)." * stranger)
         )
+
+
+def _check_last(what: str, members: Mapping[str, Declaration], allowed: Sequence[str]) -> None:
+    """Refuse a link whose updates have to be added as they are, where another would change them."""
+    for name, member in members.items():
+        if member.terminal and name not in allowed:
+            raise ValueError(
+                f"{what}: {name!r} emits the difference to the new parameters, to the last bit, so nothing may change "
+                "it. Make it the last link of the outermost chain, behind the learning rate."
+            )

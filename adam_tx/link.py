@@ -221,9 +221,9 @@ class Foreign(Declaration):
                 "adam_tx.link."
             )
 
-    def follow(self, state: Any, move: Any) -> Any:
+    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
         """There is nothing to move; see `unknown_in_a_basis`."""
-        del move
+        del walk, move
         return state
 
     def count_of(self, state: Any) -> Any:

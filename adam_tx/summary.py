@@ -15,6 +15,7 @@ from jax.core import Tracer
 from adam_tx._core import code, introspect
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.storage import Storage
 from adam_tx.link import Foreign, declared
 
 _HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
@@ -277,6 +278,8 @@ def _short(value: Any) -> str:
         return f"({', '.join(map(_short, value))})"
     if (dtype := code.scalar_type(value)) is not None:
         return dtype
+    if isinstance(value, Storage):
+        return code.render(value.call).split(".")[-1]
     if callable(value):
         call = introspect.remake(value)
         named = introspect.address(value if call is None else call.maker)

@@ -14,7 +14,7 @@ def test_completion_offers_the_public_names_alone():
 
 def test_signatures_read_as_they_are_written():
     assert str(inspect.signature(adam_tx.scale_by_lion_momentum)) == (
-        "(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: DTypeLike | None = None) -> Link"
+        "(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: StorageLike | None = None) -> Link"
     )
     for name in (*adam_tx.optimizers.__all__, "chain", "parallel", "in_eigenbasis", "as_link"):
         signature = str(inspect.signature(getattr(adam_tx, name)))

@@ -20,6 +20,22 @@ class Call(NamedTuple):
         return self.maker(*self.args, **self.kwargs)
 
 
+class Remembered:
+    """An object that remembers the call that made it, by which it is described, printed and pickled."""
+
+    call: Call
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Remember the arguments."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "call", Call(cls, args, kwargs))  # a frozen data class allows no other way
+        return made
+
+    def __reduce__(self) -> Any:
+        """It is pickled as the code that makes it."""
+        return _call, (self.call,)
+
+
 class Declaration:
     """What a link is, and what it does inside a chain.
 
@@ -37,6 +53,8 @@ class Declaration:
       elementwise: whether the rule of an element depends on that element alone.
       averages: what of its averages is in what it emits, for `bias_correction`.
       keeps: whether it has a state inside a chain; a link that does not has no entry there.
+      terminal: whether what it emits has to be added to the parameters as it is: nothing
+        may change it, not even a rounding to their dtype.
     """
 
     name: str = ""
@@ -48,6 +66,7 @@ class Declaration:
     elementwise: bool = True
     averages: tuple[Any, ...] = ()
     keeps: bool = True
+    terminal: bool = False
 
     def after(self, averages: tuple[Any, ...]) -> tuple["Declaration", tuple[Any, ...]]:
         """The declaration behind links that emit these averages, and what is emitted of them after it."""
@@ -61,7 +80,12 @@ class Declaration:
         """The column that is emitted for these updates, and the new state, without a count."""
         raise NotImplementedError
 
-    def follow(self, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
+    def whole(self, walk: Walk, state: Any) -> Walk:
+        """The walk with whole parameters, for the links before it, where this one keeps what their dtype does not."""
+        del state
+        return walk
+
+    def follow(self, walk: Walk, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
         """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
         raise NotImplementedError
 
@@ -106,11 +130,16 @@ class Declaration:
         if grad is None and not walk.present:
             walk = walk.with_grad(walk.updates)
         emitted, new_state = self.step(walk, walk.updates, state)
-        return walk.lower(emitted), self.with_count(new_state, None if count is None else increment(count))
+        new_state = self.with_count(new_state, None if count is None else increment(count))
+        return walk.lower(emitted, exact=self.terminal), new_state
 
     def __reduce__(self) -> Any:
         """A link is pickled as the code that makes it, so closures and what they close over stay behind."""
         return _make_anew, (self.call,)
+
+
+def _call(call: Call) -> Any:
+    return call()
 
 
 def _make_anew(call: Call) -> Declaration:

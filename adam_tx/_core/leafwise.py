@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core import blocks, correction, debias, hyperparams, numerics
+from adam_tx._core import blocks, correction, debias, numerics, rounding, storage
 from adam_tx._core.correction import Average
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import DecayNow
-from adam_tx._core.rule import Kind, Now, Reduction, Rule
+from adam_tx._core.rule import INPUTS, Kind, Now, Reduction, Rule
+from adam_tx._core.storage import Stored
 from adam_tx._core.trees import Column, Walk, increment
 
 
@@ -25,7 +26,10 @@ class Leafwise(Declaration):
         self.kind, self.rule = kind, rule
         kind.check_rule(rule)
         self.hyperparams = dict(arguments)
-        self._type = kind.state_type(rule.debias)
+        self._storage = storage.of_slots(kind.name, rule.dtype, kind.slots)
+        self._scaled = [name for name, stored_as in self._storage.items() if stored_as.scaled]
+        self._optional = {*rule.shape, *(name for name, stored_as in self._storage.items() if stored_as.optional)}
+        self._type = kind.state_type(rule.debias, scaled=bool(self._scaled))
         self.keeps = bool(self._type._fields)
         self._readers = kind.parameters.readers(arguments)
         self._absent: dict[str, Any] = {name: None for name in kind.parameters.ranges if name not in self._readers}
@@ -35,22 +39,22 @@ class Leafwise(Declaration):
         self._of_leaf = {name: stat for name, stat in rule.statistics.items() if stat.over != "tree"}
         everything = {*self._reads, *(name for names in self._terms.values() for name in names)}
         self._inputs = [name for name in ("updates", "grad", "params") if name in everything]
+        self._reads_noise = "noise" in everything
         self.reads_grad = "grad" in everything
-        self.changes_gradient = rule.changes_gradient
+        self.changes_gradient, self.terminal = rule.changes_gradient, rule.terminal
         self.elementwise = rule.elementwise and not rule.statistics and not rule.shape
         self.averages = self._averages()
         for name, slot in kind.slots.items():
-            decay = None if slot.decay is None else arguments[slot.decay]
-            hyperparams.check_moment_dtype(name, rule.dtype, decay, squares=slot.kind == "square")
+            self._storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
 
     def _names_of(self, function: Callable[..., Any]) -> tuple[str, ...]:
         """What a rule reads, from the names of its parameters."""
         names = tuple(inspect.signature(function).parameters)
-        known = {"now", "updates", "grad", "params", *self.kind.slots, *self.kind.numbers, *self.rule.statistics}
+        known = {"now", *INPUTS, *self.kind.slots, *self.kind.numbers, *self.rule.statistics}
         if self.rule.numbers is None and (unknown := [name for name in names if name not in known]):
             raise TypeError(
                 f"{self.name}: its rule reads {unknown}, which are neither slots nor statistics of the link nor any of "
-                "now, updates, grad and params."
+                "now, updates, grad, params and noise."
             )
         return names
 
@@ -93,35 +97,53 @@ class Leafwise(Declaration):
         weights = {kind.weights[decay]: debias.zero(dtype) for decay in self.rule.debias}
         starts = {name: self.rule.start.get(name, start) for name, start in kind.numbers.items()}
         numbers = {name: jnp.full((), start, dtype) for name, start in starts.items()}
-        return self._type(**weights, **numbers, **{name: walk.tree(self._slot(walk, name)) for name in kind.slots})
+        slots = {name: self._slot(walk, name) for name in kind.slots}
+        return self._type(**weights, **numbers, **self._kept(walk, slots))
+
+    def _kept(self, walk: Walk, slots: Mapping[str, Column]) -> dict[str, Any]:
+        """The parts of the state that hold what is stored of slots."""
+        trees: dict[str, Any] = {name: walk.tree([_values(x) for x in column]) for name, column in slots.items()}
+        if self._scaled:
+            trees["scales"] = {name: walk.tree([_scales(x) for x in slots[name]]) for name in self._scaled}
+        return trees
 
     def _slot(self, walk: Walk, name: str) -> Column:
-        kind, column = self.kind.slots[name].kind, list(walk.params)
-        shape_of, start = self.rule.shape.get(name), self.rule.start.get(name, 0.0)
+        kind, stored_as, column = self.kind.slots[name].kind, self._storage[name], list(walk.params)
+        start = self.rule.start.get(name, 0.0)
         for i in walk.present:
-            param, working = column[i], walk.dtypes[i]
-            stored = working if self.rule.dtype is None else jnp.dtype(self.rule.dtype)
+            param, dtype = column[i], stored_as.dtype(walk.dtypes[i])
             if kind == "square":
-                stored = numerics.real_dtype(stored)
-            elif working.kind == "c" and stored.kind != "c":
+                dtype = numerics.real_dtype(dtype)
+            elif walk.dtypes[i].kind == "c" and dtype.kind != "c":
                 raise TypeError(
-                    f"params: leaf {walk.path(i)} is complex, so its {name} cannot be stored as {stored}; "
+                    f"params: leaf {walk.path(i)} is complex, so its {name} cannot be stored as {dtype}; "
                     "leave dtype=None or choose a complex dtype."
                 )
             if kind == "params":
-                column[i] = jnp.array(param, dtype=stored, copy=True)
-                continue
-            column[i] = jnp.full_like(param, start, dtype=stored)
-            if shape_of is not None:
-                smaller = shape_of(walk.path(i), column[i].shape)
-                if smaller is not None and not blocks.divides(tuple(smaller), column[i].shape):
-                    raise ValueError(
-                        f"{self.name}: leaf {walk.path(i)} of shape {column[i].shape} cannot have a {name} of shape "
-                        f"{smaller}; along every axis it must divide the leaf's."
-                    )
-                # reduced from the leaf, so that its sharding is what a reduction of the gradient has
-                column[i] = None if smaller is None else blocks.mean(column[i], tuple(smaller))
+                first = jnp.array(param, dtype=dtype, copy=True)
+            else:
+                first = self._smaller(walk, i, name, jnp.full_like(param, start, dtype=dtype))
+            noise = self._noise(jnp.full((), -1, jnp.int32), i, name)
+            column[i] = first if first is None else stored_as.begin(walk.path(i), first, param, kind, noise)
         return column
+
+    def _smaller(self, walk: Walk, i: int, name: str, first: jax.Array) -> jax.Array | None:
+        """A slot's first value, reduced to what stands for its blocks; None where the leaf has none."""
+        shape_of = self.rule.shape.get(name)
+        if shape_of is None:
+            return first
+        smaller = shape_of(walk.path(i), first.shape)
+        if smaller is not None and not blocks.divides(tuple(smaller), first.shape):
+            raise ValueError(
+                f"{self.name}: leaf {walk.path(i)} of shape {first.shape} cannot have a {name} of shape {smaller}; "
+                "along every axis it must divide the leaf's."
+            )
+        # reduced from the leaf, so that its sharding is what a reduction of the gradient has
+        return None if smaller is None else blocks.mean(first, tuple(smaller))
+
+    def _noise(self, count: Any, i: int, what: str) -> storage.Noise:
+        """Random bits for a leaf at this update, for one of its slots or for the rule."""
+        return lambda like: rounding.bits(like, rounding.seed(count, i, f"{self.name}.{what}"))
 
     def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
         """Apply the rule to every leaf."""
@@ -144,17 +166,48 @@ class Leafwise(Declaration):
             if missing := [name for name in self._reads if name not in values]:
                 raise TypeError(f"{self.name}: its rule reads {missing}, which Rule(numbers=...) does not give.")
             out = rule.apply(*[values[name] for name in self._reads])
-            emitted[i], *slots = self._checked(walk, i, out, {name: columns[name][i] for name in kind.slots})
+            emitted[i], *slots = self._checked(walk, i, out, {name: row[name] for name in kind.slots})
             for name, slot in zip(kind.slots, slots, strict=True):
-                # the only place where a moment changes dtype: a rule sees it in working precision
-                new[name][i] = slot if slot is None else numerics.cast(slot, columns[name][i].dtype)
-        return emitted, self._type(**kept, **{name: walk.tree(column) for name, column in new.items()})
+                new[name][i] = self._encoded(walk, i, name, slot, columns[name][i])
+        return emitted, self._type(**kept, **self._kept(walk, new))
 
-    def follow(self, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
+    def _encoded(self, walk: Walk, i: int, name: str, slot: Any, like: Any) -> Stored | None:
+        """What is kept of a slot: the only place where a moment changes dtype, of which rules know nothing."""
+        if slot is None:
+            return None
+        return self._storage[name].encode(slot, like, self._noise(walk.count, i, name))
+
+    def whole(self, walk: Walk, state: Any) -> Walk:
+        """Parameters joined with their residuals."""
+        residuals = [name for name, slot in self.kind.slots.items() if slot.kind == "residual"]
+        if not residuals or walk.params is None:
+            return walk
+        self._check_state(state)
+        params, slots = list(walk.params), self._slots(walk, state)
+        for name in residuals:
+            for i in walk.present:
+                if (stored := slots[name][i]) is not None:
+                    self._check_slot(walk, i, name, stored)
+                    params[i] = self._storage[name].whole(params[i], stored)
+        return walk.with_params(params)
+
+    def follow(self, walk: Walk, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
         """The state with every slot replaced."""
-        return state._replace(
-            **{name: move(name, slot.kind, getattr(state, name)) for name, slot in self.kind.slots.items()}
-        )
+        columns = self._slots(walk, state)
+        for name, slot in self.kind.slots.items():
+            before = [self._before(walk, i, name, x) for i, x in enumerate(columns[name])]
+            after = walk.column(move(name, slot.kind, walk.tree(before)), name, optional=True)
+            columns[name] = [
+                kept if new is old else self._encoded(walk, i, name, new, kept)
+                for i, (kept, old, new) in enumerate(zip(columns[name], before, after, strict=True))
+            ]
+        return state._replace(**self._kept(walk, columns))
+
+    def _before(self, walk: Walk, i: int, name: str, kept: Any) -> Any:
+        """A slot as what follows a change of basis sees it: as it is kept, if that is an array of numbers."""
+        if not isinstance(kept, Stored):
+            return kept
+        return kept.values if kept.scales is None else self._decoded(walk, i, name, kept)
 
     def unknown_in_a_basis(self) -> Iterator[str]:
         """Parameters are not in that basis."""
@@ -218,27 +271,44 @@ class Leafwise(Declaration):
                 columns[name] = updates
             else:
                 columns[name] = walk.grad if name == "grad" else required_params(walk, self.name)
+        return columns | self._slots(walk, state)
+
+    def _slots(self, walk: Walk, state: Any) -> dict[str, Column]:
+        """What is stored of every slot; where a leaf has none, what stands in its place."""
+        columns = {}
         for name in self.kind.slots:
-            columns[name] = walk.column(getattr(state, name), name, optional=name in self.rule.shape)
+            values = walk.column(getattr(state, name), name, optional=name in self._optional)
+            scales = walk.column(state.scales[name], "scales", optional=True) if name in self._scaled else values
+            columns[name] = column = list(values)
+            for i in walk.present:
+                if values[i] is not None:
+                    column[i] = Stored(values[i], scales[i] if name in self._scaled else None)
         return columns
 
     def _row(self, walk: Walk, i: int, columns: Mapping[str, Column]) -> dict[str, Any]:
         """What the rule reads of a leaf, in working precision."""
-        dtype, slots = walk.dtypes[i], self.kind.slots
         row: dict[str, Any] = {}
         for name, column in columns.items():
-            if name not in slots:
-                row[name] = numerics.cast(column[i], dtype)
-            elif column[i] is None and name in self.rule.shape:
+            if name not in self.kind.slots:
+                row[name] = numerics.cast(column[i], walk.dtypes[i])
+            elif column[i] is None:
+                self._storage[name].check_leaf(walk, i, None)
                 row[name] = None
             else:
                 self._check_slot(walk, i, name, column[i])
-                real = slots[name].kind == "square"
-                row[name] = numerics.cast(column[i], numerics.real_dtype(dtype) if real else dtype)
+                row[name] = self._decoded(walk, i, name, column[i])
+        if self._reads_noise:
+            row["noise"] = self._noise(walk.count, i, "rule")(walk.updates[i])
         return row
 
-    def _check_slot(self, walk: Walk, i: int, name: str, slot: Any) -> None:
-        lead = walk.updates[i]
+    def _decoded(self, walk: Walk, i: int, name: str, stored: Stored) -> jax.Array:
+        """A slot in working precision."""
+        dtype = walk.dtypes[i]
+        square = self.kind.slots[name].kind == "square"
+        return self._storage[name].decode(stored, numerics.real_dtype(dtype) if square else dtype)
+
+    def _check_slot(self, walk: Walk, i: int, name: str, stored: Stored) -> None:
+        lead, slot = walk.updates[i], stored.values
         if slot.shape != lead.shape:
             walk.check_shapes(i, {"updates": lead, name: slot}, tuple(self.rule.shape))
         if walk.dtypes[i].kind == "c" and self.kind.slots[name].kind != "square" and slot.dtype.kind != "c":
@@ -247,6 +317,7 @@ class Leafwise(Declaration):
                 "parameter is real. Give update the params, so that the gradient can be projected, or take its real "
                 "part."
             )
+        self._storage[name].check_leaf(walk, i, stored)
 
     def _reduced(self, name: str, statistic: Reduction, values: Mapping[str, Any]) -> jax.Array:
         terms = statistic.term(*[values[read] for read in self._terms[name]])
@@ -280,6 +351,14 @@ class Leafwise(Declaration):
                 f"{list(self.kind.numbers)}, got {new!r}."
             )
         return sums | old | {name: jnp.asarray(value, dtype) for name, value in new.items()}
+
+
+def _values(stored: Any) -> Any:
+    return stored.values if isinstance(stored, Stored) else stored
+
+
+def _scales(stored: Any) -> Any:
+    return stored.scales if isinstance(stored, Stored) else stored
 
 
 class _Views:

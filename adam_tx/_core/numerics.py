@@ -116,7 +116,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def saturate(x: jax.Array) -> jax.Array:
     """At most the largest number: infinity would stay in an average for ever."""
-    return jnp.minimum(x, _largest(x.dtype))
+    return jnp.minimum(x, largest(x.dtype))
 
 
 def power(x: jax.Array, exponent: Scalar) -> jax.Array:
@@ -206,7 +206,7 @@ def _over(u: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _largest(dtype: jnp.dtype) -> float:
+def largest(dtype: jnp.dtype) -> float:
     return float(jnp.finfo(dtype).max)
 
 

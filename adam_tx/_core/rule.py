@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-from jax.typing import DTypeLike
 
 from adam_tx._core import states
 from adam_tx._core.hyperparams import Parameters
+from adam_tx._core.storage import StorageLike
 from adam_tx._core.trees import ShapeOf
 
-KINDS = ("gradient", "square", "params")
-RESERVED = {"count", "index", "updates", "grad", "params", "now", *keyword.kwlist}
+KINDS = ("gradient", "square", "params", "residual")
+INPUTS = ("updates", "grad", "params", "noise")
+RESERVED = {"count", "index", "now", "scales", *INPUTS, *keyword.kwlist}
 
 
 class Slot(NamedTuple):
@@ -65,10 +66,12 @@ class Rule:
       apply: `(now, …) -> updates`, or `-> (updates, *slots)` for a link with slots, in
         their order: a pure function of arrays in working precision. Its parameters
         after `now` are named after what it reads: `updates`, `grad` (the raw gradient),
-        `params`, slots, statistics, and numbers of the state.
+        `params`, slots, statistics, numbers of the state, and `noise`: 32 random bits for
+        every element.
       formula: what the link emits, in one line.
       debias: the decays whose weight the rule reads as `now.<decay>.weight`.
-      dtype: what the slots are stored in; None for float32, or wider where the parameter is.
+      dtype: what the slots are stored as, or a mapping by name: a dtype, a `Storage`, or
+        None for float32, or wider where the parameter is.
       start: what slots and numbers start from, by name; where it is not said slots start
         from zero, numbers from what the link declares.
       shape: of slots that stand for blocks of their leaf: `(path, shape) -> shape`, or None where there is none.
@@ -82,6 +85,7 @@ class Rule:
         of a "square" slot.
       elementwise: whether the rule of an element depends on that element alone; a rule
         with statistics is known not to be.
+      terminal: whether what is emitted has to be added to the parameters as it is.
       changes_gradient: whether the link changes the gradient itself, as clipping does.
       corrects: the decays by which it undoes an average's start from zero, by the order
         of the average; None for one it leaves alone. With all of them None the link
@@ -91,7 +95,7 @@ class Rule:
     apply: Callable[..., Any]
     formula: str = "as its docstring says"
     debias: Sequence[str] = ()
-    dtype: DTypeLike | None = None
+    dtype: StorageLike | Mapping[str, StorageLike | None] | None = None
     start: Mapping[str, float] = field(default_factory=dict)
     shape: Mapping[str, ShapeOf] = field(default_factory=dict)
     statistics: Mapping[str, Reduction] = field(default_factory=dict)
@@ -99,6 +103,7 @@ class Rule:
     mask: Any = None
     correctable: bool = False
     elementwise: bool = True
+    terminal: bool = False
     changes_gradient: bool = False
     corrects: Mapping[int, Any] | None = None
 
@@ -143,8 +148,9 @@ class Kind:
         # all at once, so that a program that was exported elsewhere finds them registered
         for size in range(len(self.debiases) + 1):
             for debiased in itertools.combinations(self.debiases, size):
-                self.state_type(debiased)
-                self.state_type(debiased, counted=True)
+                for scaled in {False, bool(slots)}:
+                    self.state_type(debiased, scaled=scaled)
+                    self.state_type(debiased, scaled=scaled, counted=True)
 
     def _check_names(self, arguments: set[str]) -> None:
         """Refuse names that mean something else, and hyperparameters that are not there."""
@@ -164,11 +170,12 @@ class Kind:
             if name in self.slots and name in self.numbers:
                 raise ValueError(f"{self.name}: {name!r} is both a slot and a number.")
 
-    def state_type(self, debiased: Sequence[str], *, counted: bool = False) -> Any:
-        """The type of the states of links that debias by these decays, with or without a count."""
+    def state_type(self, debiased: Sequence[str], *, scaled: bool = False, counted: bool = False) -> Any:
+        """The type of the states of links that debias by these decays, with or without scales and a count."""
         weights = [name for decay, name in self.weights.items() if decay in debiased]
-        fields = (*(["count"] if counted else []), *weights, *self.numbers, *self.slots)
-        return states.state_type(self.name, fields, self._module)
+        kept = [*weights, *self.numbers, *self.slots]
+        fields = ["count"] * counted + kept + ["scales"] * scaled
+        return states.state_type(self.name, tuple(fields), self._module)
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that names what this kind of link does not have."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
@@ -22,3 +23,11 @@ def placed_like(x: jax.Array, leaf: Any) -> jax.Array:
 def _explicit_mesh(x: jax.Array) -> Any:
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     return mesh if mesh is not None and AxisType.Explicit in getattr(mesh, "axis_types", ()) else None
+
+
+def share(x: Any) -> tuple[int, ...] | None:
+    """The shape of what each device has of an array; None where that is not known."""
+    placed = getattr(x, "sharding", None)
+    if isinstance(x, Tracer):
+        placed = getattr(jax.typeof(x), "sharding", None) if _explicit_mesh(x) is not None else None
+    return None if placed is None else placed.shard_shape(x.shape)

@@ -13,7 +13,6 @@ from typing import Any
 import jax.export
 
 
-@functools.cache
 def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> Any:
     """The type of the states of a link: `ScaleByRmsState` for `scale_by_rms`.
 
@@ -22,6 +21,11 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> A
       fields: the names of the parts of its state, in order.
       module: where the link is defined, a part of the name under which exported programs know the type.
     """
+    return _made(link, tuple(fields), module)
+
+
+@functools.cache
+def _made(link: str, fields: tuple[str, ...], module: str) -> Any:
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
     plain: Any = collections.namedtuple(name, fields, module=module)  # the fields are not known before
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."

@@ -8,6 +8,7 @@ dtype that Optax would have emitted.
 masked out); they pass through untouched.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -126,12 +127,21 @@ class Walk:
         """The updates or params as they came, before they were lifted; None where they did not."""
         return self._given.get(name)
 
-    def lower(self, emitted: Column) -> Tree:
-        """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them."""
+    def lower(self, emitted: Column, *, exact: bool = False) -> Tree:
+        """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them; unrounded if exact."""
+        if exact:
+            return self.tree(emitted)
         column = list(emitted)
         for i in self.present:
             column[i] = numerics.cast(column[i], self._results[i])
         return self.tree(column)
+
+    @functools.cached_property
+    def param_dtypes(self) -> list[jnp.dtype | None]:
+        """The dtypes in which the parameters came; None for those that are not there."""
+        params = self._given.get("params")
+        leaves: list[Any] = [None] * len(self) if params is None else self._treedef.flatten_up_to(params)
+        return [None if is_absent(leaf) else numerics.dtype_of(leaf) for leaf in leaves]
 
     def with_grad(self, grad: Column) -> "Walk":
         """The same walk with another gradient, for the links inside a chain."""

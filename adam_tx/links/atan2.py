@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, is_complex
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -22,7 +22,7 @@ def scale_by_atan2(
     a: NonNegative = 1.27,
     b: NonNegative = 1.0,
     debias: bool = False,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the root mean square through the arctangent, which needs no epsilon.
 

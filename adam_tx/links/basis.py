@@ -15,7 +15,7 @@ from jax import lax
 
 from adam_tx._core import hyperparams, sharding, states
 from adam_tx._core.blocks import Shape
-from adam_tx._core.declaration import Call, Declaration
+from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.trees import Column, Walk, increment
 from adam_tx.link import Link, as_link, link_of
 
@@ -37,7 +37,7 @@ class Turn(NamedTuple):
     order: jax.Array
 
 
-class Basis:
+class Basis(Remembered):
     """How the basis of an axis is found: subclass it, and give an instance to `in_basis`.
 
     Attributes:
@@ -48,17 +48,6 @@ class Basis:
 
     every: int = 1
     looks_first: bool = False
-    call: Call
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Basis:
-        """Remember the arguments, by which a basis is described, printed and pickled."""
-        made = super().__new__(cls)
-        object.__setattr__(made, "call", Call(cls, args, kwargs))  # a frozen data class allows no other way
-        return made
-
-    def __reduce__(self) -> Any:
-        """A basis is pickled as the code that makes it."""
-        return _make_anew, (self.call,)
 
     def axes(self, path: str, shape: Shape) -> Sequence[int]:
         """The axes of a leaf whose basis changes, counted from 0."""
@@ -81,10 +70,6 @@ class Basis:
     def find(self, basis: jax.Array, memory: Any, grad: jax.Array, axis: int, count: jax.Array) -> Turn:
         """The new basis of an axis, before this gradient is used; called every `every` updates."""
         raise NotImplementedError
-
-
-def _make_anew(call: Call) -> Basis:
-    return call()
 
 
 @hyperparams.readable
@@ -164,7 +149,8 @@ class InBasis(Declaration):
             inside = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
             leaves[i] = leaves[i] if inside == shape else jnp.zeros(inside, walk.dtypes[i])
         state = self._inner.begin(walk.with_params(leaves))
-        self._inner.follow(state, lambda slot, _, tree: self._check(walk, leaves, chosen, slot, tree))
+        inside = walk.with_params(leaves)
+        self._inner.follow(inside, state, lambda slot, _, tree: self._check(walk, leaves, chosen, slot, tree))
         state = self._inner.with_count(state, jnp.zeros((), jnp.int32))
         return self._type(memory, basis, state)
 
@@ -228,7 +214,7 @@ class InBasis(Declaration):
             }
             found = {i: tuple(t and t.basis for t in of_leaf) for i, of_leaf in turns.items()}
             return found, self._inner.follow(
-                inner, lambda _, kind, tree: self._transport(walk, kind, tree, bases, turns)
+                walk, inner, lambda _, kind, tree: self._transport(walk, kind, tree, bases, turns)
             )
 
         due = (count - int(basis.looks_first)) % basis.every == 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -18,7 +17,7 @@ def scale_by_belief_rms(
     eps_stored: NonNegative = 1e-16,
     debias: bool = False,
     look_ahead: Decay | None = None,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by how far the gradient is from what was expected: AdaBelief's denominator.
 

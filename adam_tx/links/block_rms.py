@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
-from jax.typing import DTypeLike
 
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
 from adam_tx._core.rule import Rule, Slot, mean, total
+from adam_tx._core.storage import StorageLike
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
 
@@ -47,7 +47,7 @@ def scale_by_block_rms(
     block: BlockOf = whole_tensor,
     sum_squares: bool = False,
     debias: bool = False,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by a root mean square that a block of the gradient shares.
 

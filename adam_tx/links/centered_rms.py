@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -19,7 +19,7 @@ def scale_by_centered_rms(
     eps_root: NonNegative = 0.0,
     debias: bool = False,
     initial: float = 0.0,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the running standard deviation of the gradient: centred RMSprop.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from adam_tx._core.hyperparams import Decay, NonNegative, check_moment_dtype
+from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
 
@@ -28,7 +29,7 @@ def scale_by_delayed_rms(
     eps: NonNegative = 1e-6,
     *,
     clip: NonNegative | None = fourth_root,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the root mean square of the gradients *before* this one: ADOPT's denominator.
 
@@ -58,7 +59,7 @@ def scale_by_delayed_rms(
     >>> updates, tx.update(grad / 4, state, grad=grad / 4)[0]
     (Array([0.], dtype=float32), Array([0.25], dtype=float32))
     """
-    check_moment_dtype("nu", dtype, decay, squares=True)
+    as_storage("nu", dtype).check("nu", "square", decay)
 
     def rule(now, updates, grad, nu):
         first, square = now.count == 0, abs_sq(grad)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
 @link(slots={"previous": Slot("gradient")})
-def gradient_difference(*, dtype: DTypeLike | None = None) -> Rule:
+def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
     """Replace the updates by how they changed since the last update.
 
     With u the incoming updates and previous, from zero, those of the update before::
@@ -40,7 +39,7 @@ def gradient_difference(*, dtype: DTypeLike | None = None) -> Rule:
 
 
 @link(slots={"previous": Slot("gradient")})
-def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: DTypeLike | None = None) -> Rule:
+def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: StorageLike | None = None) -> Rule:
     """Add to the updates a multiple of how they changed: MARS's variance reduction.
 
     With u the incoming updates and previous, from zero, those of the update before::

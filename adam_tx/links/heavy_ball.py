@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
 @link(slots={"trace": Slot("gradient")})
 def scale_by_heavy_ball(
-    decay: Decay = 0.9, *, dampening: Decay = 0.0, nesterov: bool = False, dtype: DTypeLike | None = None
+    decay: Decay = 0.9, *, dampening: Decay = 0.0, nesterov: bool = False, dtype: StorageLike | None = None
 ) -> Rule:
     """Replace the updates by their decaying sum: Polyak's momentum.
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import ema
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
 @link(slots={"mu": Slot("gradient", decay="b2")})
-def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: DTypeLike | None = None) -> Rule:
+def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: StorageLike | None = None) -> Rule:
     """Replace the updates by an average of them that is read with another decay than it is kept with.
 
     With u the incoming updates and mu from zero::

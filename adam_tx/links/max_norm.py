@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import divide, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
 @link(slots={"nu": Slot("square")})
 def scale_by_max_norm(
-    decay: Decay = 0.999, eps: NonNegative = 0.0, *, eps_stored: NonNegative = 1e-8, dtype: DTypeLike | None = None
+    decay: Decay = 0.999, eps: NonNegative = 0.0, *, eps_stored: NonNegative = 1e-8, dtype: StorageLike | None = None
 ) -> Rule:
     """Divide the updates by a decaying maximum of the gradient's size: AdaMax's denominator.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -19,7 +19,7 @@ def scale_by_max_rms(
     eps_root: NonNegative = 0.0,
     debias: bool = False,
     max_of: str = "raw",
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the largest root mean square so far: AMSGrad's denominator.
 

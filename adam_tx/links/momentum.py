@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import ema, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -17,7 +16,7 @@ def scale_by_momentum(
     nesterov: bool = False,
     read: Decay | None = None,
     debias: bool = False,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Replace the updates by their exponential moving average.
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, DecayNow, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -23,7 +23,7 @@ def scale_by_rectified_rms(
     debias: bool = False,
     threshold: NonNegative = 5.0,
     degenerate: bool = True,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the root mean square once there is enough of it: RAdam's rectification.
 

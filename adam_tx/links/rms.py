@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
@@ -18,7 +17,7 @@ def scale_by_rms(
     eps_root: NonNegative = 0.0,
     debias: bool = False,
     initial: float = 0.0,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by the root mean square of the raw gradient.
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from adam_tx import schedules
 from adam_tx._core import blocks, numerics
@@ -16,6 +15,7 @@ from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
 
@@ -53,7 +53,7 @@ def scale_by_row_column_rms(
     *,
     eps_stored: NonNegative = 1e-30,
     axes: AxesOf = last_axes,
-    dtype: DTypeLike | None = None,
+    dtype: StorageLike | None = None,
 ) -> Rule:
     """Divide the updates by a root mean square kept as its rows and columns: Adafactor's denominator.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, root_and_divide
 from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
 @link(slots={"nu": Slot("square")})
 def scale_by_summed_rms(
-    eps: NonNegative = 1e-10, *, eps_root: NonNegative = 0.0, initial: float = 0.0, dtype: DTypeLike | None = None
+    eps: NonNegative = 1e-10, *, eps_root: NonNegative = 0.0, initial: float = 0.0, dtype: StorageLike | None = None
 ) -> Rule:
     """Divide the updates by the root of the sum of squares of all gradients: Adagrad.
 

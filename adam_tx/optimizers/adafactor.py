@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 
 from adam_tx import schedules
 from adam_tx._core.hyperparams import Decay, Finite, NonNegative, Positive, whole
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.clip import clip_by_rms
@@ -26,13 +26,13 @@ def adafactor(
     multiply_by_parameter_scale: bool = True,
     clipping_threshold: Positive | None = 1.0,
     momentum: Decay | None = None,
-    dtype_momentum: DTypeLike = jnp.float32,
+    dtype_momentum: StorageLike = jnp.float32,
     weight_decay_rate: NonNegative | None = None,
     eps: NonNegative = 1e-30,
     factored: bool = True,
     weight_decay_mask: Mask = None,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Divide the gradient by a second moment kept as rows and columns, in steps of the parameters' size.
 

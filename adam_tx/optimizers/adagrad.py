@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import NonNegative, fixed
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -17,7 +16,7 @@ def adagrad(
     initial_accumulator_value: float = 0.1,
     eps: NonNegative = 1e-7,
     *,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Divide the gradient by the root of the sum of its squares so far.
 

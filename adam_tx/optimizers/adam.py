@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx import schedules
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.bias_correction import bias_correction
@@ -21,10 +20,10 @@ def adam(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Adam as the paper's Algorithm 1, PyTorch and Optax have it.
 
@@ -67,8 +66,8 @@ def adam_direction(
     b2: Decay,
     eps: NonNegative,
     eps_root: NonNegative,
-    mu_dtype: DTypeLike | None,
-    nu_dtype: DTypeLike | None,
+    mu_dtype: StorageLike | None,
+    nu_dtype: StorageLike | None,
     *,
     nesterov: bool = False,
     momentum_decay: float | None = None,

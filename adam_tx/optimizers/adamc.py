@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative, Positive, is_schedule
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -27,8 +27,8 @@ def adamc(
     *,
     max_learning_rate: Positive,
     normalized: Mask = True,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """AdamW whose decay of normalised layers falls with the square of the learning rate.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -19,12 +18,12 @@ def adamw(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
     weight_decay: NonNegative = 1e-4,
     mask: Mask = None,
     *,
     nesterov: bool = False,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Adam with weight decay that does not pass through the moments.
 

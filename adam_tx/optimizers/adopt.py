@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.delayed_rms import fourth_root, scale_by_delayed_rms
@@ -18,12 +17,12 @@ def adopt(
     b1: Decay = 0.9,
     b2: Decay = 0.9999,
     eps: NonNegative = 1e-6,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
     *,
     nesterov: bool = False,
     use_clipping: bool = True,
     clip_value_fn: NonNegative = fourth_root,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Divide by the second moment of earlier gradients, then average: converges for any b2.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.bias_correction import bias_correction
@@ -20,8 +19,8 @@ def laprop(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-15,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Adam in the other order: first divided by the root mean square, then averaged.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import optax
-from jax.typing import DTypeLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -18,7 +18,7 @@ def lion(
     learning_rate: NonNegative,
     b1: Decay = 0.9,
     b2: Decay = 0.99,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
     weight_decay: NonNegative = 1e-3,
     mask: Mask = None,
 ) -> Link:

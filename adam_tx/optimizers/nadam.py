@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -18,11 +17,11 @@ def nadam(
     b2: Decay = 0.999,
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
-    mu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
     *,
     nesterov: bool = True,
     momentum_decay: float | None = None,
-    nu_dtype: DTypeLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Adam with Nesterov's look-ahead, in the form of Optax, PyTorch or Keras.
 

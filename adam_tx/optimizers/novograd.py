@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx import schedules
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.block_rms import scale_by_block_rms
@@ -23,8 +22,8 @@ def novograd(
     eps_root: NonNegative = 0.0,
     weight_decay: NonNegative = 0.0,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Divide each tensor's gradient by its running norm, then let it gather momentum.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.centered_rms import scale_by_centered_rms
@@ -25,8 +24,8 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """Divide the gradient by its running root mean square, then let it gather momentum.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
@@ -16,7 +15,7 @@ def sgd(
     learning_rate: NonNegative,
     momentum: Decay | None = None,
     nesterov: bool = False,
-    accumulator_dtype: DTypeLike | None = None,
+    accumulator_dtype: StorageLike | None = None,
     *,
     dampening: Decay = 0.0,
 ) -> Link:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx import schedules
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.basis import AxesOf
@@ -29,8 +28,8 @@ def soap(
     every: int = 10,
     shampoo_decay: Decay | None = None,
     axes: AxesOf = matrix_axes,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """AdamW in the eigenbasis of the gradient's covariance, Shampoo's preconditioner.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from jax.typing import DTypeLike
-
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.storage import StorageLike
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -23,8 +22,8 @@ def stable_adamw(
     weight_decay: NonNegative = 1e-2,
     mask: Mask = None,
     *,
-    mu_dtype: DTypeLike | None = None,
-    nu_dtype: DTypeLike | None = None,
+    mu_dtype: StorageLike | None = None,
+    nu_dtype: StorageLike | None = None,
 ) -> Link:
     """AdamW that slows down a tensor whose gradient is larger than what it averaged.
 

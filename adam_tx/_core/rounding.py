@@ -1,0 +1,58 @@
+"""Stochastic rounding: random bits that depend on nothing but the element, the step and the array.
+
+A number between two that can be stored goes to one of them at random, to the nearer
+one the more often, so that on average it is itself. An average that is stored so
+never stands still, however small its steps.
+
+The bits are a hash of a counter. No key is handed on, and the same numbers come out
+however an array is spread over devices. On every backend they are integer
+operations, which a compiler neither reorders nor leaves out.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adam_tx._core import sharding
+
+
+def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
+    """A number of its own for every update, leaf and array of that leaf, uint32.
+
+    Args:
+      count: the number of earlier updates.
+      leaf: the number of the leaf in its tree.
+      what: the array, such as "scale_by_rms.nu".
+    """
+    place = jnp.uint32((zlib.crc32(what.encode()) + leaf * 0x9E3779B9) % 2**32)
+    return _mix(_mix(count.astype(jnp.uint32) ^ place) + place)
+
+
+def bits(like: jax.Array, seed: jax.Array) -> jax.Array:
+    """32 random bits for every element of an array, uint32, from its place in the whole array."""
+    place, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(range(like.ndim)):
+        step = jnp.uint32(stride % 2**32)
+        place = place + lax.broadcasted_iota(jnp.uint32, like.shape, axis) * step
+        stride *= like.shape[axis]
+    return sharding.placed_like(_mix(place * jnp.uint32(0x9E3779B9) + seed), like)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A hash of 32 bits in which every bit of the input changes about half of those of the output (MurmurHash3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def drop_bits(pattern: jax.Array, dropped: int, noise: jax.Array | None) -> jax.Array:
+    """An unsigned pattern without its lowest bits, shifted down; rounded at random, or to nearest without noise.
+
+    Of the pattern of a float this is the rounding of the float: between two numbers that are stored the pattern is
+    linear in it.
+    """
+    below = jnp.uint32((1 << dropped) - 1)
+    added = jnp.uint32(1 << (dropped - 1)) if noise is None else noise & below
+    return (pattern + added) >> dropped

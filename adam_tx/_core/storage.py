@@ -1,0 +1,141 @@
+"""What a slot is between two updates: `Storage`, and that of plain dtypes.
+
+Rules compute in float32 or wider. What they are given of a slot is decoded first, and
+what they return is encoded before it enters the state.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from adam_tx._core import hyperparams, numerics
+from adam_tx._core.declaration import Remembered
+
+Noise = Callable[[jax.Array], jax.Array]
+"""From an array to 32 random bits for each of its elements: see `rounding.bits`."""
+
+
+class Stored(NamedTuple):
+    """What is kept of one leaf of a slot.
+
+    Attributes:
+      values: an array of the leaf's shape.
+      scales: an array with one number a block of it, where the storage has any.
+    """
+
+    values: jax.Array
+    scales: jax.Array | None = None
+
+
+class Storage(Remembered):
+    """How a slot is kept between updates: subclass it, and give an instance where a link takes a `dtype`.
+
+    Attributes:
+      scaled: whether it keeps scales beside the values.
+      optional: whether it may keep nothing of a leaf.
+      raw: whether rules see what is kept as it is, and not in working precision.
+    """
+
+    scaled: bool = False
+    optional: bool = False
+    raw: bool = False
+
+    def check(self, slot: str, kind: str, decay: Any) -> None:
+        """Refuse a slot that this cannot keep.
+
+        Args:
+          slot: its name.
+          kind: its kind.
+          decay: the decay of which it is an average, as it was given; None if it is none.
+        """
+
+    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+        """Refuse an update of a leaf, by its number in the walk, of which this was kept."""
+
+    def dtype(self, working: jnp.dtype) -> jnp.dtype:
+        """The dtype in which the first value is made, for a leaf that is worked with in this one."""
+        return working
+
+    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored | None:
+        """What is kept at first of the leaf at this path; None for nothing.
+
+        Args:
+          where: the leaf's path, for errors.
+          first: its first value.
+          param: the parameter.
+          kind: the slot's kind.
+          noise: random bits, for the storages that round at random.
+        """
+        raise NotImplementedError
+
+    def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
+        """What is kept of a new value, of the dtypes and shapes of what was kept before."""
+        raise NotImplementedError
+
+    def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
+        """The value in this dtype."""
+        raise NotImplementedError
+
+    def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
+        """A parameter joined with what is kept of it beyond its dtype, for a slot of the kind "residual"."""
+        raise NotImplementedError
+
+
+class Plain(Storage):
+    """An array of one dtype, rounded to nearest: the storage that `dtype=` stands for.
+
+    Attributes:
+      given: the dtype; None for that which the leaf is worked with in.
+    """
+
+    def __init__(self, given: DTypeLike | None = None) -> None:
+        self.given = None if given is None else jnp.dtype(given)
+
+    def check(self, slot: str, kind: str, decay: Any) -> None:
+        """Refuse a dtype in which a moving average would stand still."""
+        hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")
+
+    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+        """Refuse an update of a leaf, by its number in the walk, of which this was kept."""
+
+    def dtype(self, working: jnp.dtype) -> jnp.dtype:
+        """The one that was given."""
+        return working if self.given is None else self.given
+
+    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
+        """The value as it is."""
+        del where, param, kind, noise
+        return Stored(first)
+
+    def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
+        """The value in the dtype of the state."""
+        del noise
+        return Stored(numerics.cast(x, like.values.dtype))
+
+    def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
+        """The value in working precision."""
+        return numerics.cast(stored.values, dtype)
+
+
+StorageLike = DTypeLike | Storage
+"""What a slot is stored as: a dtype, or an instance of a `Storage`."""
+
+
+def of_slots(link: str, given: Any, slots: Mapping[str, Any]) -> dict[str, Storage]:
+    """The storage of each slot: one for all, or a mapping by name."""
+    each = given if isinstance(given, Mapping) else dict.fromkeys(slots, given)
+    if unknown := [name for name in each if name not in slots]:
+        raise ValueError(f"{link}: Rule(dtype=...) names {unknown}, but there are {sorted(slots)}.")
+    return {name: as_storage(name, each.get(name)) for name in slots}
+
+
+def as_storage(slot: str, given: Any) -> Storage:
+    """The storage that was given for a slot."""
+    if isinstance(given, Storage):
+        return given
+    if isinstance(given, type) and issubclass(given, Storage):
+        raise TypeError(f"the dtype of {slot} must be an instance of {given.__name__}: write {given.__name__}().")
+    return Plain(given)

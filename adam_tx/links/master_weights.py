@@ -1,0 +1,306 @@
+"""`master_weights` and `stochastic_round`: weights in bfloat16 that small steps move all the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adam_tx._core import rounding, states
+from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.storage import Noise, Storage, Stored
+from adam_tx._core.trees import is_absent, path_str
+from adam_tx.link import link
+from adam_tx.storage.bfloat16 import stochastic_bfloat16
+
+_LARGEST = 0x7F7F  # the bits of the largest bfloat16
+
+
+@link(slots={"residual": Slot("residual")})
+def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
+    """Train bfloat16 weights as if they had 24 or 32 bits: the last link of a chain.
+
+    The state keeps what a weight has beyond its bfloat16. With w the whole number, p the
+    parameter and u the incoming updates, which are to be added::
+
+        w  = p and residual joined
+        w' = w + u
+        p', residual' = w' split                       p' the bfloat16 nearest to w'
+        u  <- p' - p
+
+    What is emitted is float32, whatever the gradient's dtype: `optax.apply_updates`
+    adds it and comes out at exactly p'. A bfloat16 update could not get there.
+
+    With 32 bits the residual is an int16 and w a float32 to the last bit: training is
+    float32 training. With 24 bits it is an int8, and w is rounded to sixteen bits of
+    mantissa, half of which p has. All of it is done with integers, which no compiler
+    takes for roundings that it may leave out.
+
+    The links before it in `adam_tx.chain` see w as the parameters: weight decay shrinks
+    the whole weight. Forward and backward passes see the bfloat16 p; `float32_weights`
+    gives w, to evaluate or export. Leaves of float32 and wider stay as they are, and have
+    no residual.
+
+    Args:
+      bits: of a weight and its residual, 24 or 32.
+      stochastic: whether 24 bits are rounded up or down at random, without bias; if not,
+        to nearest, and then updates smaller than 2^-17 of their weight are lost.
+
+    Returns:
+      A `Link` with state `(count, residual)`.
+
+    Raises:
+      ValueError: other `bits`; a link behind it in a chain, which would change the difference.
+      TypeError: float16 leaves; a leaf whose dtype is not that which `init` saw.
+
+    Numbers: a weight that is not finite becomes NaN; beyond 3.39e38 it stays there.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), master_weights(bits=32))
+    >>> params = jnp.ones(1, jnp.bfloat16)
+    >>> updates, state = tx.update(jnp.ones(1, jnp.bfloat16), tx.init(params), params)
+    >>> updates, float32_weights(params, state)  # bfloat16 has no number between 0.996 and 1
+    (Array([-0.], dtype=float32), Array([0.9999], dtype=float32))
+    """
+    if bits not in (24, 32):
+        raise ValueError(f"master_weights: bits must be 24 or 32, got {bits!r}.")
+
+    def rule(now, updates, params, residual, noise):
+        if residual is None:
+            return updates, None
+        params = params.astype(jnp.float32)
+        whole = _join(_bits(params), residual) + updates.astype(jnp.float32)
+        kept, residual = _split(whole, residual.dtype, noise if stochastic else None)
+        return _difference(kept, params), residual
+
+    rounded = "" if bits == 32 else ", rounded at random" if stochastic else ", rounded to nearest"
+    return Rule(
+        rule,
+        formula=f"w = p + residual + u in {bits} bits{rounded}; bfloat16(w) - p",
+        dtype=_Residual(bits),
+        terminal=True,
+    )
+
+
+@link
+def stochastic_round() -> Rule:
+    """Train bfloat16 weights without a residual, rounded at random: the last link of a chain.
+
+    With p the parameter and u the incoming updates, which are to be added::
+
+        u  <- p' - p                                   p' = p + u rounded to bfloat16
+
+    It is rounded up or down at random, to the nearer one the more often: an update that
+    is far smaller than the spacing of bfloat16, 2^-8 of the weight, moves the weight
+    seldom, but as far as it should on average. That is noise of the size of the spacing; a
+    residual, as `master_weights` keeps, has 256 times less.
+
+    What is emitted is float32, for `optax.apply_updates`. Leaves of float32 and wider
+    get their updates as they are.
+
+    Returns:
+      A `Link` without a state of its own.
+
+    Raises:
+      ValueError: a link behind it in a chain.
+      TypeError: float16 leaves.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), stochastic_round())
+    >>> params = jnp.ones(100_000, jnp.bfloat16)
+    >>> updates, _ = tx.update(jnp.ones_like(params), tx.init(params), params)
+    >>> float(jnp.min(updates)), f"{jnp.mean(updates):.4f}"
+    (-0.00390625, '-0.0001')
+    """
+
+    def rule(now, updates, params, noise):
+        kept = stochastic_bfloat16(params + updates, noise).astype(jnp.float32)
+        return _difference(_bits(kept), params.astype(jnp.float32))
+
+    formula = "p' = p + u, rounded at random to bfloat16; p' - p"
+    return Rule(rule, formula=formula, terminal=True, mask=_are_bfloat16)
+
+
+def _are_bfloat16(params: Any) -> Any:
+    """For each leaf whether it is bfloat16; float16 is refused."""
+
+    def is_bfloat16(path: Any, param: Any) -> bool:
+        _refuse_float16("stochastic_round", path_str(path), param)
+        return param.dtype == jnp.bfloat16
+
+    return jax.tree_util.tree_map_with_path(is_bfloat16, params)
+
+
+def _refuse_float16(link: str, where: str, param: Any) -> None:
+    if param.dtype == jnp.float16:
+        raise TypeError(f"{link}: params: leaf {where} is float16, which is not rounded here; use bfloat16 or float32.")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Residual(Storage):
+    """What bfloat16 leaves have beyond their dtype, an int8 or int16; nothing of others."""
+
+    bits: int
+    optional = raw = True
+
+    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored | None:
+        """Zero."""
+        del kind, noise
+        _refuse_float16("master_weights", where, param)
+        dtype = jnp.int16 if self.bits == 32 else jnp.int8
+        return Stored(jnp.zeros_like(first, dtype=dtype)) if param.dtype == jnp.bfloat16 else None
+
+    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+        """Refuse parameters of which another rest was kept."""
+        dtype = walk.param_dtypes[i]
+        if (dtype == jnp.bfloat16) == (stored is None):
+            raise TypeError(
+                f"params: leaf {walk.path(i)} came as {dtype}, but when init saw it, it was "
+                f"{'another dtype' if stored is None else 'bfloat16'}. Apply updates with optax.apply_updates, which "
+                "keeps dtypes, and call init with the parameters as they are trained."
+            )
+
+    def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
+        """As it is."""
+        del like, noise
+        return Stored(x)
+
+    def decode(self, stored: Stored, dtype: Any) -> jax.Array:
+        """As it is."""
+        del dtype
+        return stored.values
+
+    def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
+        """The joined weight, float32."""
+        return _join(_bits(param.astype(jnp.float32)), residual.values)
+
+
+def float32_weights(params: Any, opt_state: Any) -> Any:
+    """The whole weights that `master_weights` trains, to evaluate or export.
+
+    Args:
+      params: the tree of parameters.
+      opt_state: the state of an optimizer with `master_weights` in it, at any depth.
+
+    Returns:
+      The tree with every bfloat16 leaf joined with its residual, as float32; others as they are.
+
+    Raises:
+      ValueError: a state without residuals, or with those of more than one tree.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> weights = jnp.array([0.1, 0.2])
+    >>> params = weights.astype(jnp.bfloat16)
+    >>> tx = adam_tx.chain(adam_tx.adam(1e-3), master_weights(bits=32))
+    >>> params, state = split_float32_weights(weights, tx.init(params))
+    >>> params, float32_weights(params, state)
+    (Array([0.100098, 0.200195], dtype=bfloat16), Array([0.1, 0.2], dtype=float32))
+    """
+
+    def join(path: Any, param: Any, residual: Any) -> Any:
+        if is_absent(param) or residual is None:
+            return param
+        if param.shape != residual.shape or param.dtype != jnp.bfloat16:
+            raise ValueError(
+                f"params: leaf {path_str(path)} is {param.dtype}{list(param.shape)}, but its residual is that of a "
+                f"bfloat16 leaf of shape {list(residual.shape)}; give the params that belong to the state."
+            )
+        return _join(_bits(param.astype(jnp.float32)), residual)
+
+    residual = _only(opt_state).residual
+    return jax.tree_util.tree_map_with_path(join, params, residual, is_leaf=is_absent)
+
+
+def split_float32_weights(weights: Any, opt_state: Any) -> tuple[Any, Any]:
+    """Start `master_weights` from float32 weights, such as those of a checkpoint.
+
+    Args:
+      weights: the tree of whole weights.
+      opt_state: a state with `master_weights` in it, made by `init` for bfloat16 parameters.
+
+    Returns:
+      `(params, opt_state)`: the bfloat16 parameters, and the state with their residuals.
+      Of 24 bits a weight is the nearest.
+
+    Raises:
+      ValueError: a state without residuals, or with those of more than one tree.
+    """
+    old = _only(opt_state).residual
+
+    def split(weight: Any, residual: Any) -> Any:
+        if is_absent(weight) or residual is None:
+            return weight, residual
+        bits, rest = _split(weight.astype(jnp.float32), residual.dtype, None)
+        return _float(bits).astype(jnp.bfloat16), rest
+
+    pairs = jax.tree.map(split, weights, old, is_leaf=is_absent)
+    params, residuals = (
+        jax.tree.map(lambda _, pair, k=k: pair[k], weights, pairs, is_leaf=is_absent) for k in range(2)
+    )
+
+    def replaced(node: Any) -> Any:
+        return node._replace(residual=residuals) if _is_state(node) else node
+
+    return params, jax.tree.map(replaced, opt_state, is_leaf=_is_state)
+
+
+def _only(opt_state: Any) -> Any:
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"opt_state must hold the residuals of one adam_tx.master_weights, but it has those of {len(found)}."
+        )
+    return found[0]
+
+
+def _is_state(node: Any) -> bool:
+    return isinstance(node, _STATES)
+
+
+_STATES = tuple(states.state_type("master_weights", fields) for fields in (("residual",), ("count", "residual")))
+
+
+# A float32 as bits: its upper half, rounded, is a bfloat16, and the rest is what an integer has to make up for. Counted
+# from the rounded half it fits into a signed integer of half the size.
+
+
+def _split(whole: jax.Array, dtype: Any, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The bits of the bfloat16, as those of a float32, and the residual as an integer of this dtype."""
+    bits, dropped = _bits(whole), 0 if dtype == jnp.int16 else 8
+    finite = (bits & 0x7FFFFFFF) < 0x7F800000
+    rounded = bits if not dropped else rounding.drop_bits(bits, dropped, noise) << dropped
+    upper = (rounded + 0x8000) >> 16
+    sign, size = upper & 0x8000, upper & 0x7FFF
+    far = size > _LARGEST
+    upper = jnp.where(finite, sign | jnp.where(far, _LARGEST, size), 0x7FC0) << 16
+    rest = lax.bitcast_convert_type(rounded - upper, jnp.int32) >> dropped
+    most = jnp.iinfo(dtype).max
+    return upper, jnp.where(finite, jnp.where(far, most, rest), 0).astype(dtype)
+
+
+def _join(upper: jax.Array, residual: jax.Array) -> jax.Array:
+    """The whole weight, from the bits of the bfloat16, as those of a float32, and the residual."""
+    shift = 0 if residual.dtype == jnp.int16 else 8
+    rest = residual.astype(jnp.int32) << shift
+    # a weight that was set to zero from outside has no rest: below zero there are no bits
+    rest = jnp.where((upper << 1 == 0) & (rest < 0), 0, rest)
+    return _float(upper + lax.bitcast_convert_type(rest, jnp.uint32))
+
+
+def _difference(kept: jax.Array, params: jax.Array) -> jax.Array:
+    """What added to the parameters gives the kept weights to the last bit, the sign of zero included."""
+    return jnp.where(kept == _bits(params), -0.0, _float(kept) - params)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _float(bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)

@@ -1,0 +1,194 @@
+"""`EightBit`: one byte a number and two a block, rounded at random.
+
+Both formats are a float32 without most of its mantissa, and with an exponent that is
+counted from one of the block's. So encoding and decoding are a few integer
+operations, and between two numbers that are stored the bits grow as the number does:
+to round bits at random is to round the number without bias.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adam_tx._core import hyperparams, numerics, rounding, sharding
+from adam_tx._core.storage import Noise, Storage, Stored
+
+_DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbers from each power of two to the next
+_INFINITY = 0x7F800000  # as bits, from which on a float32 is not finite
+_LEAST_ROW = 64  # a shorter last axis has more scales than it is worth
+
+
+@dataclasses.dataclass(frozen=True)
+class EightBit(Storage):
+    """One byte a number, and two bytes for each block along the last axis; rounded at random.
+
+    Sizes that are never negative, such as Adam's nu, are stored as floats with four bits
+    of mantissa, over a range of 2^16 below the largest of their block. They are rounded
+    up or down at random, without bias. Only zero is stored as zero: what is smaller than
+    the range becomes the smallest number of it, so a step divided by its root is
+    rather too small than far too large.
+
+    Signed numbers, such as Adam's mu, have steps of max / 4000 near zero and max / 30
+    near the largest of their block, and are rounded without bias everywhere.
+
+    NaN stays NaN in its place, and infinity becomes NaN; neither disturbs the rest of
+    the block. A state does not depend on how many devices hold it. There are no
+    derivatives with respect to what is stored.
+
+    Leaves that gain little keep float32: those with less than `min_size` elements, those
+    whose last axis is shorter than 64, and complex ones. `adam_tx.summary` shows which.
+
+    Attributes:
+      block: elements of a block. Where the last axis is spread over devices it must divide
+        each one's share.
+      min_size: the least elements of a leaf that is stored so.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.adam(1e-3, mu_dtype=EightBit(), nu_dtype=EightBit())
+    >>> state = tx.init(jnp.ones((64, 256)))["scale_by_rms"]
+    >>> state.nu.dtype, state.scales["nu"].shape
+    (dtype('uint8'), (64, 2))
+    """
+
+    block: int = 128
+    min_size: int = 4096
+    scaled = True
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        hyperparams.whole("EightBit: block", self.block, least=2)
+        hyperparams.whole("EightBit: min_size", self.min_size, least=0)
+
+    def check(self, slot: str, kind: str, decay: Any) -> None:
+        """Refuse slow averages of signed numbers, of which rounding would leave nothing but noise."""
+        slow = decay is not None and not (isinstance(decay, float | int) and decay <= 0.99)
+        if kind == "gradient" and slow:
+            raise ValueError(
+                f"{slot} cannot be stored as {self!r} unless its decay is a number of at most 0.99, got {decay}: a "
+                "slow average of gradients that change their sign is far smaller than they are, and rounding it at "
+                "every step adds more noise than is left of it. Use float32 or StochasticBFloat16()."
+            )
+
+    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
+        """The value, in float32 if it is small."""
+        shape = first.shape
+        small = first.size < max(self.min_size, 1) or shape[-1] < min(_LEAST_ROW, self.block)
+        if not shape or small or numerics.is_complex(first):
+            return Stored(first)
+        self._check_sharding(where, shape, param)
+        kept = jnp.uint8 if kind == "square" else jnp.int8
+        return self._encode(first.astype(jnp.float32), kept, noise(first))
+
+    def _check_sharding(self, where: str, shape: tuple[int, ...], param: Any) -> None:
+        share = sharding.share(param)
+        if share is not None and share[-1] < shape[-1] and share[-1] % self.block:
+            raise ValueError(
+                f"params: leaf {where} of shape {shape} has {share[-1]} elements of its last axis on each device, "
+                f"which blocks of {self.block} would cross. Use EightBit(block=...) with a divisor of {share[-1]}."
+            )
+
+    def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
+        """Codes and scales, or the number itself where it is kept so."""
+        if like.scales is None:
+            return Stored(numerics.cast(x, like.values.dtype))
+        return self._encode(x.astype(jnp.float32), like.values.dtype, noise(x))
+
+    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array) -> Stored:
+        x, noise = lax.stop_gradient(x), lax.stop_gradient(noise)
+        encode = _encode_sizes if dtype == jnp.uint8 else _encode_signed
+        codes, scales = encode(x, noise, self.block)
+        return Stored(codes.astype(dtype), scales.astype(jnp.int16))
+
+    def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
+        """The numbers that the codes stand for."""
+        codes, scales = stored
+        if scales is None:
+            return numerics.cast(codes, dtype)
+        blocks = -(-codes.shape[-1] // self.block)
+        if scales.shape != (*codes.shape[:-1], blocks):
+            raise ValueError(
+                f"{self!r}: codes of shape {codes.shape} came with scales of shape {scales.shape}; they were stored "
+                "with another block. Use the storage that made the state, or call init anew."
+            )
+        decode = _decode_sizes if codes.dtype == jnp.uint8 else _decode_signed
+        each = _expand(scales.astype(jnp.int32), codes, self.block)
+        return numerics.cast(decode(codes.astype(jnp.int32), each), dtype)
+
+
+# Sizes: the code of a number is that of its bits, shifted, less the block's base. 0 is zero, and 255 NaN.
+
+
+def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    bits = _bits(x)
+    finite, least = bits < _INFINITY, 16  # 16: the smallest normal number, because what is below may be flushed to zero
+    rounded = _signed(jnp.minimum(rounding.drop_bits(bits, _DROPPED, noise), (_INFINITY >> _DROPPED) - 1))
+    ceiling = _signed((bits + ((1 << _DROPPED) - 1)) >> _DROPPED)
+    base = _block_max(jnp.where(finite, ceiling, 0), block) - 254
+    codes = jnp.clip(jnp.maximum(rounded, least) - _expand(base, x, block), 1, 254)
+    return jnp.where(bits == 0, 0, jnp.where(finite, codes, 255)), base
+
+
+def _decode_sizes(codes: jax.Array, base: jax.Array) -> jax.Array:
+    size = _float(jnp.maximum(codes + base, 0) << _DROPPED)
+    return jnp.where(codes == 0, 0.0, jnp.where(codes == 255, jnp.nan, size))
+
+
+# Signed: of a size x the bits of x + C are counted from those of C, about max / 224. Below C the numbers that are
+# stored are evenly spaced, above it their spacing doubles with them. -128 is NaN.
+
+
+def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    size = jnp.abs(x)
+    finite = _bits(size) < _INFINITY
+    size = jnp.where(finite, size, 0.0)
+    offset = _ceiling(_block_max(size, block) * (1 / 224))
+    offset = jnp.maximum(offset, 80)  # so that the spacing, 2^-126 then, is a normal number
+    start = _expand(offset, x, block) << _DROPPED
+    shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
+    beyond = _bits(shifted) - start.astype(jnp.uint32)
+    codes = jnp.minimum(_signed(rounding.drop_bits(beyond, _DROPPED, noise)), 127)
+    return jnp.where(finite, jnp.where(x < 0, -codes, codes), -128), offset
+
+
+def _decode_signed(codes: jax.Array, offset: jax.Array) -> jax.Array:
+    start = offset << _DROPPED
+    size = _float((jnp.abs(codes) << _DROPPED) + start) - _float(start)
+    return jnp.where(codes == -128, jnp.nan, jnp.where(codes < 0, -size, size))
+
+
+def _ceiling(x: jax.Array) -> jax.Array:
+    """The bits of a number of at least zero, shifted and rounded up."""
+    return _signed((_bits(x) + ((1 << _DROPPED) - 1)) >> _DROPPED)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _float(bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _signed(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _block_max(x: jax.Array, block: int) -> jax.Array:
+    """The largest of each block along the last axis; the last block may be shorter."""
+    n = x.shape[-1]
+    if rest := -n % block:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)])
+    return jnp.max(x.reshape(*x.shape[:-1], (n + rest) // block, block), axis=-1)
+
+
+def _expand(scales: jax.Array, like: jax.Array, block: int) -> jax.Array:
+    """Every element's scale."""
+    shape = (*scales.shape, block)
+    each = jnp.broadcast_to(scales[..., None], shape).reshape(*scales.shape[:-1], scales.shape[-1] * block)
+    return each[..., : like.shape[-1]]
