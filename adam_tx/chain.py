@@ -92,9 +92,10 @@ def parallel(*members: Member, weights: Sequence[ScalarOrSchedule] | None = None
     Raises:
       ValueError: no member, or as many weights as there are not members.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> tx = parallel(optax.scale(1.0), ("other", optax.scale(10.0)), weights=(1.0, -0.5))
+    >>> tx = adam_tx.parallel(optax.scale(1.0), ("other", optax.scale(10.0)), weights=(1.0, -0.5))
     >>> grad = jnp.array([2.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-8.], dtype=float32)
@@ -129,7 +130,7 @@ def with_gradient(
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = with_gradient(adam_tx.scale_by_rms(0.0), lambda grad, updates: grad - updates)
+    >>> tx = adam_tx.with_gradient(adam_tx.scale_by_rms(0.0), lambda grad, updates: grad - updates)
     >>> tx.update(jnp.array([6.0]), tx.init(jnp.zeros(1)), grad=jnp.array([4.0]))[0]
     Array([3.], dtype=float32)
     """

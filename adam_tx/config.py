@@ -57,7 +57,7 @@ def get_config(tx: Any) -> dict[str, Any]:
 
     >>> import adam_tx
     >>> tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), ("step", adam_tx.scale_by_learning_rate(1e-3)))
-    >>> for link in get_config(tx)["links"]:
+    >>> for link in adam_tx.get_config(tx)["links"]:
     ...     print(link)
     {'name': 'scale_by_momentum', 'decay': 0.9, 'nesterov': False, 'read': None, 'debias': False, 'dtype': None}
     {'key': 'step', 'name': 'scale_by_learning_rate', 'learning_rate': 0.001, 'flip_sign': True}
@@ -88,10 +88,11 @@ def from_config(config: dict[str, Any]) -> Any:
       ValueError: a name or an argument that is not known, with its place in the config;
         something that a config cannot hold.
 
-    >>> tx = from_config({"name": "adam", "learning_rate": 1e-3, "b1": 0.8})
+    >>> import adam_tx
+    >>> tx = adam_tx.from_config({"name": "adam", "learning_rate": 1e-3, "b1": 0.8})
     >>> tx
     adam_tx.adam(0.001, b1=0.8)
-    >>> from_config(get_config(tx))
+    >>> adam_tx.from_config(adam_tx.get_config(tx))
     adam_tx.adam(0.001, b1=0.8)
     """
     if not isinstance(config, dict):

@@ -116,8 +116,8 @@ def link(
 
     A running average of the p-th power of the gradient's size:
 
-    >>> import jax.numpy as jnp
     >>> import adam_tx
+    >>> import jax.numpy as jnp
     >>> from adam_tx.numerics import divide, ema, power
     >>> @adam_tx.link(slots={"nu": adam_tx.Slot("square", decay="decay")}, debiases=("decay",))
     ... def scale_by_pnorm(decay: adam_tx.Decay = 0.999, eps: adam_tx.NonNegative = 1e-8, p: adam_tx.Positive = 1.5):
@@ -156,7 +156,7 @@ def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
     function and its arguments.
 
     >>> import adam_tx
-    >>> @optimizer
+    >>> @adam_tx.optimizer
     ... def mine(learning_rate: adam_tx.NonNegative, b1: adam_tx.Decay = 0.9):
     ...     return adam_tx.chain(adam_tx.scale_by_momentum(b1), adam_tx.scale_by_learning_rate(learning_rate))
     >>> mine(1e-3, b1=2.0)
@@ -262,8 +262,9 @@ def as_link(
     Raises:
       TypeError: what is no transformation.
 
+    >>> import adam_tx
     >>> import optax
-    >>> as_link(optax.scale_by_sign(), formula="sign(u)").formula
+    >>> adam_tx.as_link(optax.scale_by_sign(), formula="sign(u)").formula
     'sign(u)'
     """
     if not isinstance(transformation, optax.GradientTransformation):

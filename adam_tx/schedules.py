@@ -44,7 +44,8 @@ def nadam_decay(b1: Decay = 0.9, momentum_decay: NonNegative = 0.004) -> optax.S
 
     Reference: Dozat, Incorporating Nesterov Momentum into Adam, 2016.
 
-    >>> nadam_decay(0.9)(0)
+    >>> import adam_tx
+    >>> adam_tx.schedules.nadam_decay(0.9)(0)
     Array(0.45007348, dtype=float32)
     """
 
@@ -66,7 +67,8 @@ def power_decay(exponent: NonNegative = 0.8, offset: Finite = 0.0) -> optax.Sche
 
     Reference: Shazeer & Stern, Adafactor, 2018, section 7.2 (https://arxiv.org/abs/1804.04235).
 
-    >>> power_decay(0.5)(3)
+    >>> import adam_tx
+    >>> adam_tx.schedules.power_decay(0.5)(3)
     Array(0.5, dtype=float32)
     """
 
@@ -87,7 +89,8 @@ def from_second_update(value: NonNegative) -> optax.Schedule:
     Args:
       value: at least 0.
 
-    >>> schedule = from_second_update(0.25)
+    >>> import adam_tx
+    >>> schedule = adam_tx.schedules.from_second_update(0.25)
     >>> float(schedule(0)), float(schedule(1))
     (0.0, 0.25)
     """
@@ -108,7 +111,8 @@ def relative_step(rate: NonNegative = 1e-2) -> optax.Schedule:
 
     Reference: Shazeer & Stern, Adafactor, 2018, section 8 (https://arxiv.org/abs/1804.04235).
 
-    >>> schedule = relative_step(0.3)
+    >>> import adam_tx
+    >>> schedule = adam_tx.schedules.relative_step(0.3)
     >>> float(schedule(3)), float(schedule(15))
     (0.30000001192092896, 0.25)
     """
@@ -137,7 +141,8 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
 
     Reference: Pagliardini et al., AdEMAMix, 2024, appendix (https://arxiv.org/abs/2409.03137).
 
-    >>> half_life_decay(0.5, 0.25, 1)(0)
+    >>> import adam_tx
+    >>> adam_tx.schedules.half_life_decay(0.5, 0.25, 1)(0)
     Array(0.25, dtype=float32)
     """
     for name, decay in {"start": start, "end": end}.items():
@@ -166,7 +171,8 @@ def warmup(end: float, steps: int) -> optax.Schedule:
 
     Reference: Pagliardini et al., AdEMAMix, 2024 (https://arxiv.org/abs/2409.03137).
 
-    >>> warmup(8.0, 4)(0)
+    >>> import adam_tx
+    >>> adam_tx.schedules.warmup(8.0, 4)(0)
     Array(2., dtype=float32)
     """
     hyperparams.fixed("end", end)

@@ -46,7 +46,7 @@ def summary(tx: Any, params: Any) -> str:
     >>> import adam_tx
     >>> import jax.numpy as jnp
     >>> tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_learning_rate(1e-3))
-    >>> print(summary(tx, jnp.zeros((3, 4))))
+    >>> print(adam_tx.summary(tx, jnp.zeros((3, 4))))
     link                      formula                    hyperparameters      state            bytes
     ------------------------------------------------------------------------------------------------
     chain                     its links in turn                               count int32[]        4

@@ -80,6 +80,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link
 
     Reference: keras/src/optimizers/*.py in Keras 3.15.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
     >>> config = {
     ...     "name": "adam",
@@ -98,7 +99,7 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link
     ...     "epsilon": 1e-07,
     ...     "amsgrad": False,
     ... }
-    >>> tx = from_config(config)
+    >>> tx = adam_tx.interop.keras.from_config(config)
     >>> weights = jnp.array([0.296719, 0.12479973])
     >>> weights + tx.update(jnp.array([-0.1, 0.2]), tx.init(weights), weights)[0]
     Array([0.29771897, 0.12379974], dtype=float32)

@@ -68,9 +68,10 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
 
     Reference: torch/optim/*.py in PyTorch 2.13.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
     >>> group = dict(lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False, maximize=True)
-    >>> tx = from_param_group(group)
+    >>> tx = adam_tx.interop.torch.from_param_group(group)
     >>> grad = jnp.array([2.0, -1.0])
     >>> tx.update(grad, tx.init(grad), grad)[0]
     Array([ 0.1, -0.1], dtype=float32)

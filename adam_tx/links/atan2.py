@@ -52,8 +52,9 @@ def scale_by_atan2(
     Reference: Everett et al., Scaling Exponents Across Parameterizations and
     Optimizers, 2024 (https://arxiv.org/abs/2407.05872).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_atan2(a=4 / jnp.pi, debias=True)
+    >>> tx = adam_tx.scale_by_atan2(a=4 / jnp.pi, debias=True)
     >>> grad = jnp.array([3.0, -4.0, 0.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([ 1., -1.,  0.], dtype=float32)

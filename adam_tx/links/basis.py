@@ -105,13 +105,13 @@ def in_basis(inner: Link, basis: Basis) -> Link:
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> class Swapped(Basis):
+    >>> class Swapped(adam_tx.Basis):
     ...     def axes(self, path, shape):
     ...         return range(len(shape))
     ...
     ...     def find(self, basis, memory, grad, axis, count):
-    ...         return Turn(jnp.eye(len(basis))[::-1], jnp.arange(len(basis)))
-    >>> tx = in_basis(adam_tx.scale_by_rms(0.0), Swapped())
+    ...         return adam_tx.Turn(jnp.eye(len(basis))[::-1], jnp.arange(len(basis)))
+    >>> tx = adam_tx.in_basis(adam_tx.scale_by_rms(0.0), Swapped())
     >>> grad = jnp.array([[3.0, 4.0]])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([[1., 1.]], dtype=float32)

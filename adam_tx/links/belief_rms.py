@@ -45,8 +45,9 @@ def scale_by_belief_rms(
 
     Reference: Zhuang et al., AdaBelief, 2020 (https://arxiv.org/abs/2010.07468).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_belief_rms(0.0)
+    >>> tx = adam_tx.scale_by_belief_rms(0.0)
     >>> tx.update(jnp.array([6.0]), tx.init(jnp.zeros(1)), grad=jnp.array([3.0]))[0]
     Array([2.], dtype=float32)
     """

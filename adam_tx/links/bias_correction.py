@@ -12,7 +12,7 @@ from adam_tx.link import link
 
 @link(debiases=("b1", "b2"))
 def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
-    """Undo the start from zero of a momentum, and of an RMS that it was divided by.
+    """Correct a momentum, and the RMS that divided it, for having started from zero.
 
     With t the number of this update::
 
@@ -38,8 +38,8 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
 
     Reference: Kingma & Ba, Adam, 2015, section 3 (https://arxiv.org/abs/1412.6980).
 
-    >>> import jax.numpy as jnp
     >>> import adam_tx
+    >>> import jax.numpy as jnp
     >>> tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.bias_correction())
     >>> grad = jnp.array([2.0, -1.0])
     >>> tx.update(grad, tx.init(grad))[0]  # at the first update the corrected momentum is the gradient

@@ -21,7 +21,8 @@ BlockOf = Callable[[str, Shape], Sequence[int]]
 def whole_tensor(path: str, shape: Shape) -> Shape:
     """One block: the tensor itself.
 
-    >>> whole_tensor("['dense']['kernel']", (2, 3))
+    >>> import adam_tx
+    >>> adam_tx.whole_tensor("['dense']['kernel']", (2, 3))
     (2, 3)
     """
     del path
@@ -31,7 +32,8 @@ def whole_tensor(path: str, shape: Shape) -> Shape:
 def output_unit(path: str, shape: Shape) -> Shape:
     """A block for each output of a kernel laid out as Flax does, outputs last; each element of a vector its own.
 
-    >>> output_unit("['dense']['kernel']", (2, 3)), output_unit("['dense']['bias']", (3,))
+    >>> import adam_tx
+    >>> adam_tx.output_unit("['dense']['kernel']", (2, 3)), adam_tx.output_unit("['dense']['bias']", (3,))
     ((2, 1), (1,))
     """
     del path
@@ -79,8 +81,9 @@ def scale_by_block_rms(
     Reference: Ginsburg et al., NovoGrad, 2019 (https://arxiv.org/abs/1905.11286);
     Zhang et al., Adam-mini, 2024 (https://arxiv.org/abs/2406.16793).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_block_rms(0.0, sum_squares=True)
+    >>> tx = adam_tx.scale_by_block_rms(0.0, sum_squares=True)
     >>> grad = jnp.array([3.0, -4.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([ 0.6, -0.8], dtype=float32)

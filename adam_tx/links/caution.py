@@ -33,8 +33,9 @@ def scale_by_caution(floor: Positive = 1e-3, *, step: bool = False) -> Rule:
 
     Reference: Liang et al., Cautious Optimizers, 2024 (https://arxiv.org/abs/2411.16085).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_caution()
+    >>> tx = adam_tx.scale_by_caution()
     >>> grad = jnp.array([1.0, -1.0])
     >>> tx.update(jnp.array([3.0, 3.0]), tx.init(grad), grad=grad)[0]
     Array([6., 0.], dtype=float32)

@@ -50,8 +50,9 @@ def scale_by_centered_rms(
     Reference: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
     section 4.2 (https://arxiv.org/abs/1308.0850).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_centered_rms(0.5)
+    >>> tx = adam_tx.scale_by_centered_rms(0.5)
     >>> grad = jnp.array([3.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # half of 9 less the square of half of 3
     Array([2.], dtype=float32)

@@ -32,8 +32,9 @@ def clip_by_rms(threshold: Positive = 1.0) -> Rule:
 
     Reference: Shazeer & Stern, Adafactor, 2018, section 6 (https://arxiv.org/abs/1804.04235).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = clip_by_rms(1.0)
+    >>> tx = adam_tx.clip_by_rms(1.0)
     >>> tx.update(jnp.array([3.0, 3.0]), tx.init(jnp.zeros(2)))[0]
     Array([1., 1.], dtype=float32)
     """
@@ -62,8 +63,9 @@ def clip_by_norm(max_norm: Positive = 1.0) -> Rule:
     Reference: Pascanu, Mikolov & Bengio, On the Difficulty of Training Recurrent
     Neural Networks, 2013 (https://arxiv.org/abs/1211.5063).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = clip_by_norm(1.0)
+    >>> tx = adam_tx.clip_by_norm(1.0)
     >>> tx.update(jnp.array([3.0, -4.0]), tx.init(jnp.zeros(2)))[0]
     Array([ 0.6, -0.8], dtype=float32)
     """

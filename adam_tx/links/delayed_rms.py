@@ -17,7 +17,8 @@ from adam_tx.link import link
 def fourth_root(count: ArrayLike) -> jax.Array:
     """The bound of an update as ADOPT grows it, a schedule of the number of earlier updates.
 
-    >>> fourth_root(16)
+    >>> import adam_tx
+    >>> adam_tx.fourth_root(16)
     Array(2., dtype=float32)
     """
     return jnp.asarray(count).astype(jnp.result_type(float)) ** 0.25
@@ -52,8 +53,9 @@ def scale_by_delayed_rms(
 
     Reference: Taniguchi et al., ADOPT, 2024 (https://arxiv.org/abs/2411.02853).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_delayed_rms()
+    >>> tx = adam_tx.scale_by_delayed_rms()
     >>> grad = jnp.array([3.0])
     >>> updates, state = tx.update(grad, tx.init(grad), grad=grad)
     >>> updates, tx.update(grad / 4, state, grad=grad / 4)[0]

@@ -20,7 +20,8 @@ from adam_tx.links.basis import AxesOf, Basis, InBasis, Turn
 def matrix_axes(path: str, shape: Shape, largest: int = 10_000) -> tuple[int, ...]:
     """All axes of at most ten thousand elements, of leaves that have more than one: SOAP's default.
 
-    >>> matrix_axes("['kernel']", (50_000, 512)), matrix_axes("['bias']", (512,))
+    >>> import adam_tx
+    >>> adam_tx.matrix_axes("['kernel']", (50_000, 512)), adam_tx.matrix_axes("['bias']", (512,))
     ((1,), ())
     """
     del path
@@ -62,7 +63,7 @@ def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: Ax
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = in_eigenbasis(adam_tx.scale_by_rms(0.5, debias=True))
+    >>> tx = adam_tx.in_eigenbasis(adam_tx.scale_by_rms(0.5, debias=True))
     >>> grad = jnp.array([[3.0, 0.0], [0.0, 1.0]])
     >>> first, state = tx.update(grad, tx.init(grad), grad=grad)
     >>> first, jnp.round(tx.update(grad, state, grad=grad)[0], 5)

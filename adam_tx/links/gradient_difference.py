@@ -25,8 +25,9 @@ def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
 
     Reference: Xie et al., Adan, 2022 (https://arxiv.org/abs/2208.06677).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = gradient_difference()
+    >>> tx = adam_tx.gradient_difference()
     >>> _, state = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
     >>> tx.update(jnp.array([3.0]), state)[0]
     Array([1.], dtype=float32)
@@ -62,8 +63,9 @@ def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: 
 
     Reference: Yuan et al., MARS, 2024 (https://arxiv.org/abs/2411.10438).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = add_gradient_change(1.0, 0.5)
+    >>> tx = adam_tx.add_gradient_change(1.0, 0.5)
     >>> _, state = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
     >>> tx.update(jnp.array([3.0]), state)[0]
     Array([4.], dtype=float32)

@@ -39,8 +39,9 @@ def scale_by_heavy_ball(
     Reference: Sutskever et al., On the Importance of Initialization and Momentum,
     2013; torch/optim/sgd.py in PyTorch 2.13.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_heavy_ball(0.5)
+    >>> tx = adam_tx.scale_by_heavy_ball(0.5)
     >>> _, state = tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))
     >>> tx.update(jnp.array([3.0]), state)[0]
     Array([4.], dtype=float32)

@@ -25,8 +25,9 @@ def scale_by_learning_rate(learning_rate: NonNegative, *, flip_sign: bool = True
     Raises:
       ValueError: a negative number.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_learning_rate(0.5)
+    >>> tx = adam_tx.scale_by_learning_rate(0.5)
     >>> tx.update(jnp.array([2.0]), tx.init(jnp.zeros(1)))[0]
     Array([-1.], dtype=float32)
     """

@@ -33,8 +33,9 @@ def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: StorageL
 
     Reference: Chen et al., Lion, 2023 (https://arxiv.org/abs/2302.06675).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_lion_momentum(0.5, 0.75)
+    >>> tx = adam_tx.scale_by_lion_momentum(0.5, 0.75)
     >>> _, state = tx.update(jnp.array([4.0]), tx.init(jnp.zeros(1)))
     >>> tx.update(jnp.array([3.0]), state)[0]  # half of 1, which was kept, and half of 3
     Array([2.], dtype=float32)

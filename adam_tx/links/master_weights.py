@@ -60,10 +60,10 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), master_weights(bits=32))
+    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), adam_tx.master_weights(bits=32))
     >>> params = jnp.ones(1, jnp.bfloat16)
     >>> updates, state = tx.update(jnp.ones(1, jnp.bfloat16), tx.init(params), params)
-    >>> updates, float32_weights(params, state)  # bfloat16 has no number between 0.996 and 1
+    >>> updates, adam_tx.float32_weights(params, state)  # bfloat16 has no number between 0.996 and 1
     (Array([-0.], dtype=float32), Array([0.9999], dtype=float32))
     """
     if bits not in (24, 32):
@@ -111,7 +111,7 @@ def stochastic_round() -> Rule:
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), stochastic_round())
+    >>> tx = adam_tx.chain(adam_tx.sgd(1e-4), adam_tx.stochastic_round())
     >>> params = jnp.ones(100_000, jnp.bfloat16)
     >>> updates, _ = tx.update(jnp.ones_like(params), tx.init(params), params)
     >>> float(jnp.min(updates)), f"{jnp.mean(updates):.4f}"
@@ -197,9 +197,9 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
     >>> import jax.numpy as jnp
     >>> weights = jnp.array([0.1, 0.2])
     >>> params = weights.astype(jnp.bfloat16)
-    >>> tx = adam_tx.chain(adam_tx.adam(1e-3), master_weights(bits=32))
-    >>> params, state = split_float32_weights(weights, tx.init(params))
-    >>> params, float32_weights(params, state)
+    >>> tx = adam_tx.chain(adam_tx.adam(1e-3), adam_tx.master_weights(bits=32))
+    >>> params, state = adam_tx.split_float32_weights(weights, tx.init(params))
+    >>> params, adam_tx.float32_weights(params, state)
     (Array([0.100098, 0.200195], dtype=bfloat16), Array([0.1, 0.2], dtype=float32))
     """
 

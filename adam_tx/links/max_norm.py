@@ -38,8 +38,9 @@ def scale_by_max_norm(
 
     Reference: Kingma & Ba, Adam, 2015, section 7.1 (https://arxiv.org/abs/1412.6980).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_max_norm(eps_stored=0.0)
+    >>> tx = adam_tx.scale_by_max_norm(eps_stored=0.0)
     >>> grad = jnp.array([3.0, -4.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([ 1., -1.], dtype=float32)

@@ -40,8 +40,9 @@ def scale_by_max_rms(
     Reference: Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, 2018
     (https://arxiv.org/abs/1904.09237).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_max_rms(0.0)
+    >>> tx = adam_tx.scale_by_max_rms(0.0)
     >>> grad = jnp.array([3.0, -4.0])
     >>> _, state = tx.update(grad, tx.init(grad), grad=grad)
     >>> tx.update(grad / 2, state, grad=grad / 2)[0]

@@ -47,8 +47,9 @@ def scale_by_momentum(
     Reference: Kingma & Ba, Adam, 2015 (https://arxiv.org/abs/1412.6980); Dozat,
     Incorporating Nesterov Momentum into Adam, 2016.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_momentum(0.9)
+    >>> tx = adam_tx.scale_by_momentum(0.9)
     >>> grad = jnp.array([1.0, -2.0])
     >>> updates, state = tx.update(grad, tx.init(grad))
     >>> updates

@@ -57,8 +57,9 @@ def scale_by_rectified_rms(
     Reference: Liu et al., On the Variance of the Adaptive Learning Rate and Beyond,
     2020 (https://arxiv.org/abs/1908.03265).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_rectified_rms()
+    >>> tx = adam_tx.scale_by_rectified_rms()
     >>> grad = jnp.array([3.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # too early to divide
     Array([3.], dtype=float32)

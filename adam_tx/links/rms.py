@@ -50,8 +50,9 @@ def scale_by_rms(
     Reference: Tieleman & Hinton, RMSprop, 2012; Kingma & Ba, Adam, 2015
     (https://arxiv.org/abs/1412.6980).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_rms(0.75)
+    >>> tx = adam_tx.scale_by_rms(0.75)
     >>> grad = jnp.array([3.0, -4.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]  # nu is a quarter of the square
     Array([ 2., -2.], dtype=float32)

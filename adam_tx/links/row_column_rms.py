@@ -25,7 +25,8 @@ AxesOf = Callable[[str, Shape], tuple[int, int] | None]
 def last_axes(path: str, shape: Shape) -> tuple[int, int] | None:
     """The last two axes, as in PyTorch and Keras.
 
-    >>> last_axes("['kernel']", (2, 3, 4)), last_axes("['bias']", (3,))
+    >>> import adam_tx
+    >>> adam_tx.last_axes("['kernel']", (2, 3, 4)), adam_tx.last_axes("['bias']", (3,))
     ((1, 2), None)
     """
     del path
@@ -35,7 +36,8 @@ def last_axes(path: str, shape: Shape) -> tuple[int, int] | None:
 def largest_axes(path: str, shape: Shape, least: int = 128) -> tuple[int, int] | None:
     """The two largest axes, if both have at least 128 elements, as in Optax.
 
-    >>> largest_axes("['kernel']", (256, 3, 512)), largest_axes("['kernel']", (64, 512))
+    >>> import adam_tx
+    >>> adam_tx.largest_axes("['kernel']", (256, 3, 512)), adam_tx.largest_axes("['kernel']", (64, 512))
     ((0, 2), None)
     """
     del path
@@ -83,8 +85,9 @@ def scale_by_row_column_rms(
 
     Reference: Shazeer & Stern, Adafactor, 2018 (https://arxiv.org/abs/1804.04235).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_row_column_rms()
+    >>> tx = adam_tx.scale_by_row_column_rms()
     >>> grad = jnp.array([[3.0, -6.0], [1.0, 2.0]])  # its squares are a row times a column
     >>> jnp.round(tx.update(grad, tx.init(grad), grad=grad)[0], 5)
     Array([[ 1., -1.],

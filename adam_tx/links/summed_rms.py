@@ -35,8 +35,9 @@ def scale_by_summed_rms(
     Reference: Duchi, Hazan & Singer, Adaptive Subgradient Methods, 2011
     (https://jmlr.org/papers/v12/duchi11a.html).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_summed_rms(initial=9.0)
+    >>> tx = adam_tx.scale_by_summed_rms(initial=9.0)
     >>> grad = jnp.array([4.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([0.8], dtype=float32)

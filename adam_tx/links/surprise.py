@@ -47,7 +47,7 @@ def scale_by_surprise(
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_surprise(adam_tx.scale_by_rms(0.75, debias=True))
+    >>> tx = adam_tx.scale_by_surprise(adam_tx.scale_by_rms(0.75, debias=True))
     >>> _, state = tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), grad=jnp.ones(1))
     >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # 1 / sqrt(v), slowed by 7 / sqrt(v)
     Array([0.14285715], dtype=float32)

@@ -35,8 +35,9 @@ def scale_by_trust_ratio(
 
     Reference: You et al., LAMB, 2020 (https://arxiv.org/abs/1904.00962).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_trust_ratio()
+    >>> tx = adam_tx.scale_by_trust_ratio()
     >>> tx.update(jnp.array([2.0, 0.0]), tx.init(jnp.zeros(2)), jnp.array([3.0, 4.0]))[0]
     Array([5., 0.], dtype=float32)
     """

@@ -41,8 +41,9 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> R
     Raises:
       ValueError: a negative number; a mask of another tree; `update` without params.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = add_decayed_weights(0.5)
+    >>> tx = adam_tx.add_decayed_weights(0.5)
     >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
     Array([1.], dtype=float32)
     """
@@ -81,8 +82,9 @@ def decay_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNeg
     Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019
     (https://arxiv.org/abs/1711.05101).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = decay_weights(0.5, times=0.1)
+    >>> tx = adam_tx.decay_weights(0.5, times=0.1)
     >>> tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
     Array([0.9], dtype=float32)
     """
@@ -103,8 +105,9 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
 
     Args, Returns, Raises: those of `decay_weights`.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = decay_stepped_weights(0.5)
+    >>> tx = adam_tx.decay_stepped_weights(0.5)
     >>> tx.update(jnp.ones(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]
     Array([-0.5], dtype=float32)
     """
@@ -144,7 +147,7 @@ def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = Non
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = on_decayed_weights(adam_tx.add_decayed_weights(1.0), 0.5)
+    >>> tx = adam_tx.on_decayed_weights(adam_tx.add_decayed_weights(1.0), 0.5)
     >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]  # 1 that is left of 2, less the decay
     Array([0.], dtype=float32)
     """

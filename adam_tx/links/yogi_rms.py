@@ -46,8 +46,9 @@ def scale_by_yogi_rms(
     Reference: Zaheer et al., Adaptive Methods for Nonconvex Optimization, 2018
     (https://papers.nips.cc/paper/8186).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = scale_by_yogi_rms(0.75, eps=0.0, initial=0.0)
+    >>> tx = adam_tx.scale_by_yogi_rms(0.75, eps=0.0, initial=0.0)
     >>> grad = jnp.array([3.0, -4.0])
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([ 2., -2.], dtype=float32)

@@ -31,7 +31,7 @@ def adabelief(
         nu <- b2 · nu + (1 - b2) · |g - mu|² + eps_root
         update = -learning_rate · mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + eps)
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       eps_root: added to nu at every update and kept in it, in units of the gradient squared.
       nesterov: use the look-ahead momentum, with which nu is not concerned.
 
@@ -41,8 +41,9 @@ def adabelief(
     Reference: Zhuang et al., 2020 (https://arxiv.org/abs/2010.07468). The official
     code rectifies as `radam` does by default; Optax and this do not.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adabelief(1.0)
+    >>> tx = adam_tx.adabelief(1.0)
     >>> grad = jnp.array([2.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-1.1111112], dtype=float32)

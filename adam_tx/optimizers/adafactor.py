@@ -1,4 +1,4 @@
-"""`adafactor`: divide the gradient by a second moment kept as rows and columns, in steps of the parameters' size."""
+"""`adafactor`: divide the gradient by a second moment kept as rows and columns; steps are relative to the weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adafactor(
     *,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Divide the gradient by a second moment kept as rows and columns, in steps of the parameters' size.
+    """Divide the gradient by a second moment kept as rows and columns; steps are relative to the weights.
 
     With g the gradient of a tensor, t the number of this update, nu its factored
     second moment (`scale_by_row_column_rms`) with decay 1 - t^-decay_rate::
@@ -48,7 +48,7 @@ def adafactor(
     factor the last two axes whatever their size and bound the rate by 1 / sqrt(t):
     see `adam_tx.interop`. The paper's own rate is the schedule min(1e-2, 1 / sqrt(t)).
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       learning_rate: at least 0; None for 1.
       min_dim_size_to_factor: the least size of the two largest axes to factor.
       decay_rate: the exponent of the second moment's decay, at least 0.
@@ -59,8 +59,9 @@ def adafactor(
       eps: added to |g|² and kept, in units of the gradient squared; at least 0.
       weight_decay_mask: tree of booleans, or a function from params to one; only
         leaves marked True decay.
-      decay_offset: how many updates later the decay starts from zero, as after a number of steps of pre-training.
-      dtype_momentum: what the average of the updates is stored in; float32 is wider where the parameter is.
+      decay_offset: subtracted from t in the decay, which is 0 until update decay_offset + 1. To
+        fine-tune with a state that has counted n updates, give n.
+      dtype_momentum: what the average of the updates is stored in; float32, or wider where the parameter is.
       factored: whether to factor at all.
 
     Returns:
@@ -68,8 +69,9 @@ def adafactor(
 
     Reference: Shazeer & Stern, Adafactor, 2018 (https://arxiv.org/abs/1804.04235).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adafactor(0.1)
+    >>> tx = adam_tx.adafactor(0.1)
     >>> params = jnp.array([2.0, -2.0])
     >>> tx.update(jnp.array([3.0, -4.0]), tx.init(params), params)[0]
     Array([-0.2,  0.2], dtype=float32)

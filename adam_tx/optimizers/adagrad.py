@@ -27,7 +27,7 @@ def adagrad(
 
     PyTorch adds epsilon outside the root: `scale_by_summed_rms(eps)`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       initial_accumulator_value: what nu starts from.
       eps: added inside the root, in units of the gradient squared; at least 0.
 
@@ -36,8 +36,9 @@ def adagrad(
 
     Reference: Duchi, Hazan & Singer, 2011 (https://jmlr.org/papers/v12/duchi11a.html).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adagrad(0.1, initial_accumulator_value=9.0)
+    >>> tx = adam_tx.adagrad(0.1, initial_accumulator_value=9.0)
     >>> grad = jnp.array([4.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.08000001], dtype=float32)

@@ -37,7 +37,7 @@ def adam(
     `b1 · mu / (1 - b1^(t+1)) + (1 - b1) · g / (1 - b1^t)`. Keras adds epsilon to the
     uncorrected root instead: see `adam_tx.interop.keras`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       nesterov: use the look-ahead momentum.
 
     Returns:
@@ -48,8 +48,9 @@ def adam(
 
     Reference: Kingma & Ba, Adam, 2015 (https://arxiv.org/abs/1412.6980).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adam(1e-3)
+    >>> tx = adam_tx.adam(1e-3)
     >>> params = jnp.array([1.0, 2.0])
     >>> updates, state = tx.update(jnp.array([0.5, -0.1]), tx.init(params), params)
     >>> updates

@@ -1,4 +1,4 @@
-"""`adam_atan2`: Adam without epsilon: the division is an arctangent of two arguments."""
+"""`adam_atan2`: Adam without epsilon: an arctangent takes the place of the division."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def adam_atan2(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Adam without epsilon: the division is an arctangent of two arguments.
+    """Adam without epsilon: an arctangent takes the place of the division.
 
     With mu, nu, t and g as in `adam`::
 
         u = a · atan2(mu / (1 - b1^t), b · sqrt(nu / (1 - b2^t)))
         update = -learning_rate · (u + weight_decay · params)
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       a: factor of the arctangent; 1.27 makes the first step about the learning rate.
       b: factor of the root.
 
@@ -41,7 +41,8 @@ def adam_atan2(
 
     Reference: Everett et al., 2024 (https://arxiv.org/abs/2407.05872).
 
-    >>> list(adam_atan2(1e-3).links)[:2]
+    >>> import adam_tx
+    >>> list(adam_tx.adam_atan2(1e-3).links)[:2]
     ['scale_by_momentum', 'scale_by_atan2']
     """
     return chain(

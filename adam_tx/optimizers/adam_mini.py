@@ -1,4 +1,4 @@
-"""`adam_mini`: AdamW with one second moment for a block of parameters that belong together."""
+"""`adam_mini`: AdamW with one second moment for each block of parameters that belong together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def adam_mini(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """AdamW with one second moment for a block of parameters that belong together.
+    """AdamW with one second moment for each block of parameters that belong together.
 
     With mu, t and g as in `adam`, nu one number a block::
 
@@ -38,7 +38,7 @@ def adam_mini(
     a single element of a vector. The official code, for kernels with outputs first,
     also takes a head of a query or key as one block, and a tensor it does not know.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       block: `(path, shape) -> shape of a block`, as in `scale_by_block_rms`.
 
     Returns:
@@ -49,8 +49,9 @@ def adam_mini(
 
     Reference: Zhang et al., Adam-mini, 2024 (https://arxiv.org/abs/2406.16793).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> adam_mini(1e-3).init(jnp.zeros((50, 20)))["scale_by_block_rms"].nu.shape
+    >>> adam_tx.adam_mini(1e-3).init(jnp.zeros((50, 20)))["scale_by_block_rms"].nu.shape
     (1, 20)
     """
     return chain(

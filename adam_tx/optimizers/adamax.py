@@ -31,7 +31,7 @@ def adamax(
 
     Keras adds epsilon outside the maximum: `scale_by_max_norm(b2, eps, eps_stored=0)`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       eps: added to |g| before the maximum, and so kept in the state; at least 0.
 
     Returns:
@@ -39,8 +39,9 @@ def adamax(
 
     Reference: Kingma & Ba, Adam, 2015, section 7.1 (https://arxiv.org/abs/1412.6980).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adamax(0.1)
+    >>> tx = adam_tx.adamax(0.1)
     >>> grad = jnp.array([2.0, -3.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.1,  0.1], dtype=float32)

@@ -27,7 +27,7 @@ def adamaxw(
 ) -> Link:
     """AdaMax with decoupled weight decay, times the learning rate as in `adamw`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       eps: added to |g| before the maximum.
 
     Returns:
@@ -35,7 +35,8 @@ def adamaxw(
 
     Reference: Loshchilov & Hutter, 2019 (https://arxiv.org/abs/1711.05101).
 
-    >>> list(adamaxw(1e-3).links)[3:]
+    >>> import adam_tx
+    >>> list(adam_tx.adamaxw(1e-3).links)[3:]
     ['add_decayed_weights', 'scale_by_learning_rate']
     """
     return chain(

@@ -1,4 +1,4 @@
-"""`adamc`: AdamW whose decay of normalised layers falls with the square of the learning rate."""
+"""`adamc`: AdamW whose weight decay follows the square of the learning rate in normalised layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def adamc(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """AdamW whose decay of normalised layers falls with the square of the learning rate.
+    """AdamW whose weight decay follows the square of the learning rate in normalised layers.
 
     With u Adam's direction, eta the learning rate::
 
@@ -39,7 +39,7 @@ def adamc(
 
     so that the ratio of gradient to weights does not grow as the rate falls.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       max_learning_rate: the largest rate of the schedule, above 0.
       normalized: tree of booleans, or a function from params to one: the weights that a
         normalisation follows; True for all.
@@ -50,9 +50,10 @@ def adamc(
     Reference: Defazio, Why Gradients Rapidly Increase Near the End of Training, 2025
     (https://arxiv.org/abs/2506.02285).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
     >>> import optax
-    >>> tx = adamc(optax.constant_schedule(0.1), weight_decay=0.5, max_learning_rate=0.2)
+    >>> tx = adam_tx.adamc(optax.constant_schedule(0.1), weight_decay=0.5, max_learning_rate=0.2)
     >>> params = jnp.array([10.0])
     >>> tx.update(jnp.zeros(1), tx.init(params), params)[0]  # 0.1² / 0.2 · 0.5 · 10
     Array([-0.25], dtype=float32)

@@ -34,7 +34,7 @@ def adamw(
     The decay is multiplied by the learning rate, as in PyTorch, Keras and Optax;
     defaults differ: 1e-4 here and in Optax, 1e-2 in PyTorch, 4e-3 in Keras.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       nesterov: use the look-ahead momentum.
 
     Returns:
@@ -43,8 +43,9 @@ def adamw(
     Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, 2019
     (https://arxiv.org/abs/1711.05101).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = adamw(1e-3, weight_decay=0.1)
+    >>> tx = adam_tx.adamw(1e-3, weight_decay=0.1)
     >>> params = jnp.array([10.0, 0.0])
     >>> tx.update(jnp.zeros(2), tx.init(params), params)[0]
     Array([-0.001, -0.   ], dtype=float32)

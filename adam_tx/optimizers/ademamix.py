@@ -36,7 +36,7 @@ def ademamix(
         u = (fast / (1 - b1^t) + alpha · slow) / (sqrt(nu / (1 - b2^t) + eps_root) + eps)
         update = -learning_rate · (u + weight_decay · params)
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       b3: decay of the slow momentum, in [0, 1); the paper warms it up.
       alpha: weight of the slow momentum; the paper warms it up.
 
@@ -45,8 +45,9 @@ def ademamix(
 
     Reference: Pagliardini et al., 2024 (https://arxiv.org/abs/2409.03137).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = ademamix(1.0)
+    >>> tx = adam_tx.ademamix(1.0)
     >>> grad = jnp.array([2.0])
     >>> tx.update(grad, tx.init(grad), grad)[0]  # -(1 + alpha (1 - b3))
     Array([-1.0005], dtype=float32)

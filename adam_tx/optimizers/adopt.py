@@ -1,4 +1,4 @@
-"""`adopt`: divide by the second moment of earlier gradients, then average: converges for any b2."""
+"""`adopt`: divide by the root mean square of earlier gradients, then average: converges for any b2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adopt(
     clip_value_fn: NonNegative = fourth_root,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Divide by the second moment of earlier gradients, then average: converges for any b2.
+    """Divide by the root mean square of earlier gradients, then average: converges for any b2.
 
     With g the gradient and t the number of earlier updates; the first update only
     sets nu to |g|²::
@@ -33,7 +33,7 @@ def adopt(
         update = -learning_rate · mu
         nu <- b2 · nu + (1 - b2) · |g|²
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       eps: the least denominator, in units of the gradient; at least 0.
       nesterov: use the look-ahead momentum.
       use_clipping: whether to bound the elements of an update.
@@ -44,7 +44,8 @@ def adopt(
 
     Reference: Taniguchi et al., ADOPT, 2024 (https://arxiv.org/abs/2411.02853).
 
-    >>> list(adopt(1e-3).links)[:2]
+    >>> import adam_tx
+    >>> list(adam_tx.adopt(1e-3).links)[:2]
     ['scale_by_delayed_rms', 'scale_by_momentum']
     """
     return chain(

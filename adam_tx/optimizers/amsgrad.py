@@ -36,7 +36,7 @@ def amsgrad(
 
     The two states cannot be converted into each other.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       max_of: "debiased" or "raw".
       bias_correction_mu: whether to undo the start from zero of mu.
       bias_correction_nu: whether to undo that of nu; the maximum is then raw in any case.
@@ -46,7 +46,8 @@ def amsgrad(
 
     Reference: Reddi, Kale & Kumar, 2018 (https://arxiv.org/abs/1904.09237).
 
-    >>> list(amsgrad(1e-3).links)
+    >>> import adam_tx
+    >>> list(adam_tx.amsgrad(1e-3).links)
     ['scale_by_momentum', 'scale_by_max_rms', 'bias_correction', 'scale_by_learning_rate']
     """
     return chain(

@@ -25,7 +25,7 @@ def cautious(
     Weight decay is part of what is judged here. The official C-AdamW judges Adam's
     direction alone: there `scale_by_caution()` stands before the decay.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       optimizer: any transformation whose updates are ready for `optax.apply_updates`.
       floor: the least share of kept elements to make up for, above 0.
 
@@ -39,7 +39,7 @@ def cautious(
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = cautious(adam_tx.sgd(1.0, momentum=0.5))
+    >>> tx = adam_tx.cautious(adam_tx.sgd(1.0, momentum=0.5))
     >>> _, state = tx.update(jnp.array([2.0, 2.0]), tx.init(jnp.zeros(2)))
     >>> tx.update(jnp.array([-0.5, 1.0]), state)[0]  # the first would still go by the last gradient
     Array([-0., -4.], dtype=float32)

@@ -1,4 +1,4 @@
-"""`lamb`: AdamW whose update of each tensor has the size of that tensor, times the learning rate."""
+"""`lamb`: AdamW whose step for each tensor is as long as the tensor, times the learning rate."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lamb(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """AdamW whose update of each tensor has the size of that tensor, times the learning rate.
+    """AdamW whose step for each tensor is as long as the tensor, times the learning rate.
 
     With u Adam's direction, p a tensor of the parameters::
 
@@ -35,14 +35,15 @@ def lamb(
     Not leafwise: the rule of an element depends on its whole tensor. Keras leaves
     the decay out of the ratio.
 
-    Args: those that `adam_tx.optimizers` explains.
+    Args: see `help(adam_tx.optimizers)`.
 
     Returns:
       A `Link`, a drop-in for `optax.lamb`. Its `update` needs `params`.
 
     Reference: You et al., LAMB, 2020 (https://arxiv.org/abs/1904.00962).
 
-    >>> list(lamb(1e-3).links)[-2:]
+    >>> import adam_tx
+    >>> list(adam_tx.lamb(1e-3).links)[-2:]
     ['scale_by_trust_ratio', 'scale_by_learning_rate']
     """
     return chain(

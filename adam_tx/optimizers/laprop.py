@@ -33,14 +33,15 @@ def laprop(
     The official code keeps the learning rate inside the average, so that changes of
     it fade in; for a constant rate the two are the same.
 
-    Args: those that `adam_tx.optimizers` explains.
+    Args: see `help(adam_tx.optimizers)`.
 
     Returns:
       A `Link`.
 
     Reference: Ziyin, Wang & Ueda, LaProp, 2020 (https://arxiv.org/abs/2002.04839).
 
-    >>> list(laprop(1e-3).links)[:3]
+    >>> import adam_tx
+    >>> list(adam_tx.laprop(1e-3).links)[:3]
     ['scale_by_rms', 'scale_by_momentum', 'bias_correction']
     """
     return chain(

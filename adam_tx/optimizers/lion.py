@@ -1,4 +1,4 @@
-"""`lion`: the sign of a momentum that is kept with one decay and read with another."""
+"""`lion`: the sign of a momentum with two decays: one to store it, one to read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lion(
     weight_decay: NonNegative = 1e-3,
     mask: Mask = None,
 ) -> Link:
-    """The sign of a momentum that is kept with one decay and read with another.
+    """The sign of a momentum with two decays: one to store it, one to read it.
 
     With g the gradient and mu from zero::
 
@@ -30,7 +30,7 @@ def lion(
         mu <- b2 · mu + (1 - b2) · g
         update = -learning_rate · (u + weight_decay · params)
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       b1: decay with which mu is read, in [0, 1).
       b2: decay with which mu is kept, in [0, 1).
       weight_decay: at least 0; Keras has none by default.
@@ -40,8 +40,9 @@ def lion(
 
     Reference: Chen et al., Lion, 2023 (https://arxiv.org/abs/2302.06675).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = lion(0.1, weight_decay=0.0)
+    >>> tx = adam_tx.lion(0.1, weight_decay=0.0)
     >>> grad = jnp.array([2.0, -3.0])
     >>> tx.update(grad, tx.init(grad), grad)[0]
     Array([-0.1,  0.1], dtype=float32)

@@ -36,7 +36,7 @@ def mars_adamw(
     This is the approximate form: previous is not evaluated on the new batch. The
     official code leaves tensors that are no matrices to AdamW; for that, `optax.partition`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       gamma: how much of the change is added, at least 0.
 
     Returns:
@@ -44,7 +44,8 @@ def mars_adamw(
 
     Reference: Yuan et al., MARS, 2024 (https://arxiv.org/abs/2411.10438).
 
-    >>> list(mars_adamw(1e-3).links)
+    >>> import adam_tx
+    >>> list(adam_tx.mars_adamw(1e-3).links)
     ['add_gradient_change', 'clip_by_norm', 'chain']
     """
     return chain(

@@ -35,7 +35,7 @@ def nadam(
     with 1, while mu decays by b1. In Dozat's own form mu, too, decays by m_t: give
     `b1=schedules.nadam_decay()`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       momentum_decay: how fast m_t grows to b1, at least 0; None for m_t = b1.
       nesterov: whether to look ahead; without it this is `adam`.
 
@@ -44,8 +44,9 @@ def nadam(
 
     Reference: Dozat, Incorporating Nesterov Momentum into Adam, 2016.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx, torch = nadam(1.0), nadam(1.0, momentum_decay=0.004)
+    >>> tx, torch = adam_tx.nadam(1.0), adam_tx.nadam(1.0, momentum_decay=0.004)
     >>> grad = jnp.array([2.0])
     >>> [round(float(t.update(grad, t.init(grad))[0][0]), 4) for t in (tx, torch)]
     [-1.4737, -1.0565]

@@ -28,7 +28,7 @@ def nadamw(
 ) -> Link:
     """NAdam with decoupled weight decay, times the learning rate as in `adamw`.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       nesterov: whether to look ahead; without it this is `adamw`.
       momentum_decay: that of `nadam`.
 
@@ -37,7 +37,8 @@ def nadamw(
 
     Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
 
-    >>> nadamw(1e-3).links["add_decayed_weights"].declaration.hyperparams["weight_decay"]
+    >>> import adam_tx
+    >>> adam_tx.nadamw(1e-3).links["add_decayed_weights"].declaration.hyperparams["weight_decay"]
     0.0001
     """
     direction = adam_direction(

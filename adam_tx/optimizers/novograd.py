@@ -1,4 +1,4 @@
-"""`novograd`: divide each tensor's gradient by its running norm, then let it gather momentum."""
+"""`novograd`: divide each tensor's gradient by its running norm, then add momentum."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def novograd(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Divide each tensor's gradient by its running norm, then let it gather momentum.
+    """Divide each tensor's gradient by its running norm, then add momentum.
 
     With g the gradient of a tensor, mu from zero; nu is ||g||² at the first update::
 
@@ -35,7 +35,7 @@ def novograd(
 
     One second moment a tensor. The decay is gathered by the momentum, as in Optax.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       b1: decay of mu, in [0, 1); a sum, not an average.
 
     Returns:
@@ -43,8 +43,9 @@ def novograd(
 
     Reference: Ginsburg et al., NovoGrad, 2019 (https://arxiv.org/abs/1905.11286).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = novograd(1.0, eps=0.0)
+    >>> tx = adam_tx.novograd(1.0, eps=0.0)
     >>> grad = jnp.array([3.0, -4.0])
     >>> tx.update(grad, tx.init(grad), grad)[0]
     Array([-0.6,  0.8], dtype=float32)

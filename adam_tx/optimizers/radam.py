@@ -1,4 +1,4 @@
-"""`radam`: Adam that divides only once its second moment has seen enough, and rectifies it then."""
+"""`radam`: Adam that starts as plain momentum, until its second moment is reliable."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def radam(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Adam that divides only once its second moment has seen enough, and rectifies it then.
+    """Adam that starts as plain momentum, until its second moment is reliable.
 
     The chain of `adam` with `scale_by_rectified_rms`, whose docstring has rho and r;
     until rho reaches the threshold, from update 6 on for b2 = 0.999, the update is
     -learning_rate · mu / (1 - b1^t), or zero if not `degenerate`, as in the official
     code, which then also adds epsilon to the raw root.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       threshold: the least rho at which updates are divided: 5 in Optax and PyTorch, 4 in the paper.
       degenerate: whether there are updates before that.
       nesterov: use the look-ahead momentum.
@@ -43,8 +43,9 @@ def radam(
 
     Reference: Liu et al., 2020 (https://arxiv.org/abs/1908.03265).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = radam(0.1)
+    >>> tx = adam_tx.radam(0.1)
     >>> grad = jnp.array([2.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.2], dtype=float32)

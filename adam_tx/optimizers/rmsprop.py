@@ -1,4 +1,4 @@
-"""`rmsprop`: divide the gradient by its running root mean square, then let it gather momentum."""
+"""`rmsprop`: divide the gradient by its running root mean square; add momentum if asked to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rmsprop(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Divide the gradient by its running root mean square, then let it gather momentum.
+    """Divide the gradient by its running root mean square; add momentum if asked to.
 
     With g the gradient, nu, mean and trace from zero::
 
@@ -39,7 +39,7 @@ def rmsprop(
 
     The learning rate stands before the momentum, as in Optax and Keras.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       decay: of nu, in [0, 1).
       eps: at least 0.
       eps_in_sqrt: whether eps is added inside the root.
@@ -54,8 +54,9 @@ def rmsprop(
 
     Reference: Tieleman & Hinton, 2012; Graves, 2013 (https://arxiv.org/abs/1308.0850).
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = rmsprop(0.1, decay=0.75)
+    >>> tx = adam_tx.rmsprop(0.1, decay=0.75)
     >>> grad = jnp.array([3.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.2], dtype=float32)

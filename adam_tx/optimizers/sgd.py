@@ -1,4 +1,4 @@
-"""`sgd`: gradient descent with heavy-ball momentum."""
+"""`sgd`: gradient descent, with heavy-ball momentum if asked to."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def sgd(
     *,
     dampening: Decay = 0.0,
 ) -> Link:
-    """Gradient descent with heavy-ball momentum.
+    """Gradient descent, with heavy-ball momentum if asked to.
 
     With g the gradient and the trace from zero::
 
         trace <- momentum · trace + (1 - dampening) · g        g itself at the first update
         update = -learning_rate · (trace, or g + momentum · trace if nesterov)
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       momentum: decay of the trace, in [0, 1); None for no trace.
       nesterov: look one step ahead.
       dampening: in [0, 1).
@@ -37,8 +37,9 @@ def sgd(
 
     Reference: Sutskever et al., 2013; torch/optim/sgd.py in PyTorch 2.13.
 
+    >>> import adam_tx
     >>> import jax.numpy as jnp
-    >>> tx = sgd(0.1)
+    >>> tx = adam_tx.sgd(0.1)
     >>> grad = jnp.array([2.0])
     >>> tx.update(grad, tx.init(grad))[0]
     Array([-0.2], dtype=float32)

@@ -42,7 +42,7 @@ def soap(
     The first update only finds Q and is zero. A leaf with one axis, and an axis of
     more than ten thousand elements, keep their basis.
 
-    Args: those that `adam_tx.optimizers` explains, and
+    Args: see `help(adam_tx.optimizers)`, and
       eps: added to the raw root in that basis, in units of the gradient; at least 0.
       every: the number of updates between two changes of basis.
       shampoo_decay: decay of the averages of g gᴴ, in [0, 1); None for b2.
@@ -53,7 +53,8 @@ def soap(
 
     Reference: Vyas et al., SOAP, 2024 (https://arxiv.org/abs/2409.11321).
 
-    >>> list(soap(1e-3).links)
+    >>> import adam_tx
+    >>> list(adam_tx.soap(1e-3).links)
     ['in_eigenbasis', 'scale_by_learning_rate', 'decay_stepped_weights']
     """
     direction = chain(scale_by_momentum(b1, dtype=mu_dtype), scale_by_rms(b2, eps, dtype=nu_dtype), bias_correction())

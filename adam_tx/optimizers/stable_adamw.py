@@ -1,4 +1,4 @@
-"""`stable_adamw`: AdamW that slows down a tensor whose gradient is larger than what it averaged."""
+"""`stable_adamw`: AdamW that takes a smaller step for a tensor whose gradient exceeds its usual size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stable_adamw(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """AdamW that slows down a tensor whose gradient is larger than what it averaged.
+    """AdamW that takes a smaller step for a tensor whose gradient exceeds its usual size.
 
     With u Adam's direction, v its debiased second moment, of a tensor::
 
@@ -34,14 +34,15 @@ def stable_adamw(
 
     The official code keeps the moments debiased; here they are Adam's.
 
-    Args: those that `adam_tx.optimizers` explains.
+    Args: see `help(adam_tx.optimizers)`.
 
     Returns:
       A `Link`. Its `update` needs `params`.
 
     Reference: Wortsman et al., 2023 (https://arxiv.org/abs/2304.13013).
 
-    >>> list(stable_adamw(1e-3).links["scale_by_surprise"].links)
+    >>> import adam_tx
+    >>> list(adam_tx.stable_adamw(1e-3).links["scale_by_surprise"].links)
     ['scale_by_rms', 'add_decayed_weights']
     """
     rms = scale_by_rms(b2, eps, debias=True, dtype=nu_dtype)

@@ -1,4 +1,4 @@
-"""`yogi`: Adam whose second moment moves by steps of the squared gradient's size."""
+"""`yogi`: Adam whose second moment goes up or down by a fixed share of the squared gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def yogi(
     mu_dtype: StorageLike | None = None,
     nu_dtype: StorageLike | None = None,
 ) -> Link:
-    """Adam whose second moment moves by steps of the squared gradient's size.
+    """Adam whose second moment goes up or down by a fixed share of the squared gradient.
 
     With mu, t and g as in `adam`, nu from 1e-6::
 
@@ -31,14 +31,15 @@ def yogi(
 
     Optax starts mu, too, from 1e-6; here it starts from zero, as in the paper.
 
-    Args: those that `adam_tx.optimizers` explains.
+    Args: see `help(adam_tx.optimizers)`.
 
     Returns:
       A `Link`, with the arguments of `optax.yogi`.
 
     Reference: Zaheer et al., 2018 (https://papers.nips.cc/paper/8186).
 
-    >>> list(yogi(1e-3).links)[1]
+    >>> import adam_tx
+    >>> list(adam_tx.yogi(1e-3).links)[1]
     'scale_by_yogi_rms'
     """
     return chain(
