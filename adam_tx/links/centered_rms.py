@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
+from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
 
@@ -39,13 +39,14 @@ def scale_by_centered_rms(
       eps_root: added inside the root, in units of the gradient squared; at least 0.
       debias: undo the start from zero of mean and nu first.
       initial: what nu starts from, in units of the gradient squared.
-      dtype: what mean and nu are stored in; None for float32 or wider.
+      dtype: what mean and nu are stored in: a dtype, or None for float32 or wider.
 
     Returns:
       A `Link` with state `(count, weight, mean, nu)`, which reads the gradient.
 
     Raises:
       ValueError: a number out of range.
+      TypeError: a `dtype` that rounds at random, of which the difference would be noise.
 
     Reference: Graves, Generating Sequences With Recurrent Neural Networks, 2013,
     section 4.2 (https://arxiv.org/abs/1308.0850).
@@ -58,6 +59,12 @@ def scale_by_centered_rms(
     Array([2.], dtype=float32)
     """
     fixed("initial", initial)
+
+    if not isinstance(as_storage("nu", dtype), Plain):
+        raise TypeError(
+            f"scale_by_centered_rms: dtype cannot be {dtype!r}: nu - |mean|² is a small difference, of which rounding "
+            "at random leaves noise, and zero to divide by. Use a dtype or None."
+        )
 
     def rule(now, updates, grad, mean, nu):
         mean = ema(mean, grad, now.decay.step)

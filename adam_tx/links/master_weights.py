@@ -32,7 +32,8 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
         u  <- p' - p
 
     What is emitted is float32, whatever the gradient's dtype: `optax.apply_updates`
-    adds it and comes out at exactly p'. A bfloat16 update could not get there.
+    adds it and comes out at exactly p'. A bfloat16 update could not get there. (Around it
+    `optax.apply_if_finite` needs float32 gradients, whose dtype its own zeros have.)
 
     With 32 bits the residual is an int16 and w a float32 to the last bit: training is
     float32 training. With 24 bits it is an int8, and w is rounded to sixteen bits of

@@ -1,0 +1,254 @@
+"""bfloat16 weights that are trained as if they were wider: exact splits, and steps that are not lost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import run
+
+import adam_tx
+from adam_tx.links import master_weights as module
+from adam_tx.storage import EightBit
+
+UNFUSED = {"xla_disable_hlo_passes": "fusion"}  # in a fused program XLA rounds a product and a sum once, or twice
+
+
+def started(tx, weights):
+    """bfloat16 parameters and a state for float32 weights."""
+    return adam_tx.split_float32_weights(weights, tx.init(jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)))
+
+
+def trained(tx, params, state, grads, **options):
+    """Parameters and state after a step for each gradient."""
+
+    def step(carry, grad):
+        params, state = carry
+        updates, state = tx.update(grad, state, params)
+        return (run.apply_updates(params, updates), state), None
+
+    scan = jax.jit(lambda params, state, grads: jax.lax.scan(step, (params, state), grads)[0], **options)
+    return scan(params, state, grads)
+
+
+def bits_of(x):
+    return np.asarray(x).view(np.uint32)
+
+
+def test_with_32_bits_ten_thousand_steps_of_adamw_are_those_of_float32_to_the_last_bit():
+    weights = jax.random.normal(jax.random.key(0), (4, 32)) * 0.02
+    grads = jax.random.normal(jax.random.key(1), (10_000, 4, 32))
+    plain = adam_tx.adamw(1e-3, weight_decay=0.1)
+    tx = adam_tx.chain(plain, adam_tx.master_weights(bits=32))
+    params, state = trained(tx, *started(tx, weights), grads, compiler_options=UNFUSED)
+    exact, _ = trained(plain, weights, plain.init(weights), grads, compiler_options=UNFUSED)
+    assert params.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(bits_of(adam_tx.float32_weights(params, state)), bits_of(exact))
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_adding_the_update_gives_exactly_the_bfloat16_that_belongs_to_the_residual(bits):
+    """Also where a weight crosses zero or shrinks by many powers of two, and for a zero of either sign."""
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=(3, 4096)) * 10.0 ** rng.uniform(-12, 2, (3, 4096))
+    weights, step = jnp.asarray(size[0], jnp.float32), jnp.asarray(size[1], jnp.float32)
+    near = -weights * jnp.asarray(1 + size[2] * 2.0 ** rng.integers(-24, 0, 4096), jnp.float32)
+    special = jnp.array([0.0, -0.0, 1.0, -1.0, 1e-30, 1e38], jnp.float32)
+    tx = adam_tx.chain(adam_tx.as_link(optax.identity()), adam_tx.master_weights(bits))
+    for old, update in ((weights, step), (weights, near), (weights, -weights), (special, -special), (special, special)):
+        params, state = started(tx, old)
+        whole = adam_tx.float32_weights(params, state)
+        updates, state = jax.jit(tx.update)(update, state, params)
+        after = run.apply_updates(params, updates)
+        expected = module._split(whole + update, state["master_weights"].residual.dtype, None)[0]
+        if bits == 32:
+            np.testing.assert_array_equal(bits_of(after.astype(jnp.float32)), np.asarray(expected))
+            got = adam_tx.float32_weights(after, state)
+            np.testing.assert_array_equal(np.asarray(got), np.asarray(whole + update))
+        upper = module._split(adam_tx.float32_weights(after, state), state["master_weights"].residual.dtype, None)[0]
+        np.testing.assert_array_equal(bits_of(after.astype(jnp.float32)), np.asarray(upper))
+
+
+def test_small_steps_arrive_with_a_residual_and_stand_still_without():
+    """A learning rate of 1e-6, and weights of which it is less than 2^-17."""
+    weights, steps = jnp.full((8, 64), 0.3), 1000
+    grads = jnp.ones((steps, 8, 64))
+    last = {
+        "plain": [],
+        "24 bits": [adam_tx.master_weights(bits=24)],
+        "24 bits, nearest": [adam_tx.master_weights(bits=24, stochastic=False)],
+        "32 bits": [adam_tx.master_weights(bits=32)],
+        "at random": [adam_tx.stochastic_round()],
+    }
+    moved = {}
+    for name, links in last.items():
+        tx = adam_tx.chain(adam_tx.adam(1e-6), *links)
+        has_residual = "bits" in name
+        params, state = weights.astype(jnp.bfloat16), tx.init(weights.astype(jnp.bfloat16))
+        if has_residual:
+            params, state = started(tx, weights)
+        whole = adam_tx.float32_weights if has_residual else lambda params, _: params.astype(jnp.float32)
+        end = trained(tx, params, state, grads)
+        moved[name] = float(jnp.mean(whole(params, state) - whole(*end)))
+    assert moved["plain"] == 0
+    assert moved["24 bits, nearest"] == 0
+    assert moved["32 bits"] == pytest.approx(1e-3, rel=1e-3)
+    assert moved["24 bits"] == pytest.approx(1e-3, rel=0.02)
+    assert moved["at random"] == pytest.approx(1e-3, rel=0.2)
+
+
+def test_a_step_of_24_bits_rounds_without_bias():
+    weights = jnp.full((64, 1024), 0.3)
+    tx = adam_tx.chain(adam_tx.sgd(1.0), adam_tx.master_weights(bits=24))
+    params, state = started(tx, weights)
+    before = adam_tx.float32_weights(params, state)
+    step = float(jnp.spacing(jnp.float32(0.3))) * 70  # of 256 between two weights of 24 bits
+    updates, state = jax.jit(tx.update)(jnp.full_like(weights, step), state, params)
+    after = adam_tx.float32_weights(run.apply_updates(params, updates), state)
+    moved = np.asarray(before - after, np.float64)
+    assert np.unique(moved).size == 2
+    assert moved.mean() == pytest.approx(step, abs=5 * moved.std() / 256)
+
+
+def test_wider_leaves_have_no_residual_and_train_as_they_are(x64):
+    params = {"bf16": jnp.ones(3, jnp.bfloat16), "f32": jnp.ones(3), "f64": jnp.ones(3, jnp.float64), "none": None}
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.5), params)
+    plain, tx = adam_tx.adam(0.1), adam_tx.chain(adam_tx.adam(0.1), adam_tx.master_weights())
+    state = tx.init(params)
+    assert {name: leaf is None for name, leaf in state["master_weights"].residual.items()} == {
+        "bf16": False,
+        "f32": True,
+        "f64": True,
+        "none": True,
+    }
+    expected, _ = plain.update(grads, plain.init(params), params)
+    updates, state = tx.update(grads, state, params)
+    for name in ("f32", "f64"):
+        np.testing.assert_array_equal(np.asarray(updates[name]), np.asarray(expected[name]))
+        assert updates[name].dtype == params[name].dtype
+    assert updates["bf16"].dtype == jnp.float32
+    whole = adam_tx.float32_weights(params, state)
+    assert whole["f64"] is params["f64"]
+    assert whole["none"] is None
+    rounding = adam_tx.chain(adam_tx.adam(0.1), adam_tx.stochastic_round())
+    rounded, _ = rounding.update(grads, rounding.init(params), params)
+    np.testing.assert_array_equal(np.asarray(rounded["f64"]), np.asarray(expected["f64"]))
+
+
+def test_the_links_before_it_see_the_whole_weights():
+    weights = jnp.array([1.001, -3.0007])
+    tx = adam_tx.chain(
+        adam_tx.add_decayed_weights(0.5), adam_tx.scale_by_learning_rate(1.0), adam_tx.master_weights(32)
+    )
+    for chain in (tx, adam_tx.chain(adam_tx.as_link(optax.identity()), tx)):
+        params, state = started(chain, weights)
+        updates, state = chain.update(jnp.zeros(2), state, params)
+        after = adam_tx.float32_weights(run.apply_updates(params, updates), state)
+        np.testing.assert_array_equal(np.asarray(after), np.asarray(weights * 0.5))
+
+
+def test_a_weight_that_was_set_to_zero_from_outside_goes_on_from_zero():
+    tx = adam_tx.chain(adam_tx.sgd(1.0), adam_tx.master_weights(bits=32))
+    params, state = started(tx, jnp.array([0.9999, -0.9999]))
+    params = jnp.zeros_like(params)
+    updates, state = tx.update(jnp.full(2, -0.25), state, params)
+    np.testing.assert_allclose(np.asarray(run.apply_updates(params, updates), np.float32), 0.25, rtol=1e-2)
+
+
+def test_a_weight_that_is_not_finite_becomes_nan_and_a_huge_one_stays_finite():
+    tx = adam_tx.chain(adam_tx.as_link(optax.identity()), adam_tx.master_weights())
+    params = jnp.array([1.0, 1.0, 3e38], jnp.bfloat16)
+    updates, state = tx.update(jnp.array([jnp.nan, jnp.inf, 3.9e37]), tx.init(params), params)
+    after = np.asarray(run.apply_updates(params, updates), np.float32)
+    assert np.isnan(after[:2]).all()
+    assert np.isfinite(after[2])
+    assert np.isfinite(np.asarray(adam_tx.float32_weights(jnp.asarray(after, jnp.bfloat16), state))[2])
+
+
+@pytest.mark.parametrize("wrap", ["MultiSteps", "apply_if_finite", "masked", "chain"])
+def test_it_works_in_optax_wrappers(wrap, standard_promotion):
+    inner = adam_tx.chain(adam_tx.adam(1e-4), adam_tx.master_weights(bits=32))
+    tx = {
+        "MultiSteps": lambda: optax.MultiSteps(inner, 2),
+        "apply_if_finite": lambda: optax.apply_if_finite(inner, 3),
+        "masked": lambda: optax.masked(inner, True),
+        "chain": lambda: optax.chain(optax.clip_by_global_norm(1e9), inner),
+    }[wrap]()
+    params = jnp.ones(4, jnp.bfloat16)
+    # a step that apply_if_finite skips is a zero of the gradient's dtype, and has to be float32 as the others are
+    grads = jnp.ones((8, 4), jnp.float32 if wrap == "apply_if_finite" else jnp.bfloat16)
+    params, state = trained(tx, params, tx.init(params), grads)
+    steps = 4 if wrap == "MultiSteps" else 8
+    np.testing.assert_allclose(np.asarray(adam_tx.float32_weights(params, state)), 1 - steps * 1e-4, rtol=2e-7)
+
+
+def test_five_bytes_a_parameter_are_all_that_is_kept():
+    params = jnp.zeros((1024, 1024), jnp.bfloat16)
+    storage = EightBit()
+    tx = adam_tx.chain(adam_tx.adamw(1e-3, mu_dtype=storage, nu_dtype=storage), adam_tx.master_weights())
+    kept = jax.tree.leaves(jax.eval_shape(tx.init, params))
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in [params, *kept]) / params.size <= 5.04
+
+
+def test_the_naive_residual_that_a_compiler_may_drop_is_not_used():
+    """No conversion from float32 to bfloat16 and back: on GPUs XLA takes that for the number itself."""
+    tx = adam_tx.chain(adam_tx.sgd(1e-3), adam_tx.master_weights())
+    params = jnp.ones(8, jnp.bfloat16)
+    state = tx.init(params)
+    text = jax.jit(tx.update).lower(jnp.ones(8), state, params).as_text()
+    assert "xf32>) -> tensor<8xbf16>" not in text
+    assert "bitcast_convert" in text
+
+
+HALF, BF16 = jnp.ones(2, jnp.float16), jnp.ones(2, jnp.bfloat16)
+MASTER = functools.partial(adam_tx.chain, adam_tx.sgd(0.1))
+BAD = {
+    "bits": (lambda: adam_tx.master_weights(bits=16), "master_weights: bits must be 24 or 32, got 16"),
+    "before another": (
+        lambda: adam_tx.chain(adam_tx.master_weights(), adam_tx.scale_by_learning_rate(0.1)),
+        "chain: 'master_weights' emits the difference .* the last link",
+    ),
+    "rounding before another": (
+        lambda: adam_tx.chain(adam_tx.chain(adam_tx.stochastic_round()), adam_tx.scale_by_learning_rate(0.1)),
+        "chain: 'chain' emits the difference",
+    ),
+    "beside another": (lambda: adam_tx.parallel(adam_tx.master_weights()), "parallel: 'master_weights' emits"),
+    "float16": (
+        lambda: MASTER(adam_tx.master_weights()).init({"w": HALF}),
+        r"master_weights: params: leaf \['w'\] is float16",
+    ),
+    "float16, rounded": (
+        lambda: MASTER(adam_tx.stochastic_round()).update({"w": HALF}, {"count": jnp.int32(0)}, {"w": HALF}),
+        r"stochastic_round: params: leaf \['w'\] is float16",
+    ),
+    "became float32": (
+        lambda: MASTER(adam_tx.master_weights()).update(
+            {"w": BF16}, MASTER(adam_tx.master_weights()).init({"w": BF16}), {"w": jnp.ones(2)}
+        ),
+        r"leaf \['w'\] came as float32, .* it was bfloat16\. Apply updates with optax\.apply_updates",
+    ),
+    "became bfloat16": (
+        lambda: MASTER(adam_tx.master_weights()).update(
+            {"w": BF16}, MASTER(adam_tx.master_weights()).init({"w": jnp.ones(2)}), {"w": BF16}
+        ),
+        r"leaf \['w'\] came as bfloat16, .* another dtype",
+    ),
+    "no params": (
+        lambda: MASTER(adam_tx.master_weights()).update(BF16, MASTER(adam_tx.master_weights()).init(BF16)),
+        "master_weights needs params",
+    ),
+    "no residual": (lambda: adam_tx.float32_weights(BF16, adam_tx.adam(0.1).init(BF16)), "has those of 0"),
+    "other params": (
+        lambda: adam_tx.float32_weights({"w": jnp.ones(2)}, MASTER(adam_tx.master_weights()).init({"w": BF16})),
+        r"leaf \['w'\] is float32\[2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_kept_is_refused_with_the_way_out(case):
+    make, message = BAD[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
