@@ -1,8 +1,12 @@
 """Strict by default: no implicit promotion, warnings are errors (pyproject), eight virtual CPU devices."""
 
+import functools
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
+# Compiling is what takes the time, and the older of XLA's two emitters of loops takes half of it. The operations, which
+# are chosen before, are the same, and so is what LLVM does with them; `usual_compiler` gives back the default.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -28,6 +32,14 @@ def pytest_collection_modifyitems(items):
 def x64():
     """float64 enabled for the duration of a test."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def usual_compiler():
+    """What is jitted in this module is compiled as for users, for tests of the last bit and of what a program costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True}))
         yield
 
 

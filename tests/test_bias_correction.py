@@ -12,6 +12,8 @@ from adam_tx._core import debias, hyperparams
 
 MILLION = 10**6
 
+pytestmark = pytest.mark.usefixtures("usual_compiler")
+
 
 def weights(decay, steps=MILLION, dtype=jnp.float32):
     """The weight after each step, as the links compute it."""

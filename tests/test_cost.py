@@ -12,7 +12,7 @@ from fixed_cost import fixed, nested
 
 import adam_tx
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's own Adam needs it
+pytestmark = pytest.mark.usefixtures("usual_compiler", "standard_promotion")  # Optax's own Adam needs the second
 
 FAMILY = ("adam", "adamw", "nadam", "nadamw", "amsgrad", "adamax", "adamaxw", "adabelief", "yogi", "radam", "lion")
 FAMILY += ("adagrad", "rmsprop", "sgd", "lamb", "novograd", "adafactor", "adopt", "ademamix")

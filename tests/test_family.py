@@ -244,7 +244,7 @@ REORDERED = {
 
 
 @pytest.mark.parametrize("name", SWAPS)
-def test_swapping_one_link_of_adam_gives_the_named_optimizer_bit_for_bit(name):
+def test_swapping_one_link_of_adam_gives_the_named_optimizer_bit_for_bit(name, usual_compiler):
     position, link, named = SWAPS[name]
     links = list(adam_tx.adam(0.01).links.values())
     links[position] = link
@@ -254,7 +254,7 @@ def test_swapping_one_link_of_adam_gives_the_named_optimizer_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", REORDERED)
-def test_reordering_or_replacing_links_of_adam_gives_the_named_optimizer_bit_for_bit(name):
+def test_reordering_or_replacing_links_of_adam_gives_the_named_optimizer_bit_for_bit(name, usual_compiler):
     named, links = REORDERED[name]
     params, grads = oracles.matrix_problem()
     swapped = run.trajectory(adam_tx.chain(*links), params, grads, jnp.float32)

@@ -22,6 +22,8 @@ PAIRS = {
     "nadamw": (adam_tx.adamw, optax.adamw, {"nesterov": True, "weight_decay": 0.1, "eps": 1e-2}, {}),
 }
 
+pytestmark = pytest.mark.usefixtures("usual_compiler")
+
 
 @pytest.fixture(params=PAIRS.values(), ids=PAIRS)
 def pair(request):

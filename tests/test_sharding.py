@@ -13,6 +13,8 @@ import adam_tx
 
 SPEC = {"w": P("rows", "columns"), "b": P("rows")}
 
+pytestmark = pytest.mark.usefixtures("usual_compiler")
+
 
 @pytest.fixture(scope="module")
 def mesh():
@@ -43,7 +45,7 @@ def steps(tx, params, n=5):
 
 
 @pytest.fixture(scope="module")
-def on_one_and_on_many(mesh):
+def on_one_and_on_many(mesh, usual_compiler):
     """Parameters and state of every optimizer after five steps, on one device and on eight, each in one program."""
     optimizers, start = {name: make() for name, make in OPTIMIZERS.items()}, parameters()
 
