@@ -1,9 +1,14 @@
 """Helpers that tests share: running a transformation over given gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+quickly_jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""For large programs that run once, and of which no last bit is asked."""
 
 
 def trajectory(tx, params, grads, dtype=None):
@@ -44,4 +49,4 @@ def ends(makers, params, grads):
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
-    return jax.tree.map(np.asarray, jax.jit(lambda: {name: end(tx) for name, tx in optimizers.items()})())
+    return jax.tree.map(np.asarray, quickly_jitted(lambda: {name: end(tx) for name, tx in optimizers.items()})())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import PartitionSpec as P
@@ -86,7 +87,7 @@ def test_every_option_of_optax_does_what_it_does_there(standard_promotion):
     def both(name, options):
         return [after_steps(f(1e-2, **options)) for f in (OPTIMIZERS[name], shared_with_optax()[name])]
 
-    for ours, theirs in jax.jit(lambda: [both(*pair) for pair in OPTION_PAIRS])():
+    for ours, theirs in run.quickly_jitted(lambda: [both(*pair) for pair in OPTION_PAIRS])():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
 
 
@@ -94,7 +95,7 @@ def test_every_option_of_optax_does_what_it_does_there(standard_promotion):
 def plain():
     """Kernels and biases after a plain loop with each optimizer."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        results = jax.jit(lambda: {name: after_steps(make(name), STEPS) for name in OPTIMIZERS})()
+        results = run.quickly_jitted(lambda: {name: after_steps(make(name), STEPS) for name in OPTIMIZERS})()
     return jax.tree.map(np.asarray, results)
 
 
@@ -182,12 +183,12 @@ def test_every_optimizer_runs_under_the_explicit_mesh_that_jax_makes_by_default(
             results[name] = p
         return results
 
-    run = ("adamw", "soap", "adafactor", "lamb")  # of the others tracing shows whether their shardings are known
+    names = ("adamw", "soap", "adafactor", "lamb")  # of the others tracing shows whether their shardings are known
     with jax.set_mesh(mesh):
         placed = {name: jax.device_put(params[name], specs[name]) for name in params}
         jax.eval_shape(lambda params: two_steps(params, OPTIMIZERS), placed)
-        sharded = jax.jit(lambda params: two_steps(params, run))(placed)
-    alone = jax.jit(lambda params: two_steps(params, run))(jax.tree.map(jnp.asarray, params))
+        sharded = jax.jit(lambda params: two_steps(params, names))(placed)
+    alone = jax.jit(lambda params: two_steps(params, names))(jax.tree.map(jnp.asarray, params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), sharded, alone)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run
 from catalogue import OPTIMIZERS, PER_TENSOR
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -44,12 +45,11 @@ def steps(tx, params, n=5):
     return params, state
 
 
-@pytest.fixture(scope="module")
-def on_one_and_on_many(mesh, usual_compiler):
-    """Parameters and state of every optimizer after five steps, on one device and on eight, each in one program."""
-    optimizers, start = {name: make() for name, make in OPTIMIZERS.items()}, parameters()
+def on_one_and_on_many(makers, start, mesh, jit):
+    """Parameters and state of each optimizer after five steps, on one device and on eight, each in one program."""
+    optimizers = {name: make() for name, make in makers.items()}
 
-    @jax.jit
+    @jit
     def step(carries):
         new = {}
         for name, (p, s) in carries.items():
@@ -67,18 +67,28 @@ def on_one_and_on_many(mesh, usual_compiler):
         return after_five(start), after_five(place(start, mesh))
 
 
+@pytest.fixture(scope="module")
+def elementwise(mesh, usual_compiler):
+    return on_one_and_on_many(OPTIMIZERS, parameters(), mesh, jax.jit)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(name, on_one_and_on_many):
-    one, many = on_one_and_on_many
+def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(name, elementwise):
+    one, many = elementwise
     jax.tree.map(np.testing.assert_array_equal, one[name], many[name])
 
 
-@pytest.mark.parametrize("make", PER_TENSOR.values(), ids=PER_TENSOR)
-def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_sums(make, mesh, x64, standard_promotion):
+@pytest.fixture(scope="module")
+def per_tensor(mesh):
     rng = np.random.default_rng(0)  # square, because SOAP's basis of a null space is arbitrary
-    params = {"w": jnp.asarray(rng.standard_normal((8, 8))), "b": jnp.ones(8)}
-    one, _ = steps(make(), params)
-    many, _ = steps(make(), place(params, mesh))
+    with jax.enable_x64(True):
+        params = {"w": jnp.asarray(rng.standard_normal((8, 8))), "b": jnp.ones(8)}
+        return on_one_and_on_many(PER_TENSOR, params, mesh, run.quickly_jitted)
+
+
+@pytest.mark.parametrize("name", PER_TENSOR)
+def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_sums(name, per_tensor):
+    (one, _), (many, _) = (after[name] for after in per_tensor)
     # eigenvectors answer to rounding with it over the gap between eigenvalues
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), one, many)
 
