@@ -94,7 +94,9 @@ def test_small_steps_arrive_with_a_residual_and_stand_still_without():
         moved[name] = float(jnp.mean(whole(params, state) - whole(*end)))
     assert moved["plain"] == 0
     assert moved["24 bits, nearest"] == 0
-    assert moved["32 bits"] == pytest.approx(1e-3, rel=1e-3)
+    plain = adam_tx.adam(1e-6)
+    exact = jnp.mean(weights - trained(plain, weights, plain.init(weights), grads)[0])  # 1.3 % off: float32 rounds too
+    assert moved["32 bits"] == pytest.approx(float(exact), rel=1e-5)
     assert moved["24 bits"] == pytest.approx(1e-3, rel=0.02)
     assert moved["at random"] == pytest.approx(1e-3, rel=0.2)
 

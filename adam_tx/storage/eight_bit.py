@@ -19,6 +19,7 @@ from adam_tx._core import hyperparams, numerics, rounding, sharding
 from adam_tx._core.storage import Noise, Storage, Stored
 
 _DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbers from each power of two to the next
+_EDGE = 94  # the code from which on sizes are stored with four bits of mantissa, and below with three
 _INFINITY = 0x7F800000  # as bits, from which on a float32 is not finite
 _LEAST_ROW = 64  # a shorter last axis has more scales than it is worth
 
@@ -27,11 +28,11 @@ _LEAST_ROW = 64  # a shorter last axis has more scales than it is worth
 class EightBit(Storage):
     """One byte a number, and two bytes for each block along the last axis; rounded at random.
 
-    Sizes that are never negative, such as Adam's nu, are stored as floats with four bits
-    of mantissa, over a range of 2^16 below the largest of their block. They are rounded
-    up or down at random, without bias. Only zero is stored as zero: what is smaller than
-    the range becomes the smallest number of it, so a step divided by its root is
-    rather too small than far too large.
+    Sizes that are never negative, such as Adam's nu, are stored as floats, with four bits
+    of mantissa down to 2^-10 of the largest of their block, and with three down to 2^-21.
+    They are rounded up or down at random, without bias. Only zero is stored as zero: what
+    is smaller than the range becomes the smallest number of it, so a step divided by its
+    root is rather too small than far too large.
 
     Signed numbers, such as Adam's mu, have steps of max / 4000 near zero and max / 30
     near the largest of their block, and are rounded without bias everywhere.
@@ -121,22 +122,35 @@ class EightBit(Storage):
         return numerics.cast(decode(codes.astype(jnp.int32), each), dtype)
 
 
-# Sizes: the code of a number is that of its bits, shifted, less the block's base. 0 is zero, and 255 NaN.
+# Sizes: codes from _EDGE on stand for floats with four bits of mantissa, 160 up to the block's largest; those below for
+# floats with three, which reach twice as far. The scale is the number of the first of them in steps of the finer kind,
+# even, so that the coarser ones meet it. The numbers themselves are the same in every block: what does not change is
+# not rounded again when the block's largest does. Code 0 is zero, and 255 NaN.
 
 
 def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     bits = _bits(x)
-    finite, least = bits < _INFINITY, 16  # 16: the smallest normal number, because what is below may be flushed to zero
-    rounded = _signed(jnp.minimum(rounding.drop_bits(bits, _DROPPED, noise), (_INFINITY >> _DROPPED) - 1))
-    ceiling = _signed((bits + ((1 << _DROPPED) - 1)) >> _DROPPED)
-    base = _block_max(jnp.where(finite, ceiling, 0), block) - 254
-    codes = jnp.clip(jnp.maximum(rounded, least) - _expand(base, x, block), 1, 254)
-    return jnp.where(bits == 0, 0, jnp.where(finite, codes, 255)), base
+    finite = bits < _INFINITY
+    top = _block_max(jnp.where(finite, _ceiling(x), 0), block)
+    edge = top + (top & 1) - (254 - _EDGE)
+    start = _expand(edge, x, block)
+    # what is below the smallest normal number may be flushed to zero, so it is raised to that
+    fine = jnp.maximum(_rounded(bits, _DROPPED, noise), 16) - start
+    coarse = jnp.maximum(_rounded(bits, _DROPPED + 1, noise), 8) - (start >> 1)
+    codes = jnp.clip(_EDGE + jnp.where(fine < 0, coarse, fine), 1, 254)
+    return jnp.where(bits == 0, 0, jnp.where(finite, codes, 255)), edge
 
 
-def _decode_sizes(codes: jax.Array, base: jax.Array) -> jax.Array:
-    size = _float(jnp.maximum(codes + base, 0) << _DROPPED)
-    return jnp.where(codes == 0, 0.0, jnp.where(codes == 255, jnp.nan, size))
+def _rounded(bits: jax.Array, dropped: int, noise: jax.Array) -> jax.Array:
+    """The bits without the lowest, at most those of the largest finite number."""
+    return jnp.minimum(_signed(rounding.drop_bits(bits, dropped, noise)), (_INFINITY >> dropped) - 1)
+
+
+def _decode_sizes(codes: jax.Array, edge: jax.Array) -> jax.Array:
+    beyond = codes - _EDGE
+    fine, coarse = edge + beyond, (edge >> 1) + beyond
+    size = jnp.where(beyond < 0, jnp.maximum(coarse, 0) << (_DROPPED + 1), jnp.maximum(fine, 0) << _DROPPED)
+    return jnp.where(codes == 0, 0.0, jnp.where(codes == 255, jnp.nan, _float(size)))
 
 
 # Signed: of a size x the bits of x + C are counted from those of C, about max / 224. Below C the numbers that are
