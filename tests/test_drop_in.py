@@ -95,7 +95,7 @@ def test_every_option_of_optax_does_what_it_does_there(standard_promotion):
 def plain():
     """Kernels and biases after a plain loop with each optimizer."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        results = run.quickly_jitted(lambda: {name: after_steps(make(name), STEPS) for name in OPTIMIZERS})()
+        results = jax.jit(lambda: {name: after_steps(make(name), STEPS) for name in OPTIMIZERS})()
     return jax.tree.map(np.asarray, results)
 
 

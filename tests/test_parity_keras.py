@@ -80,23 +80,25 @@ def train_keras(optimizer, dtype):
     return before, [np.asarray(w) for w in model.get_weights()], [np.asarray(a) for a in average]
 
 
-def train(tx, before, dtype, loss_scale=1.0):
-    """The same weights and data through a JAX loop."""
-    model = notebook_model()
+def train(optimizers, before, dtype):
+    """The same weights and data through JAX loops with transformations and scales of the loss, in one program."""
+    model, weights = notebook_model(), [jnp.asarray(w, dtype) for w in before]
     x, y = data(dtype)
 
-    def loss(weights):
-        prediction, _ = model.stateless_call(weights, [], x)
-        return loss_scale * jnp.mean(keras.losses.categorical_crossentropy(y, prediction))
+    def end(tx, loss_scale):
+        def loss(weights):
+            prediction, _ = model.stateless_call(weights, [], x)
+            return loss_scale * jnp.mean(keras.losses.categorical_crossentropy(y, prediction))
 
-    def step(carry, _):
-        weights, state = carry
-        updates, state = tx.update(jax.grad(loss)(weights), state, weights)
-        return (optax.apply_updates(weights, updates), state), None
+        def step(carry, _):
+            weights, state = carry
+            updates, state = tx.update(jax.grad(loss)(weights), state, weights)
+            return (optax.apply_updates(weights, updates), state), None
 
-    weights = [jnp.asarray(w, dtype) for w in before]
-    weights, state = jax.jit(lambda *carry: jax.lax.scan(step, carry, length=STEPS)[0])(weights, tx.init(weights))
-    return [np.asarray(w) for w in weights], state
+        return jax.lax.scan(step, (weights, tx.init(weights)), length=STEPS)[0]
+
+    ends = run.quickly_jitted(lambda: {name: end(*optimizer) for name, optimizer in optimizers.items()})()
+    return {name: ([np.asarray(w) for w in weights], state) for name, (weights, state) in ends.items()}
 
 
 def largest(a, b):
@@ -114,40 +116,54 @@ def keras_dtype(dtype):
     keras.config.set_dtype_policy("float32")
 
 
-def run_both(name, dtype):
+# float64 holds every rule to Keras's; float32 has one rounding more, which does not ask which rule it is
+FLOAT32 = ("default", "adamw with decay", "amsgrad", "clipnorm", "accumulation", "ema overwrites", "cosine warm-up")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Our weights and states after a hundred steps, by dtype and name; a program for each dtype."""
+    found = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for dtype, names in {"float64": CONFIGS, "float32": FLOAT32}.items():
+            with keras_dtype(dtype):
+                optimizers = {name: CONFIGS[name]() for name in names}
+                # Keras's trainer multiplies the loss by the scale
+                ours = {
+                    n: (interop.keras.from_config(o.get_config()), o.loss_scale_factor or 1.0)
+                    for n, o in optimizers.items()
+                }
+                found[dtype] = train(ours, notebook_model().get_weights(), dtype)
+    return found
+
+
+def run_both(name, dtype, trained):
     """Weights before and after a hundred steps of Keras, and after ours, with the averages where there are any."""
     with keras_dtype(dtype):
-        optimizer = CONFIGS[name]()
-        tx = interop.keras.from_config(optimizer.get_config())
-        scale = optimizer.loss_scale_factor or 1.0  # Keras's trainer multiplies the loss by it
-        before, keras_after, keras_average = train_keras(optimizer, dtype)
-        after, state = train(tx, before, dtype, scale)
+        before, keras_after, keras_average = train_keras(CONFIGS[name](), dtype)
+    after, state = trained[dtype][name]
     average = optax.tree.get(state, "average", []) if keras_average else []
     return before, keras_after + keras_average, after + [np.asarray(a) for a in average]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_training_in_float64_agrees_with_keras_to_1e_10(name):
-    before, theirs, ours = run_both(name, "float64")
+def test_training_in_float64_agrees_with_keras_to_1e_10(name, trained):
+    before, theirs, ours = run_both(name, "float64", trained)
     # keras.ops.cos answers in float32 even to float64
     limit = 1e-7 if "cosine" in name else 1e-10
     assert largest(ours, theirs) / largest(before, theirs[: len(before)]) <= limit
 
 
-# float64 holds every rule to Keras's; float32 has one rounding more, which does not ask which rule it is
-FLOAT32 = ("default", "adamw with decay", "amsgrad", "clipnorm", "accumulation", "ema overwrites", "cosine warm-up")
-
-
 @pytest.mark.parametrize("name", FLOAT32)
-def test_training_in_float32_agrees_with_keras_to_1e_5_of_the_distance(name):
-    before, theirs, ours = run_both(name, "float32")
+def test_training_in_float32_agrees_with_keras_to_1e_5_of_the_distance(name, trained):
+    before, theirs, ours = run_both(name, "float32", trained)
     rounding = 8 * np.spacing(max(np.abs(w).max() for w in theirs))  # both round the weights a hundred times
     assert largest(ours, theirs) <= 1e-5 * largest(before, theirs[: len(before)]) + rounding
 
 
-def test_in_float32_keras_is_further_from_its_own_float64_than_we_are():
-    _, theirs, ours = run_both("default", "float32")
-    _, truth, _ = run_both("default", "float64")
+def test_in_float32_keras_is_further_from_its_own_float64_than_we_are(trained):
+    _, theirs, ours = run_both("default", "float32", trained)
+    _, truth, _ = run_both("default", "float64", trained)
     assert 2 * largest(ours, truth) < largest(theirs, truth)
 
 
@@ -155,8 +171,12 @@ def test_optax_adam_is_not_keras_adam_where_epsilon_matters():
     with keras_dtype("float32"):
         optimizer = Adam(epsilon=1e-2)
         before, theirs, _ = train_keras(optimizer, "float32")
-        ours, _ = train(interop.keras.from_config(optimizer.get_config()), before, "float32")
-        optax_adam, _ = train(optax.adam(optimizer.get_config()["learning_rate"], eps=1e-2), before, "float32")
+        pair = {
+            "ours": (interop.keras.from_config(optimizer.get_config()), 1.0),
+            "optax": (optax.adam(optimizer.get_config()["learning_rate"], eps=1e-2), 1.0),
+        }
+        after = train(pair, before, "float32")
+    (ours, _), (optax_adam, _) = after["ours"], after["optax"]
     assert largest(optax_adam, theirs) > 1000 * largest(ours, theirs)
 
 
@@ -186,12 +206,30 @@ def optimizer_of(name, options, scheduled):
     return OTHERS[name](learning_rate=rate, **OPTIONS[options])
 
 
+def kerass_end(optimizer, params, grads):
+    """Where Keras's optimizer ends, which is a part of a program."""
+    variable = keras.Variable(params, dtype="float64")
+    optimizer.build([variable])
+
+    def step(carry, grad):
+        weights, state = carry
+        return optimizer.stateless_apply(state, [grad], weights), None
+
+    start = [variable.value], [v.value for v in optimizer.variables]
+    return jax.lax.scan(step, start, jnp.asarray(grads))[0][0][0]
+
+
 @pytest.fixture(scope="module")
 def ends():
-    """Where ours end, for each problem in one program; each of Keras's is applied operation by operation."""
-    with keras_dtype("float64"), jax.numpy_dtype_promotion("standard"):
-        makers = {repr(case): lambda c=case: interop.keras.from_config(optimizer_of(*c).get_config()) for case in CASES}
-        return {name: run.ends(makers, *problem()) for name, problem in PROBLEMS.items()}
+    """Where ours and Keras's end, for each problem in one program each."""
+    with keras_dtype("float64"), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        makers = {case: lambda c=case: interop.keras.from_config(optimizer_of(*c).get_config()) for case in CASES}
+        found = {}
+        for name, problem in PROBLEMS.items():
+            theirs = run.quickly_jitted(lambda p=problem: [kerass_end(optimizer_of(*case), *p()) for case in CASES])()
+            ours = run.ends({repr(case): make for case, make in makers.items()}, *problem())
+            found[name] = {case: (ours[repr(case)], np.asarray(end)) for case, end in zip(CASES, theirs, strict=True)}
+    return found
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -199,14 +237,8 @@ def ends():
 def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_12(
     name, options, scheduled, problem, ends
 ):
-    with keras_dtype("float64"):
-        optimizer = optimizer_of(name, options, scheduled)
-        params, grads = PROBLEMS[problem]()
-        variable = keras.Variable(params, dtype="float64")
-        optimizer.build([variable])
-        for grad in grads:
-            optimizer.apply([jnp.asarray(grad)], [variable])
-        ours = ends[problem][repr((name, options, scheduled))]
-        # keras.ops.mean answers in float32 precision even to float64
-        limit = 1e-6 if name == "Adafactor" else 1e-12
-        assert run.relative_error(ours, np.asarray(variable.value), params) <= limit
+    params, _ = PROBLEMS[problem]()
+    ours, theirs = ends[problem][name, options, scheduled]
+    # keras.ops.mean answers in float32 precision even to float64
+    limit = 1e-6 if name == "Adafactor" else 1e-12
+    assert run.relative_error(ours, theirs, params) <= limit
