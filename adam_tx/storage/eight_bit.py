@@ -84,7 +84,9 @@ class EightBit(Storage):
             return Stored(first)
         self._check_sharding(where, shape, param)
         kept = jnp.uint8 if kind == "square" else jnp.int8
-        return self._encode(first.astype(jnp.float32), kept, noise(first))
+        # all elements are the same but in a copy of the parameters; XLA would reduce a constant while it compiles
+        largest = None if kind == "params" else jnp.abs(first[..., :: self.block]).astype(jnp.float32)
+        return self._encode(first.astype(jnp.float32), kept, noise(first), largest)
 
     def _check_sharding(self, where: str, shape: tuple[int, ...], param: Any) -> None:
         share = sharding.share(param)
@@ -100,10 +102,13 @@ class EightBit(Storage):
             return Stored(numerics.cast(x, like.values.dtype))
         return self._encode(x.astype(jnp.float32), like.values.dtype, noise(x))
 
-    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array) -> Stored:
-        x, noise = lax.stop_gradient(x), lax.stop_gradient(noise)
+    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array, largest: jax.Array | None = None) -> Stored:
+        """Codes and scales, by the largest size in each block."""
+        x = lax.stop_gradient(x)
+        if largest is None:
+            largest = _block_max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0), self.block)
         encode = _encode_sizes if dtype == jnp.uint8 else _encode_signed
-        codes, scales = encode(x, noise, self.block)
+        codes, scales = encode(x, noise, largest, self.block)
         return Stored(codes.astype(dtype), scales.astype(jnp.int16))
 
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
@@ -128,10 +133,10 @@ class EightBit(Storage):
 # not rounded again when the block's largest does. Code 0 is zero, and 255 NaN.
 
 
-def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+def _encode_sizes(x: jax.Array, noise: jax.Array, largest: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     bits = _bits(x)
     finite = bits < _INFINITY
-    top = _block_max(jnp.where(finite, _ceiling(x), 0), block)
+    top = _ceiling(largest)
     edge = top + (top & 1) - (254 - _EDGE)
     start = _expand(edge, x, block)
     # what is below the smallest normal number may be flushed to zero, so it is raised to that
@@ -157,12 +162,10 @@ def _decode_sizes(codes: jax.Array, edge: jax.Array) -> jax.Array:
 # stored are evenly spaced, above it their spacing doubles with them. -128 is NaN.
 
 
-def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
-    size = jnp.abs(x)
-    finite = _bits(size) < _INFINITY
-    size = jnp.where(finite, size, 0.0)
-    offset = _ceiling(_block_max(size, block) * (1 / 224))
-    offset = jnp.maximum(offset, 80)  # so that the spacing, 2^-126 then, is a normal number
+def _encode_signed(x: jax.Array, noise: jax.Array, largest: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+    finite = jnp.isfinite(x)
+    size = jnp.where(finite, jnp.abs(x), 0.0)
+    offset = jnp.maximum(_ceiling(largest * (1 / 224)), 80)  # so that the spacing, 2^-126 then, is a normal number
     start = _expand(offset, x, block) << _DROPPED
     shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
     beyond = _bits(shifted) - start.astype(jnp.uint32)
