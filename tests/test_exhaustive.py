@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from test_storage import noise_of, stored
 
 from adam_tx._core import rounding
 from adam_tx.links.master_weights import _join, _split
@@ -90,8 +91,7 @@ def test_every_size_keeps_its_order_and_is_within_a_sixteenth_in_eight_bits():
     @jax.jit
     def worst(bits):
         x = as_float(bits).reshape(-1, 256)
-        stored = storage.begin("x", x, x, "square", lambda like: rounding.bits(like, jnp.uint32(2)))
-        read = storage.decode(stored, jnp.dtype(jnp.float32))
+        read = storage.decode(stored(storage, x, "square", noise_of(2)), jnp.dtype(jnp.float32))
         normal = (x >= 2.0**-126) & jnp.isfinite(x)
         error = jnp.where(normal, jnp.abs(read / jnp.where(normal, x, 1.0) - 1.0), 0.0)
         return jnp.max(error), jnp.sum((x > 0) & (read == 0)), jnp.sum((x == 0) & (read != 0))

@@ -23,11 +23,16 @@ def noise_of(seed):
     return lambda like: rounding.bits(like, jnp.uint32(seed))
 
 
+def stored(storage, x, kind, noise):
+    """What is kept of numbers in a slot of this kind, which began with zeros."""
+    zeros = jnp.zeros_like(x)
+    return storage.encode(x, storage.begin("x", zeros, zeros, kind, noise), noise)
+
+
 def stored_and_read(storage, x, kind, seed=0):
     """What is read of numbers that are stored in a slot of this kind."""
-    x = jnp.asarray(x, jnp.float32)
-    stored = storage.begin("x", x, x, kind, noise_of(seed))
-    return np.asarray(storage.decode(stored, jnp.dtype(jnp.float32)))
+    kept = stored(storage, jnp.asarray(x, jnp.float32), kind, noise_of(seed))
+    return np.asarray(storage.decode(kept, jnp.dtype(jnp.float32)))
 
 
 def many(storage, x, kind, draws):
@@ -35,8 +40,8 @@ def many(storage, x, kind, draws):
     x = jnp.asarray(x, jnp.float32)
 
     def one(seed):
-        stored = storage.begin("x", x, x, kind, lambda like: rounding.bits(like, seed))
-        return storage.decode(stored, jnp.dtype(jnp.float32))
+        kept = stored(storage, x, kind, lambda like: rounding.bits(like, seed))
+        return storage.decode(kept, jnp.dtype(jnp.float32))
 
     return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(draws, dtype=jnp.uint32) * 7919), np.float64)
 
@@ -44,8 +49,8 @@ def many(storage, x, kind, draws):
 def numbers_of(kind, scale):
     """Every number that a block with this scale can hold, in order."""
     codes = np.arange(0, 255) if kind == "square" else np.arange(-127, 128)
-    stored = Stored(jnp.asarray(codes[None], KINDS[kind]), jnp.asarray(scale, jnp.int16).reshape(1, 1))
-    return np.sort(np.asarray(EightBit(block=256).decode(stored, jnp.dtype(jnp.float32)))[0].astype(np.float64))
+    kept = Stored(jnp.asarray(codes[None], KINDS[kind]), jnp.asarray(scale, jnp.int16).reshape(1, 1))
+    return np.sort(np.asarray(EightBit(block=256).decode(kept, jnp.dtype(jnp.float32)))[0].astype(np.float64))
 
 
 def block_of(kind, seed=0, size=256):
@@ -61,9 +66,9 @@ def block_of(kind, seed=0, size=256):
 def test_eight_bits_store_one_of_the_two_neighbours_among_all_numbers_of_the_block(kind, scale):
     x = block_of(kind) * np.float32(scale)
     storage = EightBit(block=256, min_size=1)
-    stored = storage.begin("x", jnp.asarray(x), jnp.asarray(x), kind, noise_of(3))
-    read = np.asarray(storage.decode(stored, jnp.dtype(jnp.float32)), np.float64)[0]
-    numbers = numbers_of(kind, stored.scales)
+    kept = stored(storage, jnp.asarray(x), kind, noise_of(3))
+    read = np.asarray(storage.decode(kept, jnp.dtype(jnp.float32)), np.float64)[0]
+    numbers = numbers_of(kind, kept.scales)
     assert numbers[-1] >= x.max()
     above = numbers[np.searchsorted(numbers, x[0])]
     below = numbers[np.maximum(np.searchsorted(numbers, x[0], side="right") - 1, 0)]
@@ -161,9 +166,9 @@ def moving(tx, grads, read):
 
 def root_of_nu(storage):
     def read(state):
-        kept = state["scale_by_rms"]
-        stored = Stored(kept.nu, kept.scales["nu"] if storage.scaled else None)
-        return np.sqrt(np.asarray(storage.decode(stored, jnp.dtype(jnp.float32))))
+        rms = state["scale_by_rms"]
+        kept = Stored(rms.nu, rms.scales["nu"] if storage.scaled else None)
+        return np.sqrt(np.asarray(storage.decode(kept, jnp.dtype(jnp.float32))))
 
     return read
 
