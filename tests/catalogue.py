@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 import adam_tx
-from adam_tx import interop, schedules
+from adam_tx import interop, schedules, storage
 
 KERAS_BASE = {
     "name": "adam",
@@ -145,3 +145,11 @@ SMALL_STATE = {
     "adam, bf16 mu and nu": lambda: adam_tx.adam(1e-3, b2=0.95, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16),
 }
 """Those that store moments in 16 bits, which complex parameters cannot have."""
+
+ROUNDED, EIGHT_BIT = storage.StochasticBFloat16(), storage.EightBit(block=2, min_size=1)
+AT_RANDOM = {
+    "adam, rounded at random": lambda: adam_tx.adam(1e-3, mu_dtype=ROUNDED, nu_dtype=ROUNDED),
+    "adamw, eight bit": lambda: adam_tx.adamw(1e-3, weight_decay=0.1, mu_dtype=EIGHT_BIT, nu_dtype=EIGHT_BIT),
+}
+"""Those whose moments are rounded at random, by where an element stands."""
+SMALL_STATE |= AT_RANDOM

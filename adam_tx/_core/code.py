@@ -21,7 +21,7 @@ _LARGEST = 64  # the most elements of an array that are written out
 def render(call: Call, depth: int = _DEPTH) -> str:
     """The call as Python would write it.
 
-    The first argument of a function is always written, what else has its default is not.
+    The first argument of a function is always written, of others and of a class only what is not the default.
     """
     positional, named = _written(call)
     owner, *others = positional or (None,)
@@ -66,7 +66,7 @@ def _written(call: Call) -> tuple[Sequence[Any], Mapping[str, Any]]:
         positional = []
     kept = {name: v for name, v in given.items() if not is_default(v, parameters[name])}
     first = next(iter(parameters), "")
-    leading = first in kept if isinstance(call.maker, type) else given.get(first) is not None
+    leading = given.get(first) is not None and not isinstance(call.maker, type)
     if members is None and leading and parameters[first].kind not in _BY_NAME:
         kept = {first: given[first], **kept}
         leads = first not in call.kwargs or isinstance(given[first], optax.GradientTransformation)

@@ -9,6 +9,7 @@ however an array is spread over devices. On every backend they are integer
 operations, which a compiler neither reorders nor leaves out.
 """
 
+import functools
 import zlib
 
 import jax
@@ -30,6 +31,7 @@ def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
     return _mix(_mix(count.astype(jnp.uint32) ^ place) + place)
 
 
+@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
 def bits(like: jax.Array, seed: jax.Array) -> jax.Array:
     """32 random bits for every element of an array, uint32, from its place in the whole array."""
     place, stride = jnp.zeros((), jnp.uint32), 1

@@ -9,6 +9,7 @@ to round bits at random is to round the number without bias.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -79,14 +80,13 @@ class EightBit(Storage):
     def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
         """The value, in float32 if it is small."""
         shape = first.shape
-        small = first.size < max(self.min_size, 1) or shape[-1] < min(_LEAST_ROW, self.block)
-        if not shape or small or numerics.is_complex(first):
+        few = first.size < max(self.min_size, 1)
+        if few or not shape or shape[-1] < min(_LEAST_ROW, self.block) or numerics.is_complex(first):
             return Stored(first)
         self._check_sharding(where, shape, param)
         kept = jnp.uint8 if kind == "square" else jnp.int8
-        # all elements are the same but in a copy of the parameters; XLA would reduce a constant while it compiles
-        largest = None if kind == "params" else jnp.abs(first[..., :: self.block]).astype(jnp.float32)
-        return self._encode(first.astype(jnp.float32), kept, noise(first), largest)
+        # behind the barrier it is no constant, which XLA would reduce while it compiles, for half a minute
+        return self._encode(lax.optimization_barrier(first).astype(jnp.float32), kept, noise(first))
 
     def _check_sharding(self, where: str, shape: tuple[int, ...], param: Any) -> None:
         share = sharding.share(param)
@@ -102,13 +102,9 @@ class EightBit(Storage):
             return Stored(numerics.cast(x, like.values.dtype))
         return self._encode(x.astype(jnp.float32), like.values.dtype, noise(x))
 
-    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array, largest: jax.Array | None = None) -> Stored:
-        """Codes and scales, by the largest size in each block."""
-        x = lax.stop_gradient(x)
-        if largest is None:
-            largest = _block_max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0), self.block)
+    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array) -> Stored:
         encode = _encode_sizes if dtype == jnp.uint8 else _encode_signed
-        codes, scales = encode(x, noise, largest, self.block)
+        codes, scales = encode(lax.stop_gradient(x), noise, self.block)
         return Stored(codes.astype(dtype), scales.astype(jnp.int16))
 
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
@@ -123,8 +119,11 @@ class EightBit(Storage):
                 "with another block. Use the storage that made the state, or call init anew."
             )
         decode = _decode_sizes if codes.dtype == jnp.uint8 else _decode_signed
-        each = _expand(scales.astype(jnp.int32), codes, self.block)
-        return numerics.cast(decode(codes.astype(jnp.int32), each), dtype)
+        return numerics.cast(decode(codes, scales, self.block), dtype)
+
+
+# jitted: one dispatch where nothing is compiled, and no call where something is
+_each = functools.partial(jax.jit, static_argnames="block", inline=True)
 
 
 # Sizes: codes from _EDGE on stand for floats with four bits of mantissa, 160 up to the block's largest; those below for
@@ -133,10 +132,11 @@ class EightBit(Storage):
 # not rounded again when the block's largest does. Code 0 is zero, and 255 NaN.
 
 
-def _encode_sizes(x: jax.Array, noise: jax.Array, largest: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+@_each
+def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     bits = _bits(x)
     finite = bits < _INFINITY
-    top = _ceiling(largest)
+    top = _ceiling(_largest(x, block))
     edge = top + (top & 1) - (254 - _EDGE)
     start = _expand(edge, x, block)
     # what is below the smallest normal number may be flushed to zero, so it is raised to that
@@ -151,7 +151,9 @@ def _rounded(bits: jax.Array, dropped: int, noise: jax.Array) -> jax.Array:
     return jnp.minimum(_signed(rounding.drop_bits(bits, dropped, noise)), (_INFINITY >> dropped) - 1)
 
 
-def _decode_sizes(codes: jax.Array, edge: jax.Array) -> jax.Array:
+@_each
+def _decode_sizes(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
+    codes, edge = codes.astype(jnp.int32), _expand(scales.astype(jnp.int32), codes, block)
     beyond = codes - _EDGE
     fine, coarse = edge + beyond, (edge >> 1) + beyond
     size = jnp.where(beyond < 0, jnp.maximum(coarse, 0) << (_DROPPED + 1), jnp.maximum(fine, 0) << _DROPPED)
@@ -162,10 +164,13 @@ def _decode_sizes(codes: jax.Array, edge: jax.Array) -> jax.Array:
 # stored are evenly spaced, above it their spacing doubles with them. -128 is NaN.
 
 
-def _encode_signed(x: jax.Array, noise: jax.Array, largest: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+@_each
+def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     finite = jnp.isfinite(x)
     size = jnp.where(finite, jnp.abs(x), 0.0)
-    offset = jnp.maximum(_ceiling(largest * (1 / 224)), 80)  # so that the spacing, 2^-126 then, is a normal number
+    offset = jnp.maximum(
+        _ceiling(_largest(x, block) * (1 / 224)), 80
+    )  # so that the spacing, 2^-126 then, is a normal number
     start = _expand(offset, x, block) << _DROPPED
     shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
     beyond = _bits(shifted) - start.astype(jnp.uint32)
@@ -173,8 +178,9 @@ def _encode_signed(x: jax.Array, noise: jax.Array, largest: jax.Array, block: in
     return jnp.where(finite, jnp.where(x < 0, -codes, codes), -128), offset
 
 
-def _decode_signed(codes: jax.Array, offset: jax.Array) -> jax.Array:
-    start = offset << _DROPPED
+@_each
+def _decode_signed(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
+    codes, start = codes.astype(jnp.int32), _expand(scales.astype(jnp.int32), codes, block) << _DROPPED
     size = _float((jnp.abs(codes) << _DROPPED) + start) - _float(start)
     return jnp.where(codes == -128, jnp.nan, jnp.where(codes < 0, -size, size))
 
@@ -196,9 +202,9 @@ def _signed(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.int32)
 
 
-def _block_max(x: jax.Array, block: int) -> jax.Array:
-    """The largest of each block along the last axis; the last block may be shorter."""
-    n = x.shape[-1]
+def _largest(x: jax.Array, block: int) -> jax.Array:
+    """The largest finite size in each block along the last axis; the last block may be shorter."""
+    n, x = x.shape[-1], jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0)
     if rest := -n % block:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)])
     return jnp.max(x.reshape(*x.shape[:-1], (n + rest) // block, block), axis=-1)
