@@ -231,7 +231,7 @@ def jax_turn(
     gc.collect()
     before = jax.live_arrays()
     weights = [jnp.array(param, contender.dtype) for param in params]
-    carry = weights, jax.jit(contender.init)(weights)  # jitted: each leaf its own buffer, as donation requires
+    carry = jax.tree.map(jnp.copy, (weights, contender.init(weights)))  # each its own buffer, as donation requires
     del weights
 
     def run() -> None:
