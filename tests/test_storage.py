@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 import run
 from jax.sharding import NamedSharding, PartitionSpec
@@ -223,14 +224,15 @@ def test_the_random_bits_are_uniform_and_differ_between_elements_steps_leaves_an
 
 
 @pytest.mark.parametrize(
-    ("storage", "spec"),
+    ("storage", "shape", "spec"),
     [
-        (EightBit(block=32, min_size=1), PartitionSpec("y", "x")),
-        (EightBit(block=32, min_size=1), PartitionSpec(("x", "y"))),
-        (StochasticBFloat16(), PartitionSpec("y", "x")),
+        (EightBit(block=32, min_size=1), (2, 4), PartitionSpec("y", "x")),
+        (EightBit(block=32, min_size=1), (2, 1), PartitionSpec(None, "y")),
+        (StochasticBFloat16(), (2, 4), PartitionSpec("y", "x")),
     ],
 )
-def test_sharded_parameters_give_the_bits_of_one_device(storage, spec):
+def test_sharded_parameters_give_the_bits_of_one_device(storage, shape, spec):
+    """On two devices and on eight."""
     tx = adam_tx.chain(adam_tx.adam(1e-3, mu_dtype=storage, nu_dtype=storage), adam_tx.master_weights())
     params = jax.random.normal(jax.random.key(0), (16, 128)).astype(jnp.bfloat16)
 
@@ -243,11 +245,42 @@ def test_sharded_parameters_give_the_bits_of_one_device(storage, spec):
 
         return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(jax.random.key(1), 3))[0]
 
-    mesh = jax.make_mesh((2, 4), ("y", "x"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    mesh = jax.make_mesh(shape, ("y", "x"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     alone = jax.jit(steps)(params)
     spread = jax.jit(steps)(jax.device_put(params, NamedSharding(mesh, spec)))
     for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(many))
+
+
+def test_a_small_state_trains_under_an_explicit_mesh():
+    mesh = jax.make_mesh((2, 4), ("y", "x"))
+    place = NamedSharding(mesh, PartitionSpec("y", "x"))
+    storage = EightBit(block=32, min_size=1)
+    tx = adam_tx.chain(adam_tx.adamw(1e-3, mu_dtype=storage, nu_dtype=storage), adam_tx.master_weights())
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones((16, 128), jnp.bfloat16), place)
+        state = tx.init(params)
+        updates, state = jax.jit(tx.update)(params, state, params)
+    assert updates.sharding == place
+    assert state["master_weights"].residual.sharding == place
+
+
+def test_a_checkpoint_of_a_small_state_is_restored_to_the_last_bit(tmp_path):
+    storage = EightBit(block=8, min_size=1)
+    tx = adam_tx.chain(adam_tx.adamw(1e-3, mu_dtype=storage, nu_dtype=StochasticBFloat16()), adam_tx.master_weights())
+    params = {"w": jnp.ones((4, 16), jnp.bfloat16), "b": jnp.ones(3)}
+    grads = jax.tree.map(lambda p: jnp.linspace(-1.0, 1.0, p.size).reshape(p.shape), params)
+    step = jax.jit(lambda params, state: tx.update(grads, state, params))
+    _, state = step(params, tx.init(params))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "kept", (params, state))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "kept", jax.eval_shape(lambda: (params, tx.init(params))))
+    for old, new in zip(jax.tree.leaves((params, state)), jax.tree.leaves(restored), strict=True):
+        assert old.dtype == new.dtype
+        np.testing.assert_array_equal(np.asarray(old), np.asarray(new))
+    on, again = step(params, state), step(*restored)
+    np.testing.assert_array_equal(np.asarray(on[0]["w"]), np.asarray(again[0]["w"]))
 
 
 def test_blocks_that_would_cross_a_device_are_refused():
