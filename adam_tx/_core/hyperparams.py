@@ -253,7 +253,8 @@ def check_moment_dtype(moment: str, dtype: DTypeLike | None, decay: Any, *, squa
         return
     if jnp.finfo(dtype).bits < 16:
         raise ValueError(
-            f"{moment} cannot be stored as {jnp.dtype(dtype)}: rounded to so few bits it would stand still."
+            f"{moment} cannot be stored as {jnp.dtype(dtype)}: rounded to so few bits it would stand still. "
+            "Use adam_tx.storage.EightBit()."
         )
     stored = jnp.dtype(dtype).name
     if squares and jnp.finfo(dtype).minexp > -100:
@@ -268,8 +269,8 @@ def check_moment_dtype(moment: str, dtype: DTypeLike | None, decay: Any, *, squa
         raise ValueError(
             f"{moment} stored as {stored} needs a decay that is a number of at most 0.99, got {decay}. A step changes "
             f"the average by 1 - decay of its value; below half a unit in the last place of {stored}, rounding to "
-            "nearest undoes that and the moment never decays. Use float32 or a smaller decay; under "
-            "optax.inject_hyperparams name the decay in static_args, so that it stays a number."
+            "nearest undoes that and the moment never decays. Use adam_tx.storage.StochasticBFloat16(), float32 or a "
+            "smaller decay; under optax.inject_hyperparams name the decay in static_args, so that it stays a number."
         )
 
 

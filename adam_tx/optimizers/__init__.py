@@ -13,8 +13,9 @@ Args:
   weight_decay: at least 0; multiplied by the learning rate unless it is said otherwise.
     `update` then needs `params`.
   mask: a tree of booleans, or a function from params to one: the leaves that decay.
-  mu_dtype, nu_dtype: what mu and nu are stored in; None for float32, or wider where the
-    parameter is. Arithmetic is float32 or wider in any case.
+  mu_dtype, nu_dtype: what mu and nu are stored in: a dtype, a storage such as
+    `adam_tx.storage.EightBit()`, or None for float32, or wider where the parameter is.
+    Arithmetic is float32 or wider in any case.
 
 Returns:
   A `Link`, an `optax.GradientTransformationExtraArgs`.
