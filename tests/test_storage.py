@@ -94,6 +94,15 @@ def test_rounding_at_random_is_without_bias(storage, kind):
     assert (spread > 0).mean() > 0.9
 
 
+def test_rounding_is_without_bias_where_sizes_get_coarser():
+    """Around 2^-10 of the largest, where four bits of mantissa become three."""
+    x = np.float32(2.0**-10 * (1 + np.arange(-64, 64) / 512.0))[None]
+    x[0, 0] = 1.0
+    read = many(EightBit(128, 1), x, "square", 16_384)
+    error, spread = read.mean(axis=0) - x, read.std(axis=0) / np.sqrt(16_384)
+    assert (np.abs(error) <= 5 * spread + 1e-9).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_stays_zero_and_a_size_never_becomes_zero(kind):
     x = np.float32([[0.0, 1e-45, 1e-38, 1e-20, 1e-9, 1.0, 0.0, 5.0]])

@@ -142,7 +142,8 @@ def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array
     # what is below the smallest normal number may be flushed to zero, so it is raised to that
     fine = jnp.maximum(_rounded(bits, _DROPPED, noise), 16) - start
     coarse = jnp.maximum(_rounded(bits, _DROPPED + 1, noise), 8) - (start >> 1)
-    codes = jnp.clip(_EDGE + jnp.where(fine < 0, coarse, fine), 1, 254)
+    is_coarse = _signed(bits >> _DROPPED) < start
+    codes = jnp.clip(_EDGE + jnp.where(is_coarse, coarse, fine), 1, 254)
     return jnp.where(bits == 0, 0, jnp.where(finite, codes, 255)), edge
 
 
@@ -168,9 +169,8 @@ def _decode_sizes(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
 def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
     finite = jnp.isfinite(x)
     size = jnp.where(finite, jnp.abs(x), 0.0)
-    offset = jnp.maximum(
-        _ceiling(_largest(x, block) * (1 / 224)), 80
-    )  # so that the spacing, 2^-126 then, is a normal number
+    # at least 80, so that the spacing, 2^-126 then, is a normal number
+    offset = jnp.maximum(_ceiling(_largest(x, block) * (1 / 224)), 80)
     start = _expand(offset, x, block) << _DROPPED
     shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
     beyond = _bits(shifted) - start.astype(jnp.uint32)
