@@ -125,6 +125,10 @@ from adam_tx.optimizers import (
     yogi,
 )
 from adam_tx.summary import summary
+from adam_tx.training import (
+    LossScale,
+    guard,
+)
 
 __version__ = importlib.metadata.version("adam_tx")
 
@@ -134,6 +138,7 @@ __all__ = [
     "Eigenbasis",
     "Finite",
     "Link",
+    "LossScale",
     "NonNegative",
     "Positive",
     "Reduction",
@@ -168,6 +173,7 @@ __all__ = [
     "from_config",
     "get_config",
     "gradient_difference",
+    "guard",
     "in_basis",
     "in_eigenbasis",
     "interop",

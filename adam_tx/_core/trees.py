@@ -151,6 +151,10 @@ class Walk:
         """The same walk with other parameters, or none."""
         return self._with(params=params)
 
+    def counting(self, updates: Column, grad: Column | None, count: Any) -> "Walk":
+        """The same walk with these updates, for links that count by themselves."""
+        return self._with(updates=updates, grad=grad, count=count)
+
     def inside(self, updates: Column, grad: Column, count: Any) -> "Walk":
         """The same walk in another basis, without parameters, for links that count by themselves."""
         return self._with(updates=updates, grad=grad, params=None, count=count)

@@ -1,0 +1,227 @@
+"""`guard`: a step that would spoil training changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core import hyperparams, numerics, states
+from adam_tx._core.declaration import Call, Declaration, Remembered
+from adam_tx._core.trees import Column, Walk, increment
+from adam_tx.link import Link, as_link, link_of
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale(Remembered):
+    """How the factor on a float16 loss follows what overflows, as in `torch.amp.GradScaler`.
+
+    Small gradients are zero in float16, so the loss is multiplied by a factor that is as
+    large as it can be. After a step whose gradients overflowed it backs off; after so many
+    good steps in a row it grows.
+
+    Attributes:
+      initial: the first factor.
+      growth: what it is multiplied by after `every` good steps in a row.
+      backoff: what it is multiplied by after a bad one.
+      every: how many good steps in a row let it grow.
+
+    `LossScale(2.0**15)` is that of `keras.optimizers.LossScaleOptimizer`.
+    """
+
+    initial: float = 2.0**16
+    growth: float = 2.0
+    backoff: float = 0.5
+    every: int = 2000
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        above_zero, above_one = (hyperparams.Range(low, float("inf"), low_allowed=False) for low in (0.0, 1.0))
+        hyperparams.check("LossScale: initial", self.initial, above_zero)
+        hyperparams.check("LossScale: growth", self.growth, above_one)
+        hyperparams.check("LossScale: backoff", self.backoff, hyperparams.Range(0.0, 1.0, low_allowed=False))
+        hyperparams.whole("LossScale: every", self.every)
+
+
+@hyperparams.readable
+def guard(
+    inner: optax.GradientTransformation,
+    *,
+    deviations: float | None = None,
+    decay: float = 0.99,
+    loss_scale: LossScale | None = None,
+) -> Link:
+    """Let a step that is not finite, or far too large, change nothing.
+
+    With g the gradients, G their norm over the whole tree and u what `inner` emits::
+
+        ok = g and u are finite, and G <= mean + deviations · spread
+        u      <- u if ok else nothing
+        inner  <- its new state if ok else the old one, to the last bit
+
+    Nothing means minus zero, which leaves every parameter as it is, also one that is zero.
+    So moments, counts and schedules go on as if the batch had never been seen. The guard
+    does not give in after some number of bad steps; `skipped_in_a_row` says how many there
+    were, for the training loop to act on.
+
+    mean is an average of G over the steps that were taken, spread that of its distance from
+    mean (the root of the mean square); the first 1 / (1 - decay) steps are not held to them.
+
+    Args:
+      inner: a link, a chain, or any transformation. Put all that counts or averages inside,
+        `optax.MultiSteps(…).gradient_transformation()` too: outside it would keep a NaN.
+      deviations: how many spreads above its mean the norm may be; None for any number.
+      decay: of mean and spread, in [0, 1).
+      loss_scale: for a loss that is multiplied by `state.scale`, which the gradients are
+        divided by here; None for a loss as it is.
+
+    Returns:
+      A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
+      `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale.
+      Its count is of all steps, that of `inner` of those taken. All is computed where the
+      gradients are, over all devices, and the host waits for nothing.
+
+    Raises:
+      TypeError: what is no transformation.
+      ValueError: a number out of range.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = guard(adam_tx.adam(1e-3))
+    >>> params = jnp.ones(2)
+    >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), tx.init(params), params)
+    >>> updates, int(state.skipped), int(state.inner["count"])
+    (Array([-0., -0.], dtype=float32), 1, 0)
+    """
+    given = {"deviations": deviations, "decay": decay, "loss_scale": loss_scale}
+    call = Call(guard, (inner,), given)
+    return link_of(Guard(inner, deviations, decay, loss_scale, call))
+
+
+class Guard(Declaration):
+    """A link whose members may be left as they were."""
+
+    elementwise = False
+    formula = "inner(u) where all is finite, else nothing"
+
+    def __init__(self, inner: Any, deviations: Any, decay: Any, loss_scale: Any, call: Call) -> None:
+        self.name, self.call = "guard", call
+        self.links = {"inner": as_link(inner)}
+        self._inner = self.links["inner"].declaration
+        self.reads_grad, self.terminal = self._inner.reads_grad, self._inner.terminal
+        if deviations is not None:
+            deviations = hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
+        if loss_scale is not None and not isinstance(loss_scale, LossScale):
+            raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
+        self._deviations, self._loss_scale = deviations, loss_scale
+        self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
+        self._type = _TYPES[deviations is not None, loss_scale is not None]
+
+    def begin(self, walk: Walk) -> Any:
+        """No step skipped."""
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        fields: dict[str, Any] = {"skipped": none, "skipped_in_a_row": none, "norm": zero}
+        if self._deviations is not None:
+            fields |= {"taken": none, "mean": zero, "variance": zero}
+        if self._loss_scale is not None:
+            fields |= {"scale": jnp.full((), self._loss_scale.initial, jnp.float32), "good_in_a_row": none}
+        # each its own array, so that the state can be donated
+        own = {name: jnp.array(value, copy=True) for name, value in fields.items()}
+        return self._type(**own, inner=self._inner.with_count(self._inner.begin(walk), none))
+
+    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+        """The members' step, kept or dropped as a whole."""
+        grad = walk.grad
+        if self._loss_scale is not None:
+            same = grad is updates
+            updates = _divided(walk, updates, state.scale)
+            grad = updates if same or grad is None else _divided(walk, grad, state.scale)
+        count = self._inner.count_of(state.inner)
+        emitted, inner = self._inner.step(walk.counting(updates, grad, count), updates, state.inner)
+        inner = self._inner.with_count(inner, None if count is None else increment(count))
+        finite, norm = _finite(walk, updates) & _finite(walk, emitted), _norm(walk, updates)
+        ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
+        emitted = [jnp.where(ok, u, -jnp.zeros_like(u)) if i in walk.present else u for i, u in enumerate(emitted)]
+        inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
+        own = self._counted(state, ok, norm) | self._scaled(state, finite)
+        return emitted, self._type(**own, inner=inner)
+
+    def _is_usual(self, state: Any, norm: jax.Array) -> jax.Array:
+        """Whether the norm is not far above what it was; at first any is."""
+        few = state.taken.astype(jnp.float32) * self._step < 1.0
+        most = state.mean + (self._deviations or 0.0) * jnp.sqrt(state.variance)
+        return jnp.isfinite(norm) & (few | (norm <= most))
+
+    def _counted(self, state: Any, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+        """The numbers of steps skipped, the norm, and what norms are usual."""
+        none = jnp.zeros_like(state.skipped)
+        own = {
+            "skipped": jnp.where(ok, state.skipped, increment(state.skipped)),
+            "skipped_in_a_row": jnp.where(ok, none, increment(state.skipped_in_a_row)),
+            "norm": norm,
+        }
+        if self._deviations is None:
+            return own
+        taken = increment(state.taken)
+        step = jnp.maximum(self._step, 1.0 / taken.astype(jnp.float32))  # the mean of all, while they are few
+        mean = numerics.ema(state.mean, norm, step)
+        variance = numerics.ema(state.variance, (norm - state.mean) * (norm - mean), step)
+        new = {"taken": taken, "mean": mean, "variance": variance}
+        return own | {name: jnp.where(ok, value, getattr(state, name)) for name, value in new.items()}
+
+    def _scaled(self, state: Any, finite: jax.Array) -> dict[str, jax.Array]:
+        """The factor of the loss."""
+        if (of := self._loss_scale) is None:
+            return {}
+        good = state.good_in_a_row + 1
+        grown = jnp.where(good >= of.every, state.scale * of.growth, state.scale)
+        grown = jnp.where(jnp.isfinite(grown), grown, state.scale)
+        return {
+            "scale": jnp.where(finite, grown, state.scale * of.backoff),
+            "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
+        }
+
+    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
+        """The slots inside."""
+        return state._replace(inner=self._inner.follow(walk, state.inner, move))
+
+    def parts(self, state: Any) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
+        """What the guard counts is its own."""
+        own = {name: part for name, part in state._asdict().items() if name != "inner"}
+        return own, [("inner", self.links["inner"], state.inner)]
+
+
+def _divided(walk: Walk, column: Column, scale: jax.Array) -> Column:
+    return [x / numerics.scalar(scale, x.real) if i in walk.present else x for i, x in enumerate(column)]
+
+
+def _finite(walk: Walk, column: Column) -> jax.Array:
+    """Whether every element of every leaf is."""
+    found = [jnp.all(jnp.isfinite(column[i])) for i in walk.present]
+    return jnp.all(jnp.stack(found)) if found else jnp.ones((), bool)
+
+
+def _norm(walk: Walk, column: Column) -> jax.Array:
+    """The root of the sum of all squares, float32."""
+    squares = [jnp.sum(numerics.square(column[i])).astype(jnp.float32) for i in walk.present]
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+_OF_DEVIATIONS, _OF_SCALE = ("taken", "mean", "variance"), ("scale", "good_in_a_row")
+_TYPES = {
+    (held, scaled): states.wrapper_type(
+        "guard",
+        "skipped",
+        "skipped_in_a_row",
+        "norm",
+        *(_OF_DEVIATIONS if held else ()),
+        *(_OF_SCALE if scaled else ()),
+        "inner",
+    )
+    for held in (False, True)
+    for scaled in (False, True)
+}

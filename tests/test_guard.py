@@ -1,0 +1,193 @@
+"""A step that is not finite, or far too large, leaves no trace but in the guard's own counts."""
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import run
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adam_tx
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+ALL = catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE
+BAD = {"nan": np.nan, "inf": np.inf, "spike": 1e6}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """All optimizers over the good gradients of a thousand, and over all; each step compiled once for both."""
+    with jax.numpy_dtype_promotion("standard"):
+        rng = np.random.default_rng(0)
+        grads = np.float32(rng.normal(size=(1000, 2, 4)) + 0.5)
+        bad = rng.random(1000) < 0.1
+        bad[:100] = False  # the guard's norms are from then on
+        spoilt = grads.copy()
+        for k in np.flatnonzero(bad):
+            spoilt[k, rng.integers(2), rng.integers(4)] = list(BAD.values())[k % 3]
+        optimizers = {name: adam_tx.guard(make(), deviations=20.0) for name, make in ALL.items()}
+
+        @jax.jit
+        def step(carry, grad):
+            after = {}
+            for name, tx in optimizers.items():
+                params, state = carry[name]
+                updates, state = tx.update(grad, state, params)
+                after[name] = run.apply_updates(params, updates), state
+            return after
+
+        start = {name: (jnp.ones((2, 4)), tx.init(jnp.ones((2, 4)))) for name, tx in optimizers.items()}
+        clean = faulty = start
+        for k in range(1000):
+            faulty = step(faulty, spoilt[k])
+            if not bad[k]:
+                clean = step(clean, grads[k])
+        return clean, faulty, int(bad.sum())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_after_bad_steps_everything_is_to_the_last_bit_as_if_they_had_not_been(name, runs):
+    (params, state), (faulty_params, faulty_state), bad = runs[0][name], runs[1][name], runs[2]
+    assert int(state.skipped) == 0
+    assert int(faulty_state.skipped) == bad > 50
+    assert int(faulty_state.count) == int(state.count) + bad == 1000
+    np.testing.assert_array_equal(np.asarray(params), np.asarray(faulty_params))
+    inner, faulty_inner = (jax.tree.leaves(of.inner) for of in (state, faulty_state))
+    for one, other in zip(inner, faulty_inner, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    assert np.isfinite(np.asarray(params)).all()
+
+
+def test_the_guard_never_gives_in_and_counts_what_it_skips():
+    tx, params = adam_tx.guard(adam_tx.adam(1e-3)), jnp.array([1.0, -0.0])
+
+    def step(state, grad):
+        updates, state = tx.update(grad, state, params)
+        return state, params + updates
+
+    grads = jnp.full((300, 2), jnp.nan).at[200].set(1.0)
+    state, after = jax.jit(lambda grads: jax.lax.scan(step, tx.init(params), grads))(grads)
+    assert (int(state.skipped), int(state.skipped_in_a_row), int(state.count)) == (299, 99, 300)
+    assert int(state.inner["count"]) == 1
+    np.testing.assert_array_equal(
+        np.asarray(after[:200]).view(np.int32), np.tile(np.asarray(params).view(np.int32), (200, 1))
+    )
+
+
+def test_a_step_is_skipped_where_the_updates_are_not_finite_though_the_gradient_is():
+    tx = adam_tx.guard(optax.scale(1e30))
+    updates, state = tx.update(jnp.array([1e20]), tx.init(jnp.ones(1)), jnp.ones(1))
+    assert int(state.skipped) == 1
+    assert float(updates[0]) == 0.0
+
+
+def test_a_level_that_rises_slowly_is_no_spike():
+    tx = adam_tx.guard(adam_tx.sgd(1.0), deviations=5.0, decay=0.9)
+    sizes = 1.01 ** jnp.arange(500) * (1 + 0.1 * jax.random.normal(jax.random.key(0), (500,)))
+
+    def step(state, size):
+        return tx.update(size[None], state, jnp.ones(1))[1], None
+
+    state, _ = jax.lax.scan(step, tx.init(jnp.ones(1)), sizes)
+    assert int(state.skipped) == 0
+    assert float(state.mean) == pytest.approx(float(sizes[-10:].mean()), rel=0.1)
+
+
+def test_a_bad_part_of_an_accumulated_batch_is_as_if_it_had_not_been():
+    tx = adam_tx.guard(optax.MultiSteps(adam_tx.adam(0.1), 2).gradient_transformation())
+    params = jnp.ones(1)
+    state = tx.init(params)
+    for grad in jnp.array([[1.0], [jnp.nan], [2.0], [3.0]]):  # 1 and 2 make a batch, 3 waits
+        updates, state = tx.update(grad, state, params)
+        params = run.apply_updates(params, updates)
+    assert float(params[0]) == pytest.approx(0.9, abs=1e-6)
+    assert int(state.inner.mini_step) == 1
+
+
+def test_one_bad_shard_holds_all_devices_back():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = NamedSharding(mesh, PartitionSpec("x"))
+    tx = adam_tx.guard(adam_tx.adam(0.1))
+    params = jax.device_put(jnp.ones(16), place)
+    step = jax.jit(lambda grad, state: tx.update(grad, state, params))
+    grad = jax.device_put(jnp.ones(16).at[13].set(jnp.nan), place)
+    updates, state = step(grad, tx.init(params))
+    assert not np.asarray(updates).any()
+    assert int(state.skipped) == 1
+    assert updates.sharding.is_equivalent_to(place, 1)
+
+
+SCALE = adam_tx.LossScale(initial=2.0**14, every=3)
+
+
+def in_float16(grad, scale):
+    """A gradient as a float16 backward pass of a scaled loss gives it."""
+    with np.errstate(over="ignore"):
+        return np.float16(np.float32(grad) * np.float32(scale))
+
+
+def test_a_loss_scale_backs_off_when_gradients_overflow_and_grows_again():
+    tx, params = adam_tx.guard(adam_tx.sgd(1.0), loss_scale=SCALE), jnp.zeros(1)
+    state, scales = tx.init(params), []
+    for k in range(12):
+        scales.append(float(state.scale))
+        updates, state = tx.update(
+            jnp.asarray(in_float16(10.0 if k in (0, 4) else 0.25, state.scale)[None]), state, params
+        )
+        params = params + updates
+    k = 2.0**10
+    assert scales == [16 * k, 8 * k, 8 * k, 8 * k, 16 * k, 8 * k, 8 * k, 8 * k, 16 * k, 16 * k, 16 * k, 32 * k]
+    assert float(params[0]) == -0.25 * 10
+    assert int(state.skipped) == 2
+
+
+@pytest.mark.torch
+def test_weights_and_scales_are_those_of_torchs_grad_scaler():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    grads = np.float32(rng.normal(size=(60, 5)) * 10.0 ** rng.uniform(-2, 1, (60, 1)))
+    weight = torch.nn.Parameter(torch.ones(5))
+    optimizer = torch.optim.Adam([weight], lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=3)
+    scaler.scale(torch.zeros(()))
+    tx = adam_tx.guard(adam_tx.adam(0.01), loss_scale=SCALE)
+    params = jnp.ones(5)
+    state, step = tx.init(params), jax.jit(tx.update)
+    for grad in grads:
+        assert float(state.scale) == scaler.get_scale()
+        scaled = in_float16(grad, scaler.get_scale())
+        weight.grad = torch.tensor(np.float32(scaled))
+        scaler.step(optimizer)
+        scaler.update()
+        updates, state = step(jnp.asarray(scaled), state, params)
+        params = run.apply_updates(params, updates)
+    assert int(state.skipped) > 5
+    np.testing.assert_allclose(np.asarray(params), weight.detach().numpy(), rtol=1e-6)
+
+
+def test_a_guard_is_described_rebuilt_and_summed_up():
+    tx = adam_tx.guard(adam_tx.adam(1e-3), deviations=6.0, loss_scale=adam_tx.LossScale(2.0**15))
+    again = adam_tx.from_config(adam_tx.get_config(tx))
+    assert jax.tree.structure(again.init(jnp.ones(2))) == jax.tree.structure(tx.init(jnp.ones(2)))
+    assert eval(repr(tx), {"adam_tx": adam_tx}).links["inner"].name == tx.links["inner"].name
+    table = adam_tx.summary(tx, jnp.ones(2))
+    assert "skipped int32[]" in table
+    assert "scale_by_rms" in table
+
+
+def test_what_a_guard_cannot_hold_is_refused():
+    for make, message in (
+        (
+            lambda: adam_tx.guard(adam_tx.adam(1e-3), deviations=-1.0),
+            r"guard: deviations must be in \[0, inf\), got -1",
+        ),
+        (lambda: adam_tx.guard(adam_tx.adam(1e-3), decay=1.0), r"guard: decay must be in \[0, 1\), got 1"),
+        (lambda: adam_tx.guard(adam_tx.adam(1e-3), loss_scale=2.0), "guard: loss_scale must be an adam_tx.LossScale"),
+        (lambda: adam_tx.guard(1e-3), "a transformation is needed"),
+        (lambda: adam_tx.LossScale(backoff=2.0), r"LossScale: backoff must be in \(0, 1\), got 2"),
+        (lambda: adam_tx.LossScale(every=0), "LossScale: every must be at least 1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            make()
