@@ -223,11 +223,11 @@ def kerass_end(optimizer, params, grads):
 def ends():
     """Where ours and Keras's end, for each problem in one program each."""
     with keras_dtype("float64"), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        makers = {case: lambda c=case: interop.keras.from_config(optimizer_of(*c).get_config()) for case in CASES}
+        makers = {repr(case): lambda c=case: interop.keras.from_config(optimizer_of(*c).get_config()) for case in CASES}
         found = {}
         for name, problem in PROBLEMS.items():
             theirs = run.quickly_jitted(lambda p=problem: [kerass_end(optimizer_of(*case), *p()) for case in CASES])()
-            ours = run.ends({repr(case): make for case, make in makers.items()}, *problem())
+            ours = run.ends(makers, *problem())
             found[name] = {case: (ours[repr(case)], np.asarray(end)) for case, end in zip(CASES, theirs, strict=True)}
     return found
 

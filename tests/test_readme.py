@@ -213,16 +213,16 @@ def bfloat16_rounds_small_steps_away_and_a_residual_keeps_them(found):
     assert adam_tx.float32_weights(found["weight"], found["state"]) == pytest.approx(0.7, abs=1e-4)
 
 
-def a_guard_holds_for_so_many_bad_gradients_and_then_lets_nan_in_for_ever(found):
+def a_guard_holds_whatever_comes_and_divides_by_the_loss_scale(found):
     guarded, params, bad = found["guarded"], found["params"], found["bad"]
     state, update = guarded.init(params), jax.jit(guarded.update)
-    for _ in range(10):
+    for _ in range(20):
         updates, state = update(bad, state, params)
         assert not found["not_finite"](updates)
-    assert not found["not_finite"](state)
-    for grads in (bad, params):  # the eleventh, and a good one after it
-        updates, state = update(grads, state, params)
-        assert found["not_finite"](updates) == ["['dense']['bias']"]
+    assert not found["not_finite"](state.inner)
+    plain, _ = found["tx"].update(found["grads"], found["tx"].init(params), params)
+    for ours, alone in zip(jax.tree.leaves(found["updates"]), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(ours, alone, rtol=1e-6)
 
 
 def the_state_follows_its_parameters_also_under_the_mesh_as_context(found):
@@ -318,7 +318,7 @@ CHECKS = {
     "Take over PyTorch's parameter groups": each_group_is_torchs_adamw_with_its_own_settings,
     "Use less memory": a_bfloat16_v_that_would_never_fall_is_refused_from_just_above_the_largest_decay,
     "Train bfloat16 parameters": bfloat16_rounds_small_steps_away_and_a_residual_keeps_them,
-    "Find where a NaN came from": a_guard_holds_for_so_many_bad_gradients_and_then_lets_nan_in_for_ever,
+    "Find where a NaN came from": a_guard_holds_whatever_comes_and_divides_by_the_loss_scale,
     "Use a GPU, or several devices": the_state_follows_its_parameters_also_under_the_mesh_as_context,
     "Save and restore": every_way_to_save_and_every_change_of_recipe_goes_on_from_the_state,
     "Keep the settings of a run": a_config_gives_the_same_optimizer,
