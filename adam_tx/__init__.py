@@ -89,6 +89,7 @@ from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.surprise import scale_by_surprise
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import (
+    add_cautiously_decayed_weights,
     add_decayed_weights,
     decay_stepped_weights,
     decay_weights,
@@ -155,6 +156,7 @@ __all__ = [
     "adamaxw",
     "adamc",
     "adamw",
+    "add_cautiously_decayed_weights",
     "add_decayed_weights",
     "add_gradient_change",
     "ademamix",

@@ -55,6 +55,7 @@ COMBINED = {
     "a foreign link without a state": lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.8), optax.scale_by_sign()),
 }
 READ_PARAMS = {
+    "add_cautiously_decayed_weights": (0.1,),
     "add_decayed_weights": (0.1,),
     "decay_weights": (0.1,),
     "decay_stepped_weights": (0.1,),

@@ -174,3 +174,47 @@ def test_python_and_numpy_numbers_can_be_parameters():
     tx = adam_tx.adam(1e-3)
     updates, _ = tx.update({"a": -0.5, "b": np.ones(2, np.float32)}, tx.init(params), params)
     np.testing.assert_allclose(updates["a"], 1e-3, rtol=1e-5)
+
+
+RATE, DECAY, FACTOR = 0.1, 0.01, 0.5
+SHRINKS = {
+    "add_decayed_weights": (lambda: [adam_tx.add_decayed_weights(DECAY), adam_tx.scale_by_learning_rate(RATE)], RATE),
+    "add_cautiously_decayed_weights": (
+        lambda: [adam_tx.add_cautiously_decayed_weights(DECAY), adam_tx.scale_by_learning_rate(RATE)],
+        RATE,
+    ),
+    "decay_weights": (
+        lambda: [adam_tx.scale_by_learning_rate(RATE), adam_tx.decay_weights(DECAY, times=FACTOR)],
+        FACTOR,
+    ),
+    "decay_stepped_weights": (
+        lambda: [adam_tx.scale_by_learning_rate(RATE), adam_tx.decay_stepped_weights(DECAY, times=FACTOR)],
+        FACTOR,
+    ),
+    "on_decayed_weights": (
+        lambda: [adam_tx.on_decayed_weights(adam_tx.scale_by_learning_rate(RATE), DECAY, times=FACTOR)],
+        FACTOR,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", SHRINKS)
+def test_a_zero_gradient_shrinks_a_weight_by_exactly_the_promised_factor(form, x64):
+    links, times = SHRINKS[form]
+    tx, params = adam_tx.chain(*links()), jnp.array([2.0, -3.0], jnp.float64)
+    state, start = tx.init(params), params
+    for _ in range(20):
+        updates, state = tx.update(jnp.zeros_like(params), state, params)
+        params = params + updates
+    np.testing.assert_allclose(params, start * (1 - times * DECAY) ** 20, rtol=1e-14)
+
+
+def test_cautious_decay_leaves_weights_alone_that_the_step_makes_larger():
+    tx = adam_tx.add_cautiously_decayed_weights(0.5)
+    params = jnp.array([[2.0, 2.0], [-2.0, -2.0], [0.0, 2.0]])
+    updates = jnp.array([[1.0, -1.0], [1.0, -1.0], [1.0, 0.0]])
+    emitted, _ = tx.update(updates, tx.init(params), params)
+    np.testing.assert_array_equal(emitted, updates + jnp.array([[1.0, 0.0], [0.0, -1.0], [0.0, 1.0]]))
+    complex_params, turned = jnp.array([1.0 + 1.0j]), jnp.array([-1.0 + 2.0j])  # their real product is 1
+    emitted, _ = tx.update(turned, tx.init(complex_params), complex_params)
+    np.testing.assert_allclose(emitted, turned + 0.5 * complex_params)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from adam_tx._core import hyperparams, states
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.numerics import scalar
+from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Rule
 from adam_tx._core.trees import Column, Walk
 from adam_tx.link import Link, as_link, link, link_of
@@ -52,6 +54,48 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> R
         return updates + params * scalar(now.weight_decay, params)
 
     return _decay(weight_decay, rule, "u + weight_decay · params", mask, changes_gradient=True)
+
+
+@link
+def add_cautiously_decayed_weights(weight_decay: NonNegative, mask: Mask = None) -> Rule:
+    """Add the parameters times the weight decay to the updates, where the step shrinks them anyway.
+
+    It stands before the learning rate, like `add_decayed_weights`. With w a parameter and
+    u its update, which is subtracted::
+
+        u <- u + weight_decay · w                      where u · w >= 0
+        u <- u                                         elsewhere
+
+    So decay never works against a step that makes a weight larger; where the gradient has
+    nothing to say, it decays in full.
+
+    Args:
+      weight_decay: at least 0.
+      mask: tree of booleans, or a function from params to one; only leaves marked True decay.
+
+    Returns:
+      A `Link` that keeps nothing. Its `update` needs `params`.
+
+    Raises:
+      ValueError: a negative number; a mask of another tree; `update` without params.
+
+    Reference: Chen et al., Cautious Weight Decay, 2025 (https://arxiv.org/abs/2510.12402).
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.add_cautiously_decayed_weights(0.5)
+    >>> params = jnp.array([2.0, 2.0, -2.0])
+    >>> tx.update(jnp.array([1.0, -1.0, 0.0]), tx.init(params), params)[0]
+    Array([ 2., -1., -1.], dtype=float32)
+    """
+
+    def rule(now, updates, params):
+        agreement = jnp.sign(updates.real) * jnp.sign(params.real)
+        if is_complex(updates):
+            agreement = updates.real * params.real + updates.imag * params.imag
+        return updates + jnp.where(agreement >= 0, params, 0.0) * scalar(now.weight_decay, params)
+
+    return _decay(weight_decay, rule, "u + weight_decay · params where both agree", mask)
 
 
 @link
