@@ -186,6 +186,21 @@ def test_it_works_in_optax_wrappers(wrap, standard_promotion):
     np.testing.assert_allclose(np.asarray(adam_tx.float32_weights(params, state)), 1 - steps * 1e-4, rtol=2e-7)
 
 
+def test_whole_weights_are_found_in_groups_of_parameters(standard_promotion):
+    """Each group has its own residuals, and nothing in the place of the others."""
+    groups = {name: adam_tx.chain(adam_tx.sgd(1e-4), adam_tx.master_weights(32)) for name in ("one", "other")}
+    tx = optax.partition(groups | {"frozen": optax.set_to_zero()}, {"a": "one", "b": "other", "c": "frozen"})
+    weights = {name: jnp.array([0.1, 0.7]) for name in "abc"}
+    params, state = started(tx, weights)
+    whole = adam_tx.float32_weights(params, state)
+    for name in "ab":
+        np.testing.assert_array_equal(np.asarray(whole[name]), np.asarray(weights[name]))
+    assert whole["c"] is params["c"]
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+    after = adam_tx.float32_weights(optax.apply_updates(params, updates), state)
+    np.testing.assert_allclose(np.asarray(after["b"]), np.asarray(weights["b"]) - 1e-4, rtol=1e-6)
+
+
 def test_five_bytes_a_parameter_are_all_that_is_kept():
     params = jnp.zeros((1024, 1024), jnp.bfloat16)
     storage = EightBit()
@@ -237,11 +252,28 @@ BAD = {
         ),
         r"leaf \['w'\] came as bfloat16, .* another dtype",
     ),
+    "bits by a float": (lambda: adam_tx.master_weights(24.0), "master_weights: bits must be a whole number"),
+    "no truth": (lambda: adam_tx.master_weights(stochastic="no"), "master_weights: stochastic must be True or False"),
+    "other bits": (
+        lambda: MASTER(adam_tx.master_weights(24)).update(BF16, MASTER(adam_tx.master_weights(32)).init(BF16), BF16),
+        r"the residual of leaf .* is int16, but master_weights\(24\) keeps int8",
+    ),
+    "other weights": (
+        lambda: adam_tx.split_float32_weights({"a": jnp.ones(2)}, MASTER(adam_tx.master_weights()).init({"b": BF16})),
+        "weights and the residuals in opt_state are different trees",
+    ),
+    "weights of another shape": (
+        lambda: adam_tx.split_float32_weights({"a": jnp.ones(3)}, MASTER(adam_tx.master_weights()).init({"a": BF16})),
+        r"weights: leaf \['a'\] has shape \(3,\)",
+    ),
     "no params": (
         lambda: MASTER(adam_tx.master_weights()).update(BF16, MASTER(adam_tx.master_weights()).init(BF16)),
         "master_weights needs params",
     ),
-    "no residual": (lambda: adam_tx.float32_weights(BF16, adam_tx.adam(0.1).init(BF16)), "has those of 0"),
+    "no residual": (
+        lambda: adam_tx.float32_weights(BF16, adam_tx.adam(0.1).init(BF16)),
+        "opt_state holds no residuals",
+    ),
     "other params": (
         lambda: adam_tx.float32_weights({"w": jnp.ones(2)}, MASTER(adam_tx.master_weights()).init({"w": BF16})),
         r"leaf \['w'\] is float32\[2\]",

@@ -402,6 +402,25 @@ BAD = {
         ),
         "scale_by_rms: its state is a ScaleByRmsState of",
     ),
+    "bfloat16 that was rounded at random": (
+        lambda: adam_tx.scale_by_rms().update(
+            {"w": jnp.ones(4)},
+            adam_tx.scale_by_rms(dtype=StochasticBFloat16()).init({"w": jnp.ones(4)}),
+            grad={"w": jnp.ones(4)},
+        ),
+        r"state: leaf \['w'\] came as bfloat16, but the link stores float32",
+    ),
+    "float32 for one that rounds": (
+        lambda: adam_tx.scale_by_rms(dtype=StochasticBFloat16()).update(
+            jnp.ones(4), adam_tx.scale_by_rms().init(jnp.ones(4)), grad=jnp.ones(4)
+        ),
+        r"came as float32, but StochasticBFloat16\(\) stores bfloat16",
+    ),
+    "no dtype": (
+        lambda: adam_tx.adam(1e-3, mu_dtype="eight_bit"),
+        "the dtype of mu must be a dtype, a storage such as",
+    ),
+    "eight bits by dtype": (lambda: adam_tx.adam(1e-3, mu_dtype=jnp.int8), r"give adam_tx\.storage\.EightBit\(\)"),
     "difference of two averages": (
         lambda: adam_tx.scale_by_centered_rms(dtype=TINY),
         "scale_by_centered_rms: dtype",

@@ -247,7 +247,8 @@ def check_moment_dtype(moment: str, dtype: DTypeLike | None, decay: Any, *, squa
         return
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise TypeError(
-            f"the dtype of {moment} must be a floating-point or complex dtype or None, got {jnp.dtype(dtype)}."
+            f"the dtype of {moment} must be a floating-point or complex dtype or None, got {jnp.dtype(dtype)}. For "
+            "eight bits give adam_tx.storage.EightBit()."
         )
     if jnp.finfo(dtype).bits >= 32:
         return

@@ -99,7 +99,14 @@ class Plain(Storage):
         hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")
 
     def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
-        """Refuse an update of a leaf, by its number in the walk, of which this was kept."""
+        """Refuse fewer bits than were asked for, such as those of another storage: they would be rounded to nearest."""
+        fewest = 32 if self.given is None else jnp.finfo(self.given).bits
+        if stored is not None and jnp.finfo(stored.values.dtype).bits < min(fewest, 32):
+            raise TypeError(
+                f"state: leaf {walk.path(i)} came as {stored.values.dtype}, but the link stores "
+                f"{self.given or 'float32'}. Give update the state that init returned, or give the link the dtype that "
+                "made this one."
+            )
 
     def dtype(self, working: jnp.dtype) -> jnp.dtype:
         """The one that was given."""
@@ -138,4 +145,9 @@ def as_storage(slot: str, given: Any) -> Storage:
         return given
     if isinstance(given, type) and issubclass(given, Storage):
         raise TypeError(f"the dtype of {slot} must be an instance of {given.__name__}: write {given.__name__}().")
-    return Plain(given)
+    try:
+        return Plain(given)
+    except TypeError:
+        raise TypeError(
+            f"the dtype of {slot} must be a dtype, a storage such as adam_tx.storage.EightBit() or None, got {given!r}."
+        ) from None

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adam_tx._core import rounding, states
+from adam_tx._core import hyperparams, rounding, states
+from adam_tx._core.numerics import dtype_of
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
 from adam_tx._core.trees import is_absent, path_str
@@ -58,7 +59,10 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
       ValueError: other `bits`; a link behind it in a chain, which would change the difference.
       TypeError: float16 leaves; a leaf whose dtype is not that which `init` saw.
 
-    Numbers: a weight that is not finite becomes NaN; beyond 3.39e38 it stays there.
+    What is emitted must reach `optax.apply_updates` as it is: behind another transformation,
+    or in a wrapper that adds it to something else than the parameters
+    (`optax.contrib.schedule_free`, `optax.lookahead`), it is wrong. A weight that is not
+    finite becomes NaN; beyond 3.39e38 it stays there. No derivatives pass through it.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -68,8 +72,10 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     >>> updates, adam_tx.float32_weights(params, state)  # bfloat16 has no number between 0.996 and 1
     (Array([-0.], dtype=float32), Array([0.9999], dtype=float32))
     """
-    if bits not in (24, 32):
-        raise ValueError(f"master_weights: bits must be 24 or 32, got {bits!r}.")
+    if hyperparams.whole("master_weights: bits", bits) not in (24, 32):
+        raise ValueError(f"master_weights: bits must be 24 or 32, got {bits}.")
+    if not isinstance(stochastic, bool):
+        raise TypeError(f"master_weights: stochastic must be True or False, got {stochastic!r}.")
 
     def rule(now, updates, params, residual, noise):
         if residual is None:
@@ -133,13 +139,13 @@ def _are_bfloat16(params: Any) -> Any:
 
     def is_bfloat16(path: Any, param: Any) -> bool:
         _refuse_float16("stochastic_round", path_str(path), param)
-        return param.dtype == jnp.bfloat16
+        return dtype_of(param) == jnp.bfloat16
 
     return jax.tree_util.tree_map_with_path(is_bfloat16, params)
 
 
 def _refuse_float16(link: str, where: str, param: Any) -> None:
-    if param.dtype == jnp.float16:
+    if dtype_of(param) == jnp.float16:
         raise TypeError(f"{link}: params: leaf {where} is float16, which is not rounded here; use bfloat16 or float32.")
 
 
@@ -154,8 +160,11 @@ class _Residual(Storage):
         """Zero."""
         del kind, noise
         _refuse_float16("master_weights", where, param)
-        dtype = jnp.int16 if self.bits == 32 else jnp.int8
-        return Stored(jnp.zeros_like(first, dtype=dtype)) if param.dtype == jnp.bfloat16 else None
+        is_bfloat16 = dtype_of(param) == jnp.bfloat16
+        return Stored(jnp.zeros_like(first, dtype=self._integer())) if is_bfloat16 else None
+
+    def _integer(self) -> Any:
+        return jnp.int16 if self.bits == 32 else jnp.int8
 
     def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
         """Refuse parameters of which another rest was kept."""
@@ -165,6 +174,11 @@ class _Residual(Storage):
                 f"params: leaf {walk.path(i)} came as {dtype}, but when init saw it, it was "
                 f"{'another dtype' if stored is None else 'bfloat16'}. Apply updates with optax.apply_updates, which "
                 "keeps dtypes, and call init with the parameters as they are trained."
+            )
+        if stored is not None and stored.values.dtype != self._integer():
+            raise TypeError(
+                f"state: the residual of leaf {walk.path(i)} is {stored.values.dtype}, but master_weights({self.bits}) "
+                f"keeps {jnp.dtype(self._integer())}. Give update the state that init returned."
             )
 
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
@@ -193,7 +207,7 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
       The tree with every bfloat16 leaf joined with its residual, as float32; others as they are.
 
     Raises:
-      ValueError: a state without residuals, or with those of more than one tree.
+      ValueError: a state without residuals; parameters that they do not belong to.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -206,7 +220,7 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
     """
 
     def join(path: Any, param: Any, residual: Any) -> Any:
-        if is_absent(param) or residual is None:
+        if is_absent(param) or is_absent(residual):
             return param
         if param.shape != residual.shape or param.dtype != jnp.bfloat16:
             raise ValueError(
@@ -215,8 +229,10 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
             )
         return _join(_bits(param.astype(jnp.float32)), residual)
 
-    residual = _only(opt_state).residual
-    return jax.tree_util.tree_map_with_path(join, params, residual, is_leaf=is_absent)
+    for state in _found(opt_state):  # one a group of parameters, with nothing in the place of the others
+        _check_tree("params", params, state.residual)
+        params = jax.tree_util.tree_map_with_path(join, params, state.residual, is_leaf=is_absent)
+    return params
 
 
 def split_float32_weights(weights: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -231,34 +247,53 @@ def split_float32_weights(weights: Any, opt_state: Any) -> tuple[Any, Any]:
       Of 24 bits a weight is the nearest.
 
     Raises:
-      ValueError: a state without residuals, or with those of more than one tree.
+      ValueError: a state without residuals; weights that they do not belong to.
     """
-    old = _only(opt_state).residual
 
-    def split(weight: Any, residual: Any) -> Any:
-        if is_absent(weight) or residual is None:
+    def split(path: Any, weight: Any, residual: Any) -> Any:
+        if is_absent(weight) or is_absent(residual):
             return weight, residual
+        if weight.shape != residual.shape:
+            raise ValueError(
+                f"weights: leaf {path_str(path)} has shape {weight.shape}, but its residual has {residual.shape}; give "
+                "the weights of the parameters that init was given."
+            )
         bits, rest = _split(weight.astype(jnp.float32), residual.dtype, None)
         return _float(bits).astype(jnp.bfloat16), rest
 
-    pairs = jax.tree.map(split, weights, old, is_leaf=is_absent)
-    params, residuals = (
-        jax.tree.map(lambda _, pair, k=k: pair[k], weights, pairs, is_leaf=is_absent) for k in range(2)
-    )
-
     def replaced(node: Any) -> Any:
-        return node._replace(residual=residuals) if _is_state(node) else node
-
-    return params, jax.tree.map(replaced, opt_state, is_leaf=_is_state)
-
-
-def _only(opt_state: Any) -> Any:
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
-    if len(found) != 1:
-        raise ValueError(
-            f"opt_state must hold the residuals of one adam_tx.master_weights, but it has those of {len(found)}."
+        nonlocal weights
+        if not _is_state(node):
+            return node
+        _check_tree("weights", weights, node.residual)
+        pairs = jax.tree_util.tree_map_with_path(split, weights, node.residual, is_leaf=is_absent)
+        weights, residual = (
+            jax.tree.map(lambda _, pair, k=k: pair[k], weights, pairs, is_leaf=is_absent) for k in range(2)
         )
-    return found[0]
+        return node._replace(residual=residual)
+
+    _found(opt_state)
+    opt_state = jax.tree.map(replaced, opt_state, is_leaf=_is_state)
+    return weights, opt_state
+
+
+def _found(opt_state: Any) -> list[Any]:
+    """The states of `master_weights` in this one."""
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
+    if not found:
+        raise ValueError("opt_state holds no residuals: it is not that of an optimizer with adam_tx.master_weights.")
+    return found
+
+
+def _check_tree(name: str, tree: Any, residual: Any) -> None:
+    trees = [
+        jax.tree.structure(jax.tree.map(lambda _: 0, t, is_leaf=is_absent), is_leaf=is_absent) for t in (tree, residual)
+    ]
+    if trees[0] != trees[1]:
+        raise ValueError(
+            f"{name} and the residuals in opt_state are different trees, {trees[0]} and {trees[1]}; give those that "
+            "belong together."
+        )
 
 
 def _is_state(node: Any) -> bool:

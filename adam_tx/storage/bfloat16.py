@@ -42,6 +42,14 @@ class StochasticBFloat16(Storage):
             )
         return Stored(stochastic_bfloat16(first, noise(first)))
 
+    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+        """Refuse another dtype, which would not stay."""
+        if stored is not None and stored.values.dtype != jnp.bfloat16:
+            raise TypeError(
+                f"state: leaf {walk.path(i)} came as {stored.values.dtype}, but StochasticBFloat16() stores bfloat16. "
+                "Give update the state that init returned."
+            )
+
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """The value, rounded."""
         del like

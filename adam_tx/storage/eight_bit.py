@@ -74,7 +74,8 @@ class EightBit(Storage):
             raise ValueError(
                 f"{slot} cannot be stored as {self!r} unless its decay is a number of at most 0.99, got {decay}: a "
                 "slow average of gradients that change their sign is far smaller than they are, and rounding it at "
-                "every step adds more noise than is left of it. Use float32 or StochasticBFloat16()."
+                "every step adds more noise than is left of it. Use float32 or StochasticBFloat16(); under "
+                "optax.inject_hyperparams name the decay in static_args, so that it stays a number."
             )
 
     def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
