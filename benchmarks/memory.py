@@ -240,7 +240,8 @@ def jax_turn(
 
     for _ in range(WARMUP):
         run()
-    kept, digest = bytes_alive(*carry, before), 0
+    weights, state = carry
+    kept, digest = bytes_alive(weights, state, before), 0
     for leaf in jax.tree.leaves(carry):
         digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)
     return run, kept, digest
