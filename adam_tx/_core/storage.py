@@ -93,6 +93,7 @@ class Plain(Storage):
 
     def __init__(self, given: DTypeLike | None = None) -> None:
         self.given = None if given is None else jnp.dtype(given)
+        self._fewest_bytes = 4 if self.given is None else min(self.given.itemsize, 4)
 
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse a dtype in which a moving average would stand still."""
@@ -100,8 +101,7 @@ class Plain(Storage):
 
     def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
         """Refuse fewer bits than were asked for, such as those of another storage: they would be rounded to nearest."""
-        fewest = 32 if self.given is None else jnp.finfo(self.given).bits
-        if stored is not None and jnp.finfo(stored.values.dtype).bits < min(fewest, 32):
+        if stored is not None and stored.values.dtype.itemsize < self._fewest_bytes:
             raise TypeError(
                 f"state: leaf {walk.path(i)} came as {stored.values.dtype}, but the link stores "
                 f"{self.given or 'float32'}. Give update the state that init returned, or give the link the dtype that "
