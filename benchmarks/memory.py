@@ -33,17 +33,7 @@ import numpy as np
 import optax
 from cost import jitted_step
 from rich.console import Console
-from step import (
-    LEARNING_RATE,
-    Problem,
-    Timing,
-    compare,
-    provenance,
-    table_of,
-    torch_device,
-    torch_module,
-    transformer,
-)
+from step import LEARNING_RATE, Problem, Timing, compare, provenance, table_of, torch_device, torch_module, transformer
 
 import adam_tx
 from adam_tx.storage import EightBit, StochasticBFloat16
@@ -202,6 +192,32 @@ def added_by_a_leaf(contender: Contender) -> dict[str, dict[str, float]]:
     }
 
 
+def within_training(contender: Contender) -> dict[str, dict[str, float]]:
+    """Temporary bytes a parameter of a network's gradient, and of one program with the step behind it."""
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        for weights in params:
+            x = jax.nn.relu(x @ weights)
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    def train(params: Any, state: Any, x: jax.Array) -> Any:
+        return contender.step(params, state, jax.grad(loss)(params, x))
+
+    count = EQUAL_LEAVES[1]
+    params = [jax.ShapeDtypeStruct(EQUAL_LEAF, contender.dtype)] * count
+    state, x = jax.eval_shape(contender.init, params), jax.ShapeDtypeStruct((64, EQUAL_LEAF[0]), contender.dtype)
+    lowered = {
+        "gradient": jax.jit(jax.grad(loss)).lower(params, x),
+        "gradient and step": jax.jit(train, donate_argnums=(0, 1)).lower(params, state, x),
+    }
+
+    def temp(program: Any, options: dict[str, Any]) -> float:
+        memory = program.compile(compiler_options=options).memory_analysis()
+        return memory.temp_size_in_bytes / (math.prod(EQUAL_LEAF) * count)
+
+    return {way: {name: temp(low, options) for name, low in lowered.items()} for way, options in ways().items()}
+
+
 def part_of(path: Sequence[Any]) -> str:
     """The column that an array of a state belongs to, by the names on its path."""
     names = {str(getattr(key, "name", getattr(key, "key", key))) for key in path}
@@ -333,11 +349,11 @@ def print_tables(console: Console, problem: Problem, records: Mapping[str, Recor
         console.print(f"whose weights or state depend on the way of compiling: {', '.join(differing) or 'none'}\n")
 
 
-def growth_table(growth: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
-    """Temporary bytes of one leaf and of one more."""
-    title = f"leaves of {EQUAL_LEAF[0]} x {EQUAL_LEAF[1]}; temp, bytes an element of one"
-    table = table_of(title, *(f"{column}, {way}" for way in ways() for column in ("one leaf", "each further")))
-    for name, by_way in growth.items():
+def temp_table(title: str, temps: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Any:
+    """Temporary bytes in both ways of compiling."""
+    first = next(iter(temps.values()))
+    table = table_of(title, *(f"{column}, {way}" for way, columns in first.items() for column in columns))
+    for name, by_way in temps.items():
         table.add_row(name, *(f"{size:.2f}" for sizes in by_way.values() for size in sizes.values()))
     return table
 
@@ -364,9 +380,12 @@ def main(arguments: Sequence[str]) -> None:
         importlib.metadata.version("flashoptim-jax") if flash_module() else "not installed"
     )
     console.print_json(data=record)
+    leaves = f"leaves of {EQUAL_LEAF[0]} x {EQUAL_LEAF[1]}; temp, bytes"
     growth = {name: added_by_a_leaf(contender) for name, contender in contenders().items()}
-    console.print(growth_table(growth))
-    record |= {"equal_leaves": growth, "problems": []}
+    console.print(temp_table(f"{leaves} an element of one", growth))
+    training = {name: within_training(contender) for name, contender in contenders().items()}
+    console.print(temp_table(f"{EQUAL_LEAVES[1]} {leaves} a parameter", training))
+    record |= {"equal_leaves": growth, "within_training": training, "problems": []}
     for problem in problems(options.size):
         records = measure(problem, options.repeats)
         print_tables(console, problem, records)
