@@ -21,8 +21,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What is fast, and fails first when a link or the machinery breaks: `pytest -m quick`, for the working loop.
 QUICK = {"test_chain", "test_errors", "test_link", "test_links", "test_parity_optax", "test_public", "test_summary"}
 
+# The files that take longest start first, the longest of all ahead, so that no worker is left with one at the end.
+LONG = ("conformance", "storage", "parity_keras", "drop_in", "guard", "own_links", "family", "sharding", "cost")
+LONG += ("readme", "example_flax_mlp", "example_family", "bias_correction", "master_weights", "ecosystem")
+LONG += ("parity_torch", "basis", "example_small_state", "config")
+PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
+
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: PLACE.get(item.path.stem, len(PLACE)))
     for item in items:
         if item.path.stem in QUICK:
             item.add_marker("quick")
