@@ -37,6 +37,7 @@ def bits_of(x):
     return np.asarray(x).view(np.uint32)
 
 
+@pytest.mark.usefixtures("usual_compiler")
 def test_with_32_bits_ten_thousand_steps_of_adamw_are_those_of_float32_to_the_last_bit():
     weights = jax.random.normal(jax.random.key(0), (4, 32)) * 0.02
     grads = jax.random.normal(jax.random.key(1), (10_000, 4, 32))

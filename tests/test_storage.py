@@ -232,6 +232,7 @@ def test_the_random_bits_are_uniform_and_differ_between_elements_steps_leaves_an
         assert abs(np.corrcoef(draws["this"].ravel(), draws[name].ravel())[0, 1]) < 5 / 256
 
 
+@pytest.mark.usefixtures("usual_compiler")
 @pytest.mark.parametrize(
     ("storage", "shape", "spec"),
     [
