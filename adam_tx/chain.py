@@ -288,6 +288,11 @@ class WithGradient(Declaration):
         self._member = self.links["member"].declaration
         self.formula = "member(u), which sees another gradient"
         self.averages, self.elementwise = self._member.averages, self._member.elementwise
+        self.terminal = self._member.terminal
+
+    def whole(self, walk: Walk, state: Any) -> Walk:
+        """The parameters as the link knows them."""
+        return self._member.whole(walk, state.member)
 
     def begin(self, walk: Walk) -> Any:
         """The state of the link, and of the one that makes its gradient."""

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import code, hyperparams, introspect, numerics
-from adam_tx._core.declaration import Call, Declaration
+from adam_tx._core.declaration import LIFTED, Call, Declaration
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.rule import Kind, Rule, Slot
 from adam_tx._core.trees import Column, Walk
@@ -203,7 +203,12 @@ class Foreign(Declaration):
         column = list(walk.params)
         for i in walk.present:
             column[i] = numerics.cast(column[i], walk.dtypes[i])
-        return self._inner.init(walk.tree(column))
+        lifted = any(numerics.dtype_of(walk.params[i]) == jnp.bfloat16 for i in walk.present)
+        token = LIFTED.set(self.name if lifted else "")
+        try:
+            return self._inner.init(walk.tree(column))
+        finally:
+            LIFTED.reset(token)
 
     def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
         """Its own update, on trees in working precision."""

@@ -152,6 +152,35 @@ def test_the_links_before_it_see_the_whole_weights():
         np.testing.assert_array_equal(np.asarray(after), np.asarray(weights * 0.5))
 
 
+def test_the_guard_too_shows_the_whole_weights_to_the_links_before():
+    weights = jnp.array([1.001, -3.0007])
+    decay = adam_tx.chain(adam_tx.add_decayed_weights(0.5), adam_tx.scale_by_learning_rate(1.0))
+    tx = adam_tx.chain(decay, adam_tx.guard(adam_tx.master_weights(32)))
+    params, state = started(tx, weights)
+    updates, state = tx.update(jnp.zeros(2), state, params)
+    after = adam_tx.float32_weights(run.apply_updates(params, updates), state)
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(weights * 0.5))
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_derivatives_see_no_rounding_of_weights(bits):
+    """Of the loss at the whole weights, and of steps by the learning rate."""
+    weights = jnp.array([0.7, -0.3])
+
+    def after_two(rate):
+        tx = adam_tx.chain(adam_tx.sgd(rate), adam_tx.master_weights(bits, stochastic=False))
+        params, state = started(tx, weights)
+        for _ in range(2):
+            grad = 2 * adam_tx.float32_weights(params, state)
+            updates, state = tx.update(grad, state, params)
+            params = params.astype(jnp.float32) + updates
+            params = params.astype(jnp.bfloat16)
+        return jnp.sum(adam_tx.float32_weights(params, state) ** 2)
+
+    exact = jax.grad(lambda rate: jnp.sum((weights * (1 - 2 * rate) ** 2) ** 2))(0.1)
+    np.testing.assert_allclose(jax.grad(after_two)(0.1), exact, rtol=0.02)
+
+
 def test_a_weight_that_was_set_to_zero_from_outside_goes_on_from_zero():
     tx = adam_tx.chain(adam_tx.sgd(1.0), adam_tx.master_weights(bits=32))
     params, state = started(tx, jnp.array([0.9999, -0.9999]))
@@ -266,6 +295,31 @@ BAD = {
     "weights of another shape": (
         lambda: adam_tx.split_float32_weights({"a": jnp.ones(3)}, MASTER(adam_tx.master_weights()).init({"a": BF16})),
         r"weights: leaf \['a'\] has shape \(3,\)",
+    ),
+    "inside a wrapper of Optax inside a link": (
+        lambda: adam_tx.chain(adam_tx.adam(0.1), optax.masked(adam_tx.master_weights(), True)).init(BF16),
+        "master_weights trains bfloat16 parameters, but inside masked",
+    ),
+    "inside an accumulation inside a guard": (
+        lambda: adam_tx.guard(optax.MultiSteps(MASTER(adam_tx.master_weights()), 2).gradient_transformation()).init(
+            BF16
+        ),
+        "chain trains bfloat16 parameters, but inside MultiSteps",
+    ),
+    "with decayed parameters": (
+        lambda: adam_tx.on_decayed_weights(adam_tx.master_weights(), 0.1),
+        "on_decayed_weights: master_weights emits the difference",
+    ),
+    "with another gradient, before another": (
+        lambda: adam_tx.chain(
+            adam_tx.with_gradient(adam_tx.master_weights(), lambda grad, updates: grad),
+            adam_tx.scale_by_learning_rate(0.1),
+        ),
+        "chain: 'with_gradient' emits the difference",
+    ),
+    "float8": (
+        lambda: MASTER(adam_tx.master_weights()).init({"w": jnp.ones(2, jnp.float8_e4m3fn)}),
+        r"leaf \['w'\] is float8_e4m3fn",
     ),
     "no params": (
         lambda: MASTER(adam_tx.master_weights()).update(BF16, MASTER(adam_tx.master_weights()).init(BF16)),

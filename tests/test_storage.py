@@ -417,6 +417,12 @@ BAD = {
         ),
         r"came as float32, but StochasticBFloat16\(\) stores bfloat16",
     ),
+    "slow heavy ball": (lambda: adam_tx.sgd(1e-3, 0.999, accumulator_dtype=TINY), "trace cannot be stored as"),
+    "largest of sizes, to nearest": (
+        lambda: adam_tx.adamax(1e-3, nu_dtype=jnp.bfloat16),
+        "nu stored as bfloat16 needs",
+    ),
+    "sum, to nearest": (lambda: adam_tx.adagrad(1e-3, nu_dtype=jnp.bfloat16), "a sum soon stops growing"),
     "no dtype": (
         lambda: adam_tx.adam(1e-3, mu_dtype="eight_bit"),
         "the dtype of mu must be a dtype, a storage such as",

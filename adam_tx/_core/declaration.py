@@ -1,6 +1,7 @@
 """`Declaration`, what stands behind every link: what it is, and how it begins and steps inside a chain."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -114,6 +115,11 @@ class Declaration:
 
     def init(self, params: Any) -> Any:
         """The state for these parameters: the public `init` of the link."""
+        if self.terminal and (wrapper := LIFTED.get()):
+            raise ValueError(
+                f"{self.name} trains bfloat16 parameters, but inside {wrapper}, which stands in a link of adam_tx, it "
+                f"would see them as float32. Put {wrapper} around the whole optimizer, or take it away."
+            )
         return self.with_count(self.begin(Walk.of_params(params)), jnp.zeros((), jnp.int32))
 
     def update(
@@ -136,6 +142,10 @@ class Declaration:
     def __reduce__(self) -> Any:
         """A link is pickled as the code that makes it, so closures and what they close over stay behind."""
         return _make_anew, (self.call,)
+
+
+LIFTED: ContextVar[str] = ContextVar("lifted", default="")
+"""The transformation from elsewhere that is being initialised with bfloat16 parameters lifted to float32, if one is."""
 
 
 def _call(call: Call) -> Any:

@@ -239,8 +239,8 @@ class Leafwise(Declaration):
         if tuple(name for name in fields if name != "count") != self._type._fields:
             raise ValueError(
                 f"{self.name}: its state is a {self._type.__name__} of {list(self._type._fields)}, but a "
-                f"{type(state).__name__} of {list(fields)} came. Give update the state that init returned; the order "
-                "is update(updates, state, params)."
+                f"{type(state).__name__} of {list(fields)} came. Give update the state that init returned, of a link "
+                "with the same dtype; the order is update(updates, state, params)."
             )
 
     def _now(self, count: Any, state: Any) -> tuple["_Views", dict[str, Any]]:

@@ -28,7 +28,7 @@ def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
       what: the array, such as "scale_by_rms.nu".
     """
     place = jnp.uint32((zlib.crc32(what.encode()) + leaf * 0x9E3779B9) % 2**32)
-    return _mix(_mix(count.astype(jnp.uint32) ^ place) + place)
+    return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
 @functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is

@@ -95,6 +95,11 @@ class Plain(Storage):
         self.given = None if given is None else jnp.dtype(given)
         self._fewest_bytes = 4 if self.given is None else min(self.given.itemsize, 4)
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it has less than 32 bits."""
+        return self._fewest_bytes < 4
+
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse a dtype in which a moving average would stand still."""
         hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
+from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
 
@@ -54,4 +54,5 @@ def scale_by_heavy_ball(
         return (updates + trace * scalar(now.decay.value, trace) if nesterov else trace), trace
 
     emitted = "u + decay·trace" if nesterov else "trace"
+    as_storage("trace", dtype).check("trace", "gradient", decay)
     return Rule(rule, formula=f"trace = decay·trace + (1 - dampening)·u; {emitted}", dtype=dtype)

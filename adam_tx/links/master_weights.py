@@ -43,9 +43,11 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     takes for roundings that it may leave out.
 
     The links before it in `adam_tx.chain` see w as the parameters: weight decay shrinks
-    the whole weight. Forward and backward passes see the bfloat16 p; `float32_weights`
-    gives w, to evaluate or export. Leaves of float32 and wider stay as they are, and have
-    no residual.
+    the whole weight. In `optax.chain` they see p, and their updates come rounded to
+    bfloat16. Equinox's `apply_updates` makes the parameters float32; use Optax's.
+
+    Forward and backward passes see the bfloat16 p; `float32_weights` gives w, to evaluate
+    or export. Leaves of float32 and wider stay as they are, and have no residual.
 
     Args:
       bits: of a weight and its residual, 24 or 32.
@@ -62,7 +64,7 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     What is emitted must reach `optax.apply_updates` as it is: behind another transformation,
     or in a wrapper that adds it to something else than the parameters
     (`optax.contrib.schedule_free`, `optax.lookahead`), it is wrong. A weight that is not
-    finite becomes NaN; beyond 3.39e38 it stays there. No derivatives pass through it.
+    finite becomes NaN; beyond 3.39e38 it stays there. To derivatives nothing is rounded.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -81,9 +83,9 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
         if residual is None:
             return updates, None
         params = params.astype(jnp.float32)
-        whole = _join(_bits(params), residual) + updates.astype(jnp.float32)
-        kept, residual = _split(whole, residual.dtype, noise if stochastic else None)
-        return _difference(kept, params), residual
+        whole = _joined(params, residual) + updates.astype(jnp.float32)
+        kept, residual = _split(lax.stop_gradient(whole), residual.dtype, noise if stochastic else None)
+        return _difference(kept, whole, params), residual
 
     rounded = "" if bits == 32 else ", rounded at random" if stochastic else ", rounded to nearest"
     return Rule(
@@ -127,8 +129,10 @@ def stochastic_round() -> Rule:
     """
 
     def rule(now, updates, params, noise):
-        kept = stochastic_bfloat16(params + updates, noise).astype(jnp.float32)
-        return _difference(_bits(kept), params.astype(jnp.float32))
+        params = params.astype(jnp.float32)
+        whole = params + updates.astype(jnp.float32)
+        kept = stochastic_bfloat16(lax.stop_gradient(whole), noise).astype(jnp.float32)
+        return _difference(_bits(kept), whole, params)
 
     formula = "p' = p + u, rounded at random to bfloat16; p' - p"
     return Rule(rule, formula=formula, terminal=True, mask=_are_bfloat16)
@@ -145,8 +149,9 @@ def _are_bfloat16(params: Any) -> Any:
 
 
 def _refuse_float16(link: str, where: str, param: Any) -> None:
-    if dtype_of(param) == jnp.float16:
-        raise TypeError(f"{link}: params: leaf {where} is float16, which is not rounded here; use bfloat16 or float32.")
+    dtype = dtype_of(param)
+    if jnp.finfo(dtype).bits < 32 and dtype != jnp.bfloat16:
+        raise TypeError(f"{link}: params: leaf {where} is {dtype}, which is not rounded here; use bfloat16 or float32.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +198,7 @@ class _Residual(Storage):
 
     def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
         """The joined weight, float32."""
-        return _join(_bits(param.astype(jnp.float32)), residual.values)
+        return _joined(param.astype(jnp.float32), residual.values)
 
 
 def float32_weights(params: Any, opt_state: Any) -> Any:
@@ -227,7 +232,7 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
                 f"params: leaf {path_str(path)} is {param.dtype}{list(param.shape)}, but its residual is that of a "
                 f"bfloat16 leaf of shape {list(residual.shape)}; give the params that belong to the state."
             )
-        return _join(_bits(param.astype(jnp.float32)), residual)
+        return _joined(param.astype(jnp.float32), residual)
 
     for state in _found(opt_state):  # one a group of parameters, with nothing in the place of the others
         _check_tree("params", params, state.residual)
@@ -332,9 +337,30 @@ def _join(upper: jax.Array, residual: jax.Array) -> jax.Array:
     return _float(upper + lax.bitcast_convert_type(rest, jnp.uint32))
 
 
-def _difference(kept: jax.Array, params: jax.Array) -> jax.Array:
-    """What added to the parameters gives the kept weights to the last bit, the sign of zero included."""
+@jax.custom_jvp
+def _joined(params: jax.Array, residual: jax.Array) -> jax.Array:
+    """The whole weights of float32 parameters that hold bfloat16 numbers; to derivatives, the parameters."""
+    return _join(_bits(params), residual)
+
+
+@_joined.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return _joined(*primals), tangents[0]
+
+
+@jax.custom_jvp
+def _difference(kept: jax.Array, whole: jax.Array, params: jax.Array) -> jax.Array:
+    """What added to the parameters gives the kept weights to the last bit, the sign of zero included.
+
+    To derivatives, nothing was rounded: `whole - params`.
+    """
+    del whole
     return jnp.where(kept == _bits(params), -0.0, _float(kept) - params)
+
+
+@_difference.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return _difference(*primals), tangents[1] - tangents[2]
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import divide, scalar
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
+from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
 
@@ -51,4 +51,5 @@ def scale_by_max_norm(
         nu = jnp.maximum(nu * scalar(now.decay.value, nu), size)
         return divide(updates, nu, now.eps), nu
 
+    as_storage("nu", dtype).check("nu", "square", decay)
     return Rule(rule, formula="v = max(decay · v, |g| + eps_stored); u / (v + eps)", dtype=dtype)

@@ -209,6 +209,11 @@ class OnDecayedWeights(Declaration):
         self.call = Call(on_decayed_weights, (member, weight_decay), given)
         self.links, self.hyperparams = {"member": as_link(member)}, {"weight_decay": weight_decay, **given}
         self._member = self.links["member"].declaration
+        if self._member.terminal:
+            raise ValueError(
+                f"on_decayed_weights: {self._member.name} emits the difference to the new parameters, to the last bit, "
+                "so it cannot see decayed ones. Put it behind, as the last link of the chain."
+            )
         self._decay = decay_weights(weight_decay, mask, times=times).declaration
         self.reads_grad, self.elementwise = self._member.reads_grad, self._member.elementwise
         self.averages = self._member.averages

@@ -14,7 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from adam_tx._core import hyperparams, numerics, rounding, sharding
 from adam_tx._core.storage import Noise, Storage, Stored
@@ -40,7 +42,9 @@ class EightBit(Storage):
 
     NaN stays NaN in its place, and infinity becomes NaN; neither disturbs the rest of
     the block. A state does not depend on how many devices hold it. There are no
-    derivatives with respect to what is stored.
+    derivatives with respect to what is stored. Under `jax.vmap` all members draw the same.
+    A gradient 10^5 times as large as usual holds its block's neighbours back for thousands
+    of steps; clip, or `guard` the run.
 
     Leaves that gain little keep float32: those with less than `min_size` elements, those
     whose last axis is shorter than 64, and complex ones. `adam_tx.summary` shows which.
@@ -69,6 +73,8 @@ class EightBit(Storage):
 
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse slow averages of signed numbers, of which rounding would leave nothing but noise."""
+        if isinstance(decay, jax.Array | np.ndarray | np.generic) and not isinstance(decay, Tracer):
+            decay = float(decay)
         slow = decay is not None and not (isinstance(decay, float | int) and decay <= 0.99)
         if kind == "gradient" and slow:
             raise ValueError(

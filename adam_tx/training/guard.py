@@ -185,6 +185,10 @@ class Guard(Declaration):
             "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
         }
 
+    def whole(self, walk: Walk, state: Any) -> Walk:
+        """The parameters as the last link inside knows them."""
+        return self._inner.whole(walk, state.inner)
+
     def follow(self, walk: Walk, state: Any, move: Any) -> Any:
         """The slots inside."""
         return state._replace(inner=self._inner.follow(walk, state.inner, move))
