@@ -204,7 +204,7 @@ class Foreign(Declaration):
         for i in walk.present:
             column[i] = numerics.cast(column[i], walk.dtypes[i])
         lifted = any(numerics.dtype_of(walk.params[i]) == jnp.bfloat16 for i in walk.present)
-        token = LIFTED.set(self.name if lifted else "")
+        token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
         try:
             return self._inner.init(walk.tree(column))
         finally:

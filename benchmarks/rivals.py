@@ -103,7 +103,7 @@ class Float32(Format):
         return 8.0
 
 
-class BFloat16(Format):
+class BFloat16(Float32):
     """Both moments rounded to the nearest bfloat16, as where `nu_dtype` or the parameters' dtype is that."""
 
     name = "bfloat16, nearest"
@@ -115,14 +115,6 @@ class BFloat16(Format):
     def decode_m(self, codes: Codes) -> Array:
         """The float32."""
         return codes.values.astype(np.float32)
-
-    def encode_v(self, v: Array) -> Codes:
-        """As m."""
-        return self.encode_m(v)
-
-    def decode_v(self, codes: Codes) -> Array:
-        """As m."""
-        return self.decode_m(codes)
 
     def bytes(self, shape: Sequence[int]) -> float:
         """Two each."""

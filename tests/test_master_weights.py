@@ -37,7 +37,6 @@ def bits_of(x):
     return np.asarray(x).view(np.uint32)
 
 
-@pytest.mark.usefixtures("usual_compiler")
 def test_with_32_bits_ten_thousand_steps_of_adamw_are_those_of_float32_to_the_last_bit():
     weights = jax.random.normal(jax.random.key(0), (4, 32)) * 0.02
     grads = jax.random.normal(jax.random.key(1), (10_000, 4, 32))
@@ -305,6 +304,12 @@ BAD = {
             BF16
         ),
         "chain trains bfloat16 parameters, but inside MultiSteps",
+    ),
+    "inside two of them": (
+        lambda: adam_tx.chain(
+            optax.masked(adam_tx.chain(optax.masked(MASTER(adam_tx.master_weights()), True)), True)
+        ).init(BF16),
+        "chain trains bfloat16 parameters, but inside masked",
     ),
     "with decayed parameters": (
         lambda: adam_tx.on_decayed_weights(adam_tx.master_weights(), 0.1),

@@ -36,12 +36,10 @@ class Storage(Remembered):
     Attributes:
       scaled: whether it keeps scales beside the values.
       optional: whether it may keep nothing of a leaf.
-      raw: whether rules see what is kept as it is, and not in working precision.
     """
 
     scaled: bool = False
     optional: bool = False
-    raw: bool = False
 
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse a slot that this cannot keep.

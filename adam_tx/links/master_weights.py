@@ -59,7 +59,7 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
 
     Raises:
       ValueError: other `bits`; a link behind it in a chain, which would change the difference.
-      TypeError: float16 leaves; a leaf whose dtype is not that which `init` saw.
+      TypeError: leaves of 16 bits or less but bfloat16; a leaf whose dtype is not that which `init` saw.
 
     What is emitted must reach `optax.apply_updates` as it is: behind another transformation,
     or in a wrapper that adds it to something else than the parameters
@@ -159,7 +159,7 @@ class _Residual(Storage):
     """What bfloat16 leaves have beyond their dtype, an int8 or int16; nothing of others."""
 
     bits: int
-    optional = raw = True
+    optional = True
 
     def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored | None:
         """Zero."""
