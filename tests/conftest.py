@@ -1,15 +1,17 @@
 """Strict by default: no implicit promotion, warnings are errors (pyproject), eight virtual CPU devices."""
 
-import functools
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
-# Compiling is what takes the time, and the older of XLA's two emitters of loops takes half of it. The operations, which
-# are chosen before, are the same, and so is what LLVM does with them; `usual_compiler` gives back the default.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+# Compiling is what takes the time. The operations, which are chosen before, are the same, but the older of XLA's two
+# emitters of loops is faster, and LLVM optimises nothing; `usual_compiler` gives back what users have.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+)
 
 import jax
 import pytest
+import run
 
 collect_ignore = ["goldens"]  # scripts that record other frameworks, which need not be installed
 
@@ -45,8 +47,7 @@ def x64():
 @pytest.fixture(scope="module")
 def usual_compiler():
     """What is jitted in this module is compiled as for users, for tests of the last bit and of what a program costs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True}))
+    with run.compiled_for_users():
         yield
 
 

@@ -1,14 +1,24 @@
 """Helpers that tests share: running a transformation over given gradients."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
-quickly_jitted = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""For large programs that run once, and of which no last bit is asked."""
+AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
+"""Compiler options that undo those of conftest, for tests of the last bit."""
+
+
+@contextlib.contextmanager
+def compiled_for_users():
+    """What is jitted meanwhile is compiled as for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=AS_FOR_USERS))
+        yield
 
 
 def trajectory(tx, params, grads, dtype=None):
@@ -49,4 +59,4 @@ def ends(makers, params, grads):
 
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
-    return jax.tree.map(np.asarray, quickly_jitted(lambda: {name: end(tx) for name, tx in optimizers.items()})())
+    return jax.tree.map(np.asarray, jax.jit(lambda: {name: end(tx) for name, tx in optimizers.items()})())

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import run
 
 import adam_tx
 from adam_tx._core.leafwise import Leafwise
@@ -107,7 +106,7 @@ def emitted(tx, grads):
 def of_all(function, names):
     """The results of a function of a name, for all of them in one program: compiling is what takes the time."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, run.quickly_jitted(lambda: {name: function(name) for name in names})())
+        return jax.tree.map(np.asarray, jax.jit(lambda: {name: function(name) for name in names})())
 
 
 GRADS = np.random.default_rng(0).standard_normal((STEPS, *SHAPE))

@@ -112,7 +112,7 @@ def after_ten():
             name: last_steps(make(), [pair for pair in WORKING if pair in pairs_for(name)])
             for name, make in ALL.items()
         }
-        together = run.quickly_jitted(lambda size: {name: run_ten(size) for name, run_ten in steps.items()})
+        together = jax.jit(lambda size: {name: run_ten(size) for name, run_ten in steps.items()})
         return [together(jnp.float32(size)) for size in (0.1, 0.0)]
 
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import run
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import PartitionSpec as P
@@ -87,7 +86,7 @@ def test_every_option_of_optax_does_what_it_does_there(standard_promotion):
     def both(name, options):
         return [after_steps(f(1e-2, **options)) for f in (OPTIMIZERS[name], shared_with_optax()[name])]
 
-    for ours, theirs in run.quickly_jitted(lambda: [both(*pair) for pair in OPTION_PAIRS])():
+    for ours, theirs in jax.jit(lambda: [both(*pair) for pair in OPTION_PAIRS])():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), ours, theirs)
 
 

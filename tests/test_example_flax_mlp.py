@@ -21,6 +21,7 @@ import pytest
 from flax import nnx
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from run import compiled_for_users
 
 import adam_tx
 
@@ -163,7 +164,9 @@ def keras_fit():
     model.set_weights([np.asarray(w) for w in flax_mlp.get_weights(flax_mlp.create_model(SEED))])
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     x, y = (np.asarray(array) for array in flax_mlp.draw_data(SEED))
-    history = model.fit(x, y, batch_size=2, epochs=EPOCHS, shuffle=False, verbose=0).history
+    with compiled_for_users(), pytest.MonkeyPatch.context() as patch:  # the seventh digit is asked for
+        patch.setattr("keras.src.backend.jax.trainer.jit", jax.jit)
+        history = model.fit(x, y, batch_size=2, epochs=EPOCHS, shuffle=False, verbose=0).history
     return history, np.concatenate([w.ravel() for w in model.get_weights()])
 
 
@@ -281,7 +284,8 @@ def test_all_that_keeps_the_chain_from_keras_is_the_correction_that_keras_rounds
         optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), keras_correction),
         optax.scale_by_learning_rate(1e-3),
     )
-    _, ours = flax_mlp.train(flax_mlp.create_model(SEED), tx, flax_mlp.draw_data(SEED), EPOCHS)
+    with compiled_for_users():
+        _, ours = flax_mlp.train(flax_mlp.create_model(SEED), tx, flax_mlp.draw_data(SEED), EPOCHS)
     _, theirs = keras_fit
     # thirty roundings, of either sign, of weights that are stored to 6e-8
     np.testing.assert_allclose(ours.weights[EPOCHS], theirs, rtol=0, atol=2e-7)

@@ -37,7 +37,7 @@ def runs():
                 after[name] = run.apply_updates(params, updates), state
             return after
 
-        @run.quickly_jitted
+        @jax.jit
         def after(grads, steps):
             start = {name: (jnp.ones((2, 4)), tx.init(jnp.ones((2, 4)))) for name, tx in optimizers.items()}
             return jax.lax.fori_loop(0, steps, lambda k, carry: step(carry, grads[k]), start)

@@ -97,7 +97,7 @@ def train(optimizers, before, dtype):
 
         return jax.lax.scan(step, (weights, tx.init(weights)), length=STEPS)[0]
 
-    ends = run.quickly_jitted(lambda: {name: end(*optimizer) for name, optimizer in optimizers.items()})()
+    ends = jax.jit(lambda: {name: end(*optimizer) for name, optimizer in optimizers.items()})()
     return {name: ([np.asarray(w) for w in weights], state) for name, (weights, state) in ends.items()}
 
 
@@ -226,7 +226,7 @@ def ends():
         makers = {repr(case): lambda c=case: interop.keras.from_config(optimizer_of(*c).get_config()) for case in CASES}
         found = {}
         for name, problem in PROBLEMS.items():
-            theirs = run.quickly_jitted(lambda p=problem: [kerass_end(optimizer_of(*case), *p()) for case in CASES])()
+            theirs = jax.jit(lambda p=problem: [kerass_end(optimizer_of(*case), *p()) for case in CASES])()
             ours = run.ends(makers, *problem())
             found[name] = {case: (ours[repr(case)], np.asarray(end)) for case, end in zip(CASES, theirs, strict=True)}
     return found

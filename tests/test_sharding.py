@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import run
 from catalogue import OPTIMIZERS, PER_TENSOR
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -83,7 +82,7 @@ def per_tensor(mesh):
     rng = np.random.default_rng(0)  # square, because SOAP's basis of a null space is arbitrary
     with jax.enable_x64(True):
         params = {"w": jnp.asarray(rng.standard_normal((8, 8))), "b": jnp.ones(8)}
-        return on_one_and_on_many(PER_TENSOR, params, mesh, run.quickly_jitted)
+        return on_one_and_on_many(PER_TENSOR, params, mesh, jax.jit)
 
 
 @pytest.mark.parametrize("name", PER_TENSOR)

@@ -17,7 +17,6 @@ from adam_tx.storage import EightBit, StochasticBFloat16, Stored
 
 TINY = EightBit(block=4, min_size=1)
 STORAGES = {"stochastic": StochasticBFloat16(), "eight bit": TINY}
-AS_FOR_USERS = {"xla_cpu_use_fusion_emitters": True}  # the last bit is asked for; see conftest
 KINDS = {"square": jnp.uint8, "gradient": jnp.int8}
 
 
@@ -256,7 +255,7 @@ def test_sharded_parameters_give_the_bits_of_one_device(storage, shape, spec):
         return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(jax.random.key(1), 3))[0]
 
     mesh = jax.make_mesh(shape, ("y", "x"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    steps = jax.jit(steps, compiler_options=AS_FOR_USERS)
+    steps = jax.jit(steps, compiler_options=run.AS_FOR_USERS)
     alone, spread = steps(params), steps(jax.device_put(params, NamedSharding(mesh, spec)))
     for one, many in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(many))
