@@ -128,7 +128,9 @@ from adam_tx.optimizers import (
 from adam_tx.summary import summary
 from adam_tx.training import (
     LossScale,
+    groups,
     guard,
+    matching,
 )
 
 __version__ = importlib.metadata.version("adam_tx")
@@ -175,6 +177,7 @@ __all__ = [
     "from_config",
     "get_config",
     "gradient_difference",
+    "groups",
     "guard",
     "in_basis",
     "in_eigenbasis",
@@ -187,6 +190,7 @@ __all__ = [
     "lion",
     "mars_adamw",
     "master_weights",
+    "matching",
     "matrix_axes",
     "mean",
     "nadam",

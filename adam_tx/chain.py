@@ -189,9 +189,13 @@ class Chain(Declaration):
         name, last = list(self._members.items())[-1]
         return last.whole(walk, state.get(name)) if last.terminal else walk
 
-    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
-        """Every member's slots."""
-        return {**state, **_follow(self._members, walk, state, move)}
+    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+        """The dict with other entries."""
+        return {**state, **inside}
+
+    def layout(self) -> Any:
+        """That of its members."""
+        return self._layout_of_members()
 
     def count_of(self, state: Any) -> Any:
         """The count in the dict."""
@@ -261,9 +265,13 @@ class Parallel(Declaration):
                 emitted[i] = emitted[i] + weighted if k else weighted
         return emitted, _PARALLEL(new)
 
-    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
-        """Every member's slots."""
-        return state._replace(links=_follow(self._members, walk, state.links, move))
+    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+        """The members' states are in one field."""
+        return state._replace(links={**state.links, **inside})
+
+    def layout(self) -> Any:
+        """That of its members."""
+        return self._layout_of_members()
 
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
@@ -314,10 +322,9 @@ class WithGradient(Declaration):
         emitted, inner = self._member.step(walk.with_grad(grad), updates, state.member)
         return emitted, _WITH_GRADIENT(inner, made)
 
-    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
-        """The slots of both."""
-        made = state.gradient if self._of_leaf else self._gradient.follow(walk, state.gradient, move)
-        return state._replace(member=self._member.follow(walk, state.member, move), gradient=made)
+    def layout(self) -> Any:
+        """That of both."""
+        return self._layout_of_members()
 
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
@@ -333,11 +340,6 @@ def _begin(members: Mapping[str, Declaration], walk: Walk) -> dict[str, Any]:
     return {name: member.begin(walk) for name, member in members.items() if member.keeps}
 
 
-def _follow(members: Mapping[str, Declaration], walk: Walk, states_of: Mapping[str, Any], move: Any) -> dict[str, Any]:
-    """The states of members with their slots replaced, by name."""
-    return {name: member.follow(walk, states_of[name], move) for name, member in members.items() if member.keeps}
-
-
 def by_name(what: str, members: Sequence[Any]) -> dict[str, Link]:
     """The members as links, keyed by their names; a second one of a name is numbered."""
     links: dict[str, Link] = {}
@@ -351,11 +353,12 @@ def by_name(what: str, members: Sequence[Any]) -> dict[str, Link]:
         if name == "count":
             raise ValueError(f"{what}: member {position} cannot be named 'count', which is the number of updates.")
         link = as_link(transformation)
-        links[_unique(name or link.name, links)] = link
+        links[unique(name or link.name, links)] = link
     return links
 
 
-def _unique(name: str, taken: Mapping[str, Any]) -> str:
+def unique(name: str, taken: Mapping[str, Any]) -> str:
+    """The name, with a number behind it if it is taken."""
     if name not in taken:
         return name
     return next(key for n in range(2, len(taken) + 3) if (key := f"{name}_{n}") not in taken)

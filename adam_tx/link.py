@@ -217,9 +217,22 @@ class Foreign(Declaration):
         emitted, state = self._inner.update(walk.tree(updates), state, params, **extra)
         return walk.column(emitted, self.name), state
 
+    def layout(self) -> Any:
+        """Known only where there is no state."""
+        state = self._state_of_one()
+        return object() if jax.tree.leaves(state) else jax.tree.structure(state)
+
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+        """There is nothing in it; see `layout`."""
+        del walk, owners
+        return states[0]
+
+    def _state_of_one(self) -> Any:
+        return jax.eval_shape(self._inner.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+
     def unknown_in_a_basis(self) -> Iterator[str]:
         """Nothing is known of its state."""
-        if jax.tree.leaves(jax.eval_shape(self._inner.init, jax.ShapeDtypeStruct((1,), jnp.float32))):
+        if jax.tree.leaves(self._state_of_one()):
             yield (
                 f"the state of {self.name}, which is not a link of adam_tx, cannot follow a change of basis, because "
                 "what it holds is not known. Use a link for it (adam_tx.chain for optax.chain), or write one with "

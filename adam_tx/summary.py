@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.storage import Storage
 from adam_tx.link import Foreign, declared
+from adam_tx.training.groups import Groups
 
 _HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
 _WIDEST = 28  # of a hyperparameter that is written out
@@ -61,7 +63,7 @@ def summary(tx: Any, params: Any) -> str:
     if isinstance(tx, Mapping | type) or not all(callable(getattr(tx, part, None)) for part in ("init", "update")):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
     state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
-    rows = list(_rows(tx, state))
+    rows = list(_rows(tx, state, params))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
     footer = [
@@ -105,15 +107,17 @@ Parts = tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]
 """A state taken apart: what is the link's own by name, and `(key, link, state)` of each member."""
 
 
-def _rows(tx: Any, state: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
+def _rows(tx: Any, state: Any, params: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
     """The rows of a transformation and of its members."""
     tx = introspect.unadapted(tx)
     declaration = declared(tx)
     if declaration is None:
-        yield from _foreign_rows(tx, state, key, depth, "")
+        yield from _foreign_rows(tx, state, params, key, depth, "")
     elif isinstance(declaration, Foreign):
         formula = declaration.formula if declaration.known else ""
-        yield from _foreign_rows(introspect.unadapted(declaration.wrapped), state, key, depth, formula)
+        yield from _foreign_rows(introspect.unadapted(declaration.wrapped), state, params, key, depth, formula)
+    elif isinstance(declaration, Groups):
+        yield from _group_rows(declaration, state, params, key, depth)
     else:
         if state is None:  # inside a chain it keeps nothing
             own, members = {}, [(name, link, None) for name, link in declaration.links.items()]
@@ -122,10 +126,37 @@ def _rows(tx: Any, state: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
         label = _label(_maker(declaration.call), key)
         yield Row(label, declaration.formula, _hyperparams_of(declaration), own, depth)
         for name, link, inside in members:
-            yield from _rows(link, inside, name, depth + 1)
+            yield from _rows(link, inside, params, name, depth + 1)
 
 
-def _foreign_rows(tx: Any, state: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
+def _group_rows(declaration: Groups, state: Any, params: Any, key: str, depth: int) -> Iterator[Row]:
+    """A row for each group with its leaves, and one for what the links of each layout keep."""
+    own, kept = declaration.parts(state)
+    yield Row(_label("groups", key), declaration.formula, {}, own, depth)
+    for group, paths in declaration.paths(params):
+        made = "freeze" if group.link is None else _maker(group.link.declaration.call)
+        hyperparams = {} if group.link is None else _hyperparams_of(group.link.declaration)
+        yield Row(f"{group.label}: {made}", "; ".join(_alike(paths)), hyperparams, {}, depth + 1)
+    for name, link, inside in kept:
+        yield Row(f"state of {name}", "", {}, dict(_named_parts(link, inside)), depth + 1)
+
+
+def _named_parts(link: Any, state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a link and its members keep, by names with dots."""
+    own, members = link.declaration.parts(state)
+    yield from ((f"{name}.{part}".strip("."), kept) for part, kept in own.items())
+    for key, member, inside in members:
+        if inside is not None:
+            yield from _named_parts(member, inside, f"{name}.{key}")
+
+
+def _alike(paths: Sequence[str]) -> Iterator[str]:
+    """Paths, those that differ by numbers alone as one."""
+    for path, count in Counter(re.sub(r"\d+", "#", path) for path in paths).items():
+        yield f"{count}×{path}" if count > 1 else next(p for p in paths if re.sub(r"\d+", "#", p) == path)
+
+
+def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
     """The rows of a transformation that is no link."""
     maker, call = introspect.name(tx.update), introspect.remake(tx)
     label = _label(f"optax.{maker}" if _is_optax(tx) else maker, key)
@@ -138,7 +169,7 @@ def _foreign_rows(tx: Any, state: Any, key: str, depth: int, formula: str) -> It
     own, members = parts
     yield Row(label, formula, hyperparams, own, depth)
     for inner_key, inner, inside in members:
-        yield from _rows(inner, inside, inner_key, depth + 1)
+        yield from _rows(inner, inside, params, inner_key, depth + 1)
 
 
 def _parts(tx: Any, state: Any) -> Parts | None:

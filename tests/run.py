@@ -60,3 +60,13 @@ def ends(makers, params, grads):
         return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
     return jax.tree.map(np.asarray, jax.jit(lambda: {name: end(tx) for name, tx in optimizers.items()})())
+
+
+def end_of_trees(tx, params, grads):
+    """The parameters after these gradients, trees both."""
+    step = jax.jit(lambda grad, state, params: tx.update(grad, state, params))
+    state = tx.init(params)
+    for grad in grads:
+        updates, state = step(grad, state, params)
+        params = apply_updates(params, updates)
+    return params

@@ -242,3 +242,48 @@ def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_1
     # keras.ops.mean answers in float32 precision even to float64
     limit = 1e-6 if name == "Adafactor" else 1e-12
     assert run.relative_error(ours, theirs, params) <= limit
+
+
+def test_parameters_excluded_from_weight_decay_agree_with_keras_to_1e_12(standard_promotion):
+    with keras_dtype("float64"):
+        rng, shapes = np.random.default_rng(0), {"kernel": (3, 2), "bias": (2,), "embeddings": (4, 2)}
+        start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+        grads = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(20)]
+        optimizer = keras.optimizers.AdamW(0.01, weight_decay=0.1)
+        excluded = ["bias", "embed"]
+        optimizer.exclude_from_weight_decay(var_names=excluded)
+        variables = {name: keras.Variable(value, name=name) for name, value in start.items()}
+        optimizer.build(list(variables.values()))
+        for grad in grads:
+            optimizer.apply([jnp.asarray(grad[name]) for name in variables], list(variables.values()))
+        tx = interop.keras.from_config(optimizer.get_config(), exclude_from_weight_decay=excluded)
+        ours = run.end_of_trees(tx, jax.tree.map(jnp.asarray, start), [jax.tree.map(jnp.asarray, g) for g in grads])
+        for name, variable in variables.items():
+            assert run.relative_error(np.asarray(ours[name]), np.asarray(variable.value), start[name]) <= 1e-12
+    with pytest.raises(TypeError, match="must be a list of names"):
+        interop.keras.from_config(optimizer.get_config(), exclude_from_weight_decay="bias")
+
+
+def test_a_loss_scale_optimizer_agrees_with_keras_in_weights_and_scale(standard_promotion):
+    """Float16 gradients of which some overflow, with a scale that grows every three steps."""
+    inner = keras.optimizers.Adam(0.01)
+    optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**12, dynamic_growth_steps=3)
+    start, rng = np.linspace(-1, 1, 6, dtype=np.float32), np.random.default_rng(0)
+    variable = keras.Variable(start)
+    optimizer.build([variable])
+    for described in (optimizer.get_config(), keras.optimizers.serialize(optimizer)):
+        tx = interop.keras.from_config(described)
+    weights, kept = [variable.value], [v.value for v in optimizer.variables]
+    scale = next(k for k, v in enumerate(optimizer.variables) if v is optimizer.dynamic_scale)
+    params, state, scales = jnp.asarray(start), tx.init(jnp.asarray(start)), []
+    for step in range(20):
+        grad = rng.normal(size=6).astype(np.float32)
+        scaled = (grad * float(state.scale)).astype(np.float16).astype(np.float32)
+        scaled = np.where(step in (4, 5, 11), np.inf, scaled)
+        weights, kept = optimizer.stateless_apply(kept, [jnp.asarray(scaled)], weights)
+        updates, state = tx.update(jnp.asarray(scaled), state, params)
+        params = optax.apply_updates(params, updates)
+        scales.append(float(state.scale))
+        assert scales[-1] == float(kept[scale])
+    assert len(set(scales)) > 3
+    np.testing.assert_allclose(params, weights[0], rtol=0, atol=2e-6)

@@ -104,3 +104,51 @@ def magnitude(record, params, grad):
     if record["optimizer"] == "AdamW":
         return group["lr"] * (np.abs(grad) / (np.abs(grad) + group["eps"]) + np.abs(decay))
     return group["lr"] * (np.abs(grad) + np.abs(decay)) / (np.abs(grad + decay) + group["eps"])
+
+
+@pytest.mark.torch
+def test_several_groups_and_their_flags_agree_with_torch_to_1e_12(x64):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    shapes = {"embed.weight": (5, 3), "dense.weight": (3, 3), "dense.bias": (3,), "norm.weight": (3,)}
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(30)]
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in start.items()}
+    groups = [
+        {"params": [("dense.weight", theirs["dense.weight"])]},
+        {"params": [(n, theirs[n]) for n in ("dense.bias", "norm.weight")], "weight_decay": 0.0, "amsgrad": True},
+        {"params": [("embed.weight", theirs["embed.weight"])], "lr": 1e-3, "betas": (0.8, 0.99)},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+    described = optimizer.state_dict()["param_groups"]
+    nested = {"embed": {"weight": 0}, "dense": {"weight": 0, "bias": 0}, "norm": {"weight": 0}}
+
+    def tree(values):
+        return {
+            module: {leaf: jnp.asarray(values[f"{module}.{leaf}"]) for leaf in part} for module, part in nested.items()
+        }
+
+    by_name = interop.torch.from_param_groups(described, "AdamW")
+    by_pattern = interop.torch.from_param_groups(described, "AdamW", patterns=["", "*/bias|norm/*", "embed/*"])
+    for tx in (by_name, by_pattern):
+        ends = run.end_of_trees(tx, tree(start), [tree(grad) for grad in grads])
+        for grad in grads if tx is by_name else []:
+            for name, weight in theirs.items():
+                weight.grad = torch.tensor(grad[name])
+            optimizer.step()
+        for name, weight in theirs.items():
+            module, leaf = name.split(".")
+            end = weight.detach().numpy()
+            assert run.relative_error(np.asarray(ends[module][leaf]), end, start[name]) <= 1e-12
+
+
+def test_groups_without_a_name_or_a_pattern_are_refused():
+    group = RECORDS[0]["group"]
+    with pytest.raises(ValueError, match=r"groups\[0\] has no param_names to go by.*patterns="):
+        interop.torch.from_param_groups([group])
+    with pytest.raises(ValueError, match="a pattern is needed for each of the 2 groups, got 1"):
+        interop.torch.from_param_groups([group, group], patterns=["*"])
+    with pytest.raises(TypeError, match="use from_param_group"):
+        interop.torch.from_param_groups(group)
+    with pytest.raises(ValueError, match="patterns has '' for 2 groups"):
+        interop.torch.from_param_groups([group, group], patterns=["", ""])

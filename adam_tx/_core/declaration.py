@@ -1,6 +1,6 @@
 """`Declaration`, what stands behind every link: what it is, and how it begins and steps inside a chain."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -88,7 +88,34 @@ class Declaration:
 
     def follow(self, walk: Walk, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
         """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
-        raise NotImplementedError
+        inside = {name: member.follow(walk, part, move) for name, member, part in self._keeping(state)}
+        return self.rebuilt(state, inside)
+
+    def layout(self) -> Hashable:
+        """What links have in common whose states can be joined; one of which that is not known is like no other."""
+        return object()
+
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+        """One state of those of links of one layout; `owners[i]` is the number of the one that knows leaf i.
+
+        Every one was made, or has stepped, for leaves of its own, and all have made the same updates.
+        """
+        parts = [self._keeping(state) for state in states]
+        inside = {
+            name: member.joined(walk, owners, [part for _, _, part in of_member])
+            for of_member in zip(*parts, strict=True)
+            for name, member, _ in of_member[:1]
+        }
+        return self.rebuilt(states[0], inside)
+
+    def _keeping(self, state: Any) -> list[tuple[str, "Declaration", Any]]:
+        """The members that keep something, and what."""
+        _, members = self.parts(state)
+        return [(name, link.declaration, part) for name, link, part in members if link.declaration.keeps]
+
+    def _layout_of_members(self) -> Hashable:
+        members = {name: link.declaration for name, link in self.links.items()}
+        return type(self), self.name, *((name, member.layout()) for name, member in members.items() if member.keeps)
 
     def unknown_in_a_basis(self) -> Iterator[str]:
         """Why this link, or a member of it, cannot stand in another basis than the parameters'."""
@@ -112,6 +139,10 @@ class Declaration:
     def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The state taken apart: the link's own by name, and `(name, link, state)` of each member."""
         return state._asdict(), []
+
+    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+        """The state with these states of members, by name, in place of its own."""
+        return state._replace(**inside)
 
     def init(self, params: Any) -> Any:
         """The state for these parameters: the public `init` of the link."""

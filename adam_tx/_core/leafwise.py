@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -208,6 +208,25 @@ class Leafwise(Declaration):
         if not isinstance(kept, Stored):
             return kept
         return kept.values if kept.scales is None else self._decoded(walk, i, name, kept)
+
+    def layout(self) -> Hashable:
+        """The parts of the state, how they are stored, and the decays that its weights go by."""
+        if self.kind.numbers:
+            return object()  # of the leaves that it is given, all together
+        decays = [self.hyperparams[decay] for decay in self.rule.debias]
+        stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self._storage.values()]
+        return self._type, *stored, *(d if isinstance(d, int | float) else id(d) for d in decays)
+
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+        """Each leaf's slots, from the one that knows it."""
+        trees: dict[str, Any] = {
+            name: walk.joined(owners, [getattr(state, name) for state in states]) for name in self.kind.slots
+        }
+        if self._scaled:
+            trees["scales"] = {
+                name: walk.joined(owners, [state.scales[name] for state in states]) for name in self._scaled
+            }
+        return states[0]._replace(**trees)
 
     def unknown_in_a_basis(self) -> Iterator[str]:
         """Parameters are not in that basis."""

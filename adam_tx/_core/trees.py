@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import blocks, numerics
+from adam_tx._core import blocks, numerics, paths
 
 Tree = Any
 Column = list[Any]
@@ -99,7 +99,7 @@ class Walk:
     def __len__(self) -> int:
         return len(self.dtypes)
 
-    @property
+    @functools.cached_property
     def scalar_dtype(self) -> jnp.dtype:
         """The dtype of a state's numbers: the widest real working dtype of any leaf."""
         return numerics.real_dtype(numerics.working(*(self.dtypes[i] for i in self.present)))
@@ -133,8 +133,28 @@ class Walk:
             return self.tree(emitted)
         column = list(emitted)
         for i in self.present:
-            column[i] = numerics.cast(column[i], self._results[i])
+            column[i] = self.lowered(i, column[i])
         return self.tree(column)
+
+    def lowered(self, i: int, update: Any) -> Any:
+        """The emitted update of a leaf in the dtype in which Optax would emit it."""
+        return numerics.cast(update, self._results[i])
+
+    def joined(self, owners: Sequence[int], trees: Sequence[Tree]) -> Tree:
+        """The tree of which every node, where this walk has its leaves, is that of the tree of its owner's number."""
+        columns = [[None] * len(self) if tree is None else self._treedef.flatten_up_to(tree) for tree in trees]
+        return self.tree([columns[owner][i] for i, owner in enumerate(owners)])
+
+    @property
+    def leaves(self) -> Column:
+        """The leaves as they came, parameters or updates, and what stands for those that are absent."""
+        return self._treedef.flatten_up_to(next(iter(self._given.values())))
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """The paths of the leaves, also of those that are absent, such as `dense/kernel`."""
+        tree = next(iter(self._given.values()))
+        return [paths.slashed(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_absent)]
 
     @functools.cached_property
     def param_dtypes(self) -> list[jnp.dtype | None]:
@@ -158,6 +178,17 @@ class Walk:
     def inside(self, updates: Column, grad: Column, count: Any) -> "Walk":
         """The same walk in another basis, without parameters, for links that count by themselves."""
         return self._with(updates=updates, grad=grad, params=None, count=count)
+
+    def only(self, leaves: Sequence[int]) -> "Walk":
+        """The same walk without all other leaves: as if these were masked."""
+        chosen, dtype = set(leaves), self.scalar_dtype
+        columns = {
+            name: [x if i in chosen or is_absent(x) else optax.MaskedNode() for i, x in enumerate(column)]
+            for name in ("updates", "grad", "params")
+            if (column := getattr(self, name, None)) is not None
+        }
+        present = [i for i in self.present if i in chosen]
+        return self._with(present=present, scalar_dtype=dtype, **columns)
 
     def _with(self, **changed: Any) -> "Walk":
         other = Walk.__new__(Walk)

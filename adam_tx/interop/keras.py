@@ -1,7 +1,7 @@
 """Keras: an optimizer from what `optimizer.get_config()` prints."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
+from adam_tx.training.groups import matching
+from adam_tx.training.guard import LossScale, guard
 
 Links = tuple[optax.GradientTransformation, ...]
 
@@ -48,11 +50,14 @@ _BASE_KEYS = (
 
 
 @made_by
-def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link:
+def from_config(
+    config: Mapping[str, Any], optimizer: str | None = None, *, exclude_from_weight_decay: Sequence[str] = ()
+) -> Link:
     """Build one of Keras's optimizers from its configuration.
 
     Adam, AdamW, Nadam, Adamax, RMSprop, Adagrad, Lamb, Lion, Adafactor and SGD are
-    known. For Adam and AdamW, with g the gradient and t the number of this update::
+    known, and LossScaleOptimizer around one of them. For Adam and AdamW, with g the
+    gradient and t the number of this update::
 
         g  <- g / loss_scale_factor; mean over gradient_accumulation_steps; clip
         mu <- beta_1 · mu + (1 - beta_1) · g
@@ -65,12 +70,17 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link
     accumulation a schedule counts micro-steps, as in Keras. With `use_ema` the
     average of the weights is in the state, `optax.tree.get(state, "average")`, and
     replaces the weights every `ema_overwrite_frequency` updates; without that key
-    Keras replaces them at the end of `fit`, which is for the caller to do.
+    Keras replaces them at the end of `fit`, which is for the caller to do. A
+    LossScaleOptimizer is `adam_tx.guard` with a `LossScale`, by whose `state.scale` the
+    loss has to be multiplied.
 
     Args:
       config: `optimizer.get_config()`, or the serialised optimizer around it with
         `class_name` and `config`.
       optimizer: the class, such as "Adam"; by default what `class_name` or `name` says.
+      exclude_from_weight_decay: what Keras's method of this name was given as `var_names`,
+        which no configuration holds: regular expressions that are looked for in the last
+        part of a parameter's path, such as "bias". Parameters with one do not decay.
 
     Returns:
       A transformation; `update` needs `params` if there is weight decay or an average.
@@ -108,26 +118,49 @@ def from_config(config: Mapping[str, Any], optimizer: str | None = None) -> Link
         raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
     if "class_name" in config:
         optimizer, config = optimizer or config["class_name"], config["config"]
+    if _class_name(optimizer or config.get("name")) == "lossscaleoptimizer":
+        return _loss_scaled(config, exclude_from_weight_decay=exclude_from_weight_decay)
     what = f"keras.optimizers.{optimizer or config.get('name')}"
     kind = _CLASSES.get(_class_name(optimizer or config.get("name")))
     if kind is None:
         raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
     check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
+    mask = _decaying(exclude_from_weight_decay) if exclude_from_weight_decay else None
     steps = config["gradient_accumulation_steps"]
     accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
 
     rate = _learning_rate(config["learning_rate"], accumulate)
-    return _around(_decayed(kind, config, rate), config, accumulate, what)
+    return _around(_decayed(kind, config, rate, mask), config, accumulate, what)
 
 
-def _decayed(kind: "_Class", config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Link:
+def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
+    """A guard around the optimizer inside."""
+    what = "keras.optimizers.LossScaleOptimizer"
+    check_keys(
+        config, required=("inner_optimizer", "initial_scale", "dynamic_growth_steps"), ignored=("name",), what=what
+    )
+    initial = number(what, "initial_scale", config["initial_scale"], 1e-30)
+    every = whole(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
+    inner = {**config["inner_optimizer"], "config": {**config["inner_optimizer"]["config"], "loss_scale_factor": None}}
+    return guard(from_config(inner, **options), loss_scale=LossScale(initial, every=every))
+
+
+def _decaying(excluded: Sequence[str]) -> matching:
+    """The parameters that decay: those in the last part of whose path none of these is found."""
+    if isinstance(excluded, str):
+        raise TypeError(f"exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
+    found = re.compile("|".join(excluded)).search
+    return matching(lambda path, _: not found(path.split("/")[-1]))
+
+
+def _decayed(kind: "_Class", config: Mapping[str, Any], rate: optax.ScalarOrSchedule, mask: Any) -> Link:
     """The class's chain, of parameters that have first decayed by the learning rate times the weight decay."""
     links, weight_decay = kind.links(config, rate), config["weight_decay"]
     if not weight_decay:
         return chain(*links)
     if kind.reads_params:
-        return chain(on_decayed_weights(chain(*links), weight_decay, times=rate))
-    return chain(*links, decay_weights(weight_decay, times=rate))
+        return chain(on_decayed_weights(chain(*links), weight_decay, mask, times=rate))
+    return chain(*links, decay_weights(weight_decay, mask, times=rate))
 
 
 def _adam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:

@@ -1,5 +1,6 @@
-"""PyTorch: an optimizer from an entry of `optimizer.state_dict()["param_groups"]`."""
+"""PyTorch: an optimizer from one entry, or all, of `optimizer.state_dict()["param_groups"]`."""
 
+import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import optax
 
 from adam_tx import schedules
+from adam_tx._core.paths import PathPattern
 from adam_tx.chain import chain
 from adam_tx.interop._config import check_keys, number, unsupported
 from adam_tx.link import Link
@@ -25,6 +27,7 @@ from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
+from adam_tx.training.groups import groups as by_pattern
 
 Links = Sequence[optax.GradientTransformation]
 
@@ -91,6 +94,61 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     if decay and not decoupled:
         front["add_decayed_weights"] = add_decayed_weights(decay)
     return chain(*front.items(), (optimizer.lower(), tx)) if front else tx
+
+
+@made_by
+def from_param_groups(
+    groups: Sequence[Mapping[str, Any]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
+) -> Link:
+    """Build one of PyTorch's optimizers from all of its parameter groups.
+
+    Args:
+      groups: `state_dict()["param_groups"]`.
+      optimizer: the class that they come from, as for `from_param_group`.
+      patterns: for each group the pattern of the paths of its parameters, as for
+        `adam_tx.groups`; None where the groups have `param_names` and the paths are these
+        names, with slashes for dots. A pattern of "" stands for all that no other claims.
+
+    Returns:
+      An `adam_tx.groups`; `update` needs `params` if there is weight decay.
+
+    Raises:
+      ValueError: as many patterns as there are not groups; no names to go by; what
+        `from_param_group` and `adam_tx.groups` refuse.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> group = dict(betas=(0.9, 0.999), eps=1e-8, weight_decay=0, amsgrad=False, maximize=False)
+    >>> tx = adam_tx.interop.torch.from_param_groups(
+    ...     [dict(lr=0.1, **group), dict(lr=0.01, **group)], "AdamW", patterns=["", "embed/*"]
+    ... )
+    >>> params = {"embed": {"weight": jnp.ones(1)}, "head": {"weight": jnp.ones(1)}}
+    >>> tx.update(params, tx.init(params), params)[0]
+    {'embed': {'weight': Array([-0.01], dtype=float32)}, 'head': {'weight': Array([-0.1], dtype=float32)}}
+    """
+    what = f"torch.optim.{optimizer}"
+    if isinstance(groups, Mapping):
+        raise TypeError(f"{what}: groups must be the list of param_groups, got one of them; use from_param_group.")
+    if patterns is None:
+        patterns = [_names_of(group, what, position) for position, group in enumerate(groups)]
+    if len(patterns) != len(groups):
+        raise ValueError(f"{what}: a pattern is needed for each of the {len(groups)} groups, got {len(patterns)}.")
+    made = [from_param_group(group, optimizer) for group in groups]
+    pairs = [(pattern, (optimizer.lower(), tx)) for pattern, tx in zip(patterns, made, strict=True)]
+    rest = [setting for pattern, setting in pairs if pattern == ""]
+    if len(rest) > 1:
+        raise ValueError(f"{what}: patterns has '' for {len(rest)} groups; only one can have all that is left.")
+    return by_pattern([pair for pair in pairs if pair[0] != ""], *rest)
+
+
+def _names_of(group: Mapping[str, Any], what: str, position: int) -> PathPattern:
+    """The pattern of the names that a group's parameters have in PyTorch."""
+    if not (names := group.get("param_names")):
+        raise ValueError(
+            f"{what}: groups[{position}] has no param_names to go by, which PyTorch keeps where the optimizer was "
+            "given named_parameters(). Say which parameters are meant: patterns=[...], one for each group."
+        )
+    return "|".join(glob.escape(name.replace(".", "/")) for name in names)
 
 
 def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[str, Any]:

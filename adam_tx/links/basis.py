@@ -299,6 +299,20 @@ class InBasis(Declaration):
         own = {name: part for name, part in state._asdict().items() if name != "inner"}
         return own, [("inner", self.links["inner"], state.inner)]
 
+    def layout(self) -> Any:
+        """Bases that change together, and what is in them."""
+        return self._layout_of_members(), type(self.basis), self.basis.every, self.basis.looks_first
+
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+        """The members', and each leaf's matrices."""
+        most = max(len(state.basis) for state in states)
+
+        def join(field: str) -> PerAxis:
+            trees = [[*getattr(state, field), *[None] * most][:most] for state in states]
+            return tuple(walk.joined(owners, of_axis) for of_axis in zip(*trees, strict=True))
+
+        return super().joined(walk, owners, states)._replace(memory=join("memory"), basis=join("basis"))
+
     def unknown_in_a_basis(self) -> Iterator[str]:
         """What it remembers would be in the wrong one."""
         yield f"{self.name} cannot stand inside another change of basis."

@@ -230,6 +230,10 @@ class OnDecayedWeights(Declaration):
         emitted, _ = self._decay.step(walk, emitted, None)
         return emitted, _STATE(inner)
 
+    def layout(self) -> Any:
+        """That of its member."""
+        return self._layout_of_members()
+
     def unknown_in_a_basis(self) -> Any:
         """Parameters are not in that basis."""
         yield f"{self.name} reads the parameters, which are in another basis; put it outside."

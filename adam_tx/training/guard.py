@@ -189,10 +189,6 @@ class Guard(Declaration):
         """The parameters as the last link inside knows them."""
         return self._inner.whole(walk, state.inner)
 
-    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
-        """The slots inside."""
-        return state._replace(inner=self._inner.follow(walk, state.inner, move))
-
     def parts(self, state: Any) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
         """What the guard counts is its own."""
         own = {name: part for name, part in state._asdict().items() if name != "inner"}

@@ -1,0 +1,56 @@
+"""Paths of parameters as text, such as `encoder/layer_0/kernel`, and patterns that match them."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+PathPattern = str | Callable[[str, tuple[int, ...]], bool]
+"""A pattern, or a function from the path and shape of a leaf to whether it is meant."""
+
+
+def slashed(path: Sequence[Any]) -> str:
+    """The path's parts, joined by slashes; without the `value` that ends the paths of Flax NNX's variables."""
+    if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def shape_of(leaf: Any) -> tuple[int, ...]:
+    """The shape of a leaf; that of a number for what has none."""
+    return tuple(getattr(leaf, "shape", ()))
+
+
+class Pattern:
+    """Alternatives between `|`, in each of which `*` stands for any text, also with slashes in it.
+
+    `*/` at the beginning may stand for nothing too. An alternative after `!` takes away
+    what it matches; where there are no others, from everything.
+    """
+
+    def __init__(self, of: PathPattern) -> None:
+        self.text = of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
+        self._meant = None if isinstance(of, str) else of
+        alternatives = of.split("|") if isinstance(of, str) else []
+        self._taken = [_compiled(a[1:]) for a in alternatives if a.startswith("!")]
+        self._given = [_compiled(a) for a in alternatives if not a.startswith("!")]
+
+    def matches(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether this leaf is meant."""
+        if self._meant is not None:
+            return bool(self._meant(path, shape))
+        given = not self._given or any(regex.fullmatch(path) for regex in self._given)
+        return given and not any(regex.fullmatch(path) for regex in self._taken)
+
+    def names(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether an alternative matches this leaf, be it to take it away."""
+        if self._meant is not None:
+            return self.matches(path, shape)
+        return any(regex.fullmatch(path) for regex in (*self._given, *self._taken))
+
+
+def _compiled(glob: str) -> re.Pattern[str]:
+    front, rest = ("(?:.*/)?", glob[2:]) if glob.startswith("*/") else ("", glob)
+    return re.compile(front + fnmatch.translate(rest))
