@@ -5,18 +5,19 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.core import Tracer
 
+from adam_tx import inside
 from adam_tx._core import code, introspect
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.storage import Storage
+from adam_tx._core.trees import Walk
 from adam_tx.link import Foreign, declared
 from adam_tx.training.groups import Groups
 
@@ -103,10 +104,6 @@ class Row(NamedTuple):
         ]
 
 
-Parts = tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]
-"""A state taken apart: what is the link's own by name, and `(key, link, state)` of each member."""
-
-
 def _rows(tx: Any, state: Any, params: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
     """The rows of a transformation and of its members."""
     tx = introspect.unadapted(tx)
@@ -125,29 +122,36 @@ def _rows(tx: Any, state: Any, params: Any, key: str = "", depth: int = 0) -> It
             own, members = declaration.parts(state)
         label = _label(_maker(declaration.call), key)
         yield Row(label, declaration.formula, _hyperparams_of(declaration), own, depth)
-        for name, link, inside in members:
-            yield from _rows(link, inside, params, name, depth + 1)
+        for name, link, part in members:
+            yield from _rows(link, part, params, name, depth + 1)
 
 
 def _group_rows(declaration: Groups, state: Any, params: Any, key: str, depth: int) -> Iterator[Row]:
     """A row for each group with its leaves, and one for what the links of each layout keep."""
     own, kept = declaration.parts(state)
     yield Row(_label("groups", key), declaration.formula, {}, own, depth)
-    for group, paths in declaration.paths(params):
+    walk = Walk.of_params(params)
+    for group, leaves in declaration.leaves_of(walk):
         made = "freeze" if group.link is None else _maker(group.link.declaration.call)
         hyperparams = {} if group.link is None else _hyperparams_of(group.link.declaration)
-        yield Row(f"{group.label}: {made}", "; ".join(_alike(paths)), hyperparams, {}, depth + 1)
-    for name, link, inside in kept:
-        yield Row(f"state of {name}", "", {}, dict(_named_parts(link, inside)), depth + 1)
+        yield Row(
+            f"{group.label}: {made}",
+            "; ".join(_alike([walk.paths[i] for i in sorted(leaves)])),
+            hyperparams,
+            {},
+            depth + 1,
+        )
+    for name, link, part in kept:
+        yield Row(f"state of {name}", "", {}, dict(_named_parts(link, part)), depth + 1)
 
 
 def _named_parts(link: Any, state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All that a link and its members keep, by names with dots."""
     own, members = link.declaration.parts(state)
     yield from ((f"{name}.{part}".strip("."), kept) for part, kept in own.items())
-    for key, member, inside in members:
-        if inside is not None:
-            yield from _named_parts(member, inside, f"{name}.{key}")
+    for key, member, part in members:
+        if part is not None:
+            yield from _named_parts(member, part, f"{name}.{key}")
 
 
 def _alike(paths: Sequence[str]) -> Iterator[str]:
@@ -159,28 +163,17 @@ def _alike(paths: Sequence[str]) -> Iterator[str]:
 def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
     """The rows of a transformation that is no link."""
     maker, call = introspect.name(tx.update), introspect.remake(tx)
-    label = _label(f"optax.{maker}" if _is_optax(tx) else maker, key)
+    label = _label(f"optax.{maker}" if inside.is_optax(tx) else maker, key)
     hyperparams = {} if call is None else _worth_showing(*code.arguments(call))
-    parts = _parts(tx, state)
+    parts = inside.parts(tx, state)
     if parts is None:
         yield Row(label, formula, hyperparams, {}, depth)
         yield Row("opaque", f"what {maker} keeps is not known", {}, {"": state}, depth + 1)
         return
     own, members = parts
     yield Row(label, formula, hyperparams, own, depth)
-    for inner_key, inner, inside in members:
-        yield from _rows(inner, inside, params, inner_key, depth + 1)
-
-
-def _parts(tx: Any, state: Any) -> Parts | None:
-    """The state of a transformation that is no link taken apart; None where it is not known how."""
-    found, maker = introspect.values(tx), introspect.name(tx.update)
-    if not _is_optax(tx) or maker not in _WRAPPERS:
-        return None if _holds_transformation(found) else (_fields(state), [])
-    try:
-        return _WRAPPERS[maker](found, state)
-    except (AttributeError, KeyError, TypeError, ValueError):  # a version of Optax whose state has other parts
-        return None
+    for inner_key, inner, part in members:
+        yield from _rows(inner, part, params, inner_key, depth + 1)
 
 
 def _maker(call: Call) -> str:
@@ -215,86 +208,13 @@ def _worth_showing(given: Mapping[str, Any], signature: inspect.Signature) -> di
     for name, value in given.items():
         idle = value is None or value is False or (isinstance(value, tuple) and not value)
         plain = isinstance(value, bool | int | float) and (value is True or value == 0)
-        if not idle and not (plain and _is_default(value, signature, name)) and not _holds_transformation(value):
+        if not idle and not (plain and _is_default(value, signature, name)) and not inside.holds_transformation(value):
             shown[name] = value
     return shown
 
 
 def _is_default(value: Any, signature: inspect.Signature, name: str) -> bool:
     return name in signature.parameters and code.is_default(value, signature.parameters[name])
-
-
-def _is_optax(tx: Any) -> bool:
-    owner = getattr(tx.update, "__self__", tx.update)
-    module = getattr(owner, "__module__", None) or type(owner).__module__
-    return module.split(".")[0] == "optax"
-
-
-def _fields(state: Any) -> dict[str, Any]:
-    """The parts of a state by name, as far as they have names."""
-    if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
-        return dict(state)
-    named = getattr(state, "_asdict", None)
-    return {"": state} if named is None else named()
-
-
-def _holds_transformation(value: Any, depth: int = 4) -> bool:
-    """Whether a transformation is in this, or in what it contains."""
-    if isinstance(value, optax.GradientTransformation):
-        return True
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return depth > 0 and any(_holds_transformation(member, depth - 1) for member in inside)
-
-
-def _inside(holder: str, field: str) -> Callable[[Mapping[str, Any], Any], Parts]:
-    """For wrappers that hold one transformation under `holder`, and keep its state in `field` of their own."""
-
-    def take_apart(found: Mapping[str, Any], state: Any) -> Parts:
-        fields = _fields(state)
-        inner = fields.pop(field)
-        return fields, [("", found[holder], inner)]
-
-    return take_apart
-
-
-def _chain(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [("", tx, inner) for tx, inner in zip(introspect.members(found), state, strict=True)]
-
-
-def _named_chain(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [(name, tx, state[name]) for name, tx in found["transforms"]]
-
-
-def _partition(found: Mapping[str, Any], state: Any) -> Parts:
-    groups = found["transforms"].items()
-    return {}, [(f"{label}", tx, state.inner_states[label].inner_state) for label, tx in groups]
-
-
-def _flatten(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [("", found["inner"], state)]
-
-
-def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Parts:
-    """The transformation is made in every update, from hyperparameters that are known only then."""
-    made = []
-    jax.eval_shape(lambda given: made.append(found["inner_factory"](**found["other_hps"], **given)), state.hyperparams)
-    return _inside("inner", "inner_state")({"inner": made[0]}, state)
-
-
-_WRAPPERS: Mapping[str, Callable[[Mapping[str, Any], Any], Parts]] = {
-    "chain": _chain,
-    "named_chain": _named_chain,
-    "partition": _partition,
-    "flatten": _flatten,
-    "inject_hyperparams": _inject_hyperparams,
-    "masked": _inside("inner", "inner_state"),
-    "apply_if_finite": _inside("inner", "inner_state"),
-    "conditionally_mask": _inside("inner", "inner_state"),
-    "conditionally_transform": _inside("inner", "inner_state"),
-    "MultiSteps": _inside("opt", "inner_opt_state"),
-    "lookahead": _inside("fast_optimizer", "fast_state"),
-    "schedule_free": _inside("base_optimizer", "base_optimizer_state"),
-}
 
 
 def _short(value: Any) -> str:

@@ -183,13 +183,11 @@ class Groups(Declaration):
             raise _of_no_leaf("groups", self.groups[min(unused)].label, walk.paths)
         return owners
 
-    def paths(self, params: Any) -> list[tuple[Group, list[str]]]:
-        """The groups with the paths of their leaves."""
-        walk = Walk.of_params(params)
+    def leaves_of(self, walk: Walk) -> list[tuple[Group, frozenset[int]]]:
+        """The groups with the numbers of their leaves."""
         owners = self.members_of(walk)
         return [
-            (group, [path for path, owner in zip(walk.paths, owners, strict=True) if owner == k])
-            for k, group in enumerate(self.groups)
+            (group, frozenset(i for i, owner in enumerate(owners) if owner == k)) for k, group in enumerate(self.groups)
         ]
 
     def _refuse_leaf(self, path: str, claims: Sequence[str]) -> None:

@@ -1,0 +1,152 @@
+"""What is inside a transformation, ours or one of Optax's that holds others, with each one's part of the state."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from adam_tx._core import introspect
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.trees import Walk
+from adam_tx.link import Foreign, declared
+from adam_tx.training.groups import Groups
+
+Parts = tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]
+"""A state taken apart: what is the link's own by name, and `(key, link, state)` of each member."""
+
+
+def parts(tx: Any, state: Any) -> Parts | None:
+    """The state of a transformation that is no link taken apart; None where it is not known how."""
+    found, maker = introspect.values(tx), introspect.name(tx.update)
+    if not is_optax(tx) or maker not in _WRAPPERS:
+        return None if holds_transformation(found) else (_fields(state), [])
+    try:
+        return _WRAPPERS[maker](found, state)
+    except (AttributeError, KeyError, TypeError, ValueError):  # a version of Optax whose state has other parts
+        return None
+
+
+class Held(NamedTuple):
+    """A link made from the rule of a leaf, wherever it stands in a transformation.
+
+    Attributes:
+      link: what it is.
+      state: what it keeps; None if that is nothing.
+      count: the number of updates that its last ones were counted by, None if it is not known.
+      leaves: the numbers of the leaves that are its own; None for all.
+    """
+
+    link: Leafwise
+    state: Any
+    count: Any
+    leaves: frozenset[int] | None
+
+
+def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[int] | None = None) -> Iterator[Held]:
+    """All such links in a transformation that is known from inside, in the order in which they act."""
+    tx = introspect.unadapted(tx)
+    declaration = declared(tx)
+    if isinstance(declaration, Foreign):
+        tx, declaration = introspect.unadapted(declaration.wrapped), None
+    if declaration is None:
+        _, members = parts(tx, state) or ({}, [])
+        for _, member, part in members:
+            yield from held(member, part, walk, None, leaves)
+        return
+    if isinstance(state, Mapping):
+        count = state.get("count", count)
+    elif "count" in getattr(state, "_fields", ()):
+        count = state.count
+    if isinstance(declaration, Leafwise):
+        yield Held(declaration, state, count, leaves)
+    elif isinstance(declaration, Groups):
+        for group, own in declaration.leaves_of(walk):
+            if group.link is not None:
+                own = own if leaves is None else own & leaves
+                yield from held(group.link, state.get(group.key), walk, count, own)
+    elif state is None:
+        for link in declaration.links.values():
+            yield from held(link, None, walk, count, leaves)
+    else:
+        for _, link, part in declaration.parts(state)[1]:
+            yield from held(link, part, walk, count, leaves)
+
+
+def is_optax(tx: Any) -> bool:
+    """Whether it is one of Optax's."""
+    owner = getattr(tx.update, "__self__", tx.update)
+    module = getattr(owner, "__module__", None) or type(owner).__module__
+    return module.split(".")[0] == "optax"
+
+
+def _fields(state: Any) -> dict[str, Any]:
+    """The parts of a state by name, as far as they have names."""
+    if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
+        return dict(state)
+    named = getattr(state, "_asdict", None)
+    return {"": state} if named is None else named()
+
+
+def holds_transformation(value: Any, depth: int = 4) -> bool:
+    """Whether a transformation is in this, or in what it contains."""
+    if isinstance(value, optax.GradientTransformation):
+        return True
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return depth > 0 and any(holds_transformation(member, depth - 1) for member in inside)
+
+
+def _inside(holder: str, field: str) -> Callable[[Mapping[str, Any], Any], Parts]:
+    """For wrappers that hold one transformation under `holder`, and keep its state in `field` of their own."""
+
+    def take_apart(found: Mapping[str, Any], state: Any) -> Parts:
+        fields = _fields(state)
+        inner = fields.pop(field)
+        return fields, [("", found[holder], inner)]
+
+    return take_apart
+
+
+def _chain(found: Mapping[str, Any], state: Any) -> Parts:
+    return {}, [("", tx, inner) for tx, inner in zip(introspect.members(found), state, strict=True)]
+
+
+def _named_chain(found: Mapping[str, Any], state: Any) -> Parts:
+    return {}, [(name, tx, state[name]) for name, tx in found["transforms"]]
+
+
+def _partition(found: Mapping[str, Any], state: Any) -> Parts:
+    groups = found["transforms"].items()
+    return {}, [(f"{label}", tx, state.inner_states[label].inner_state) for label, tx in groups]
+
+
+def _flatten(found: Mapping[str, Any], state: Any) -> Parts:
+    return {}, [("", found["inner"], state)]
+
+
+def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Parts:
+    """The transformation is made in every update, from hyperparameters that are known only then."""
+    made = []
+
+    def make(given: Mapping[str, Any]) -> None:
+        made.append(found["inner_factory"](**found["other_hps"], **given))
+
+    abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(state.hyperparams))
+    jax.eval_shape(make, state.hyperparams) if abstract else make(state.hyperparams)
+    return _inside("inner", "inner_state")({"inner": made[0]}, state)
+
+
+_WRAPPERS: Mapping[str, Callable[[Mapping[str, Any], Any], Parts]] = {
+    "chain": _chain,
+    "named_chain": _named_chain,
+    "partition": _partition,
+    "flatten": _flatten,
+    "inject_hyperparams": _inject_hyperparams,
+    "masked": _inside("inner", "inner_state"),
+    "apply_if_finite": _inside("inner", "inner_state"),
+    "conditionally_mask": _inside("inner", "inner_state"),
+    "conditionally_transform": _inside("inner", "inner_state"),
+    "MultiSteps": _inside("opt", "inner_opt_state"),
+    "lookahead": _inside("fast_optimizer", "fast_state"),
+    "schedule_free": _inside("base_optimizer", "base_optimizer_state"),
+}
