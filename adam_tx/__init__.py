@@ -127,10 +127,15 @@ from adam_tx.optimizers import (
 )
 from adam_tx.summary import summary
 from adam_tx.training import (
+    Explanation,
     LossScale,
+    explain,
     groups,
     guard,
     matching,
+    metrics,
+    monitor,
+    plot_metrics,
 )
 
 __version__ = importlib.metadata.version("adam_tx")
@@ -139,6 +144,7 @@ __all__ = [
     "Basis",
     "Decay",
     "Eigenbasis",
+    "Explanation",
     "Finite",
     "Link",
     "LossScale",
@@ -172,6 +178,7 @@ __all__ = [
     "clip_by_rms",
     "decay_stepped_weights",
     "decay_weights",
+    "explain",
     "float32_weights",
     "fourth_root",
     "from_config",
@@ -193,6 +200,8 @@ __all__ = [
     "matching",
     "matrix_axes",
     "mean",
+    "metrics",
+    "monitor",
     "nadam",
     "nadamw",
     "novograd",
@@ -201,6 +210,7 @@ __all__ = [
     "optimizer",
     "output_unit",
     "parallel",
+    "plot_metrics",
     "radam",
     "rmsprop",
     "scale_by_atan2",

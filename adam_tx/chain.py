@@ -179,7 +179,7 @@ class Chain(Declaration):
         new_state, own = {}, walk
         walk = self.whole(walk, state)
         for name, member in self._members.items():
-            updates, kept = member.step(own if member.terminal else walk, updates, state.get(name))
+            updates, kept = (own if member.terminal else walk).through(name, member, updates, state.get(name))
             if member.keeps:
                 new_state[name] = kept
         return updates, new_state
@@ -257,7 +257,7 @@ class Parallel(Declaration):
         """The weighted sum of what the members emit."""
         weights, emitted, new = [weight(walk.count) for weight in self._weights], list(updates), {}
         for k, (name, member) in enumerate(self._members.items()):
-            column, kept = member.step(walk, updates, state.links.get(name))
+            column, kept = walk.through(name, member, updates, state.links.get(name))
             if member.keeps:
                 new[name] = kept
             for i in walk.present:
@@ -318,8 +318,8 @@ class WithGradient(Declaration):
                         f"{jnp.shape(grad[i])}, but the leaf has {updates[i].shape}."
                     )
         else:
-            grad, made = self._gradient.step(walk, walk.grad, state.gradient)
-        emitted, inner = self._member.step(walk.with_grad(grad), updates, state.member)
+            grad, made = walk.through("gradient", self._gradient, walk.grad, state.gradient)
+        emitted, inner = walk.with_grad(grad).through("member", self._member, updates, state.member)
         return emitted, _WITH_GRADIENT(inner, made)
 
     def layout(self) -> Any:

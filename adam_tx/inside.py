@@ -51,8 +51,10 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
         tx, declaration = introspect.unadapted(declaration.wrapped), None
     if declaration is None:
         _, members = parts(tx, state) or ({}, [])
-        for _, member, part in members:
-            yield from held(member, part, walk, None, leaves)
+        for key, member, part in members:
+            chosen = _chosen(tx, key, walk)
+            own = chosen if leaves is None or chosen is None else chosen & leaves
+            yield from held(member, part, walk, None, leaves if own is None else own)
         return
     if isinstance(state, Mapping):
         count = state.get("count", count)
@@ -71,6 +73,19 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
     else:
         for _, link, part in declaration.parts(state)[1]:
             yield from held(link, part, walk, count, leaves)
+
+
+def _chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:
+    """The leaves that a wrapper of Optax gives to this member; None for all."""
+    maker, found = introspect.name(tx.update), introspect.values(tx)
+    if maker == "masked":
+        mask = found["mask"]
+    elif maker == "partition":
+        params, labels = walk.given("params"), found["param_labels"]
+        mask = jax.tree.map(lambda label: str(label) == key, labels(params) if callable(labels) else labels)
+    else:
+        return None
+    return frozenset(i for i, marked in enumerate(walk.marks(mask)) if marked)
 
 
 def is_optax(tx: Any) -> bool:

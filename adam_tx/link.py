@@ -214,7 +214,10 @@ class Foreign(Declaration):
         """Its own update, on trees in working precision."""
         params = None if walk.params is None else walk.tree(walk.params)
         extra = walk.extra if walk.grad is None else walk.extra | {"grad": walk.tree(walk.grad)}
-        emitted, state = self._inner.update(walk.tree(updates), state, params, **extra)
+        try:
+            emitted, state = self._inner.update(walk.tree(updates), state, params, **extra)
+        except FloatingPointError as error:  # under jax_debug_nans
+            raise FloatingPointError(f"{self.name}: {error}") from error
         return walk.column(emitted, self.name), state
 
     def layout(self) -> Any:

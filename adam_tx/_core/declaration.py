@@ -166,7 +166,7 @@ class Declaration:
             )
         if grad is None and not walk.present:
             walk = walk.with_grad(walk.updates)
-        emitted, new_state = self.step(walk, walk.updates, state)
+        emitted, new_state = walk.through("", self, walk.updates, state)
         new_state = self.with_count(new_state, None if count is None else increment(count))
         return walk.lower(emitted, exact=self.terminal), new_state
 

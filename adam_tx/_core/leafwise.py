@@ -13,9 +13,9 @@ from adam_tx._core import blocks, correction, debias, numerics, rounding, storag
 from adam_tx._core.correction import Average
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import DecayNow
-from adam_tx._core.rule import INPUTS, Kind, Now, Reduction, Rule
+from adam_tx._core.rule import INPUTS, Kind, Now, Reduction, Rule, Slot
 from adam_tx._core.storage import Stored
-from adam_tx._core.trees import Column, Walk, increment
+from adam_tx._core.trees import Column, Walk, increment, is_absent
 
 
 class Leafwise(Declaration):
@@ -165,7 +165,10 @@ class Leafwise(Declaration):
                 values[name] = self._reduced(name, statistic, values)
             if missing := [name for name in self._reads if name not in values]:
                 raise TypeError(f"{self.name}: its rule reads {missing}, which Rule(numbers=...) does not give.")
-            out = rule.apply(*[values[name] for name in self._reads])
+            try:
+                out = rule.apply(*[values[name] for name in self._reads])
+            except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
+                raise FloatingPointError(f"{self.name}: leaf {walk.path(i)}: {error}") from error
             emitted[i], *slots = self._checked(walk, i, out, {name: row[name] for name in kind.slots})
             for name, slot in zip(kind.slots, slots, strict=True):
                 new[name][i] = self._encoded(walk, i, name, slot, columns[name][i])
@@ -325,6 +328,28 @@ class Leafwise(Declaration):
         dtype = walk.dtypes[i]
         square = self.kind.slots[name].kind == "square"
         return self._storage[name].decode(stored, numerics.real_dtype(dtype) if square else dtype)
+
+    def hyperparams_at(self, count: Any) -> dict[str, Any]:
+        """The values of the hyperparameters at this count; a decay as `DecayNow`."""
+        return {name: read(count) for name, read in self._readers.items()}
+
+    def averages_in(self, walk: Walk, state: Any) -> Iterator[tuple[Slot, Any, Column]]:
+        """Of every slot that is an average its weight, if it is debiased by it, and its arrays in working precision.
+
+        Where the state has none for a leaf, as in a mask, there is None.
+        """
+        for name, slot in self.kind.slots.items():
+            if slot.decay is None:
+                continue
+            values = walk.column(getattr(state, name), name, optional=True)
+            scales = walk.column(state.scales[name], "scales", optional=True) if name in self._scaled else values
+            column: Column = [None] * len(walk)
+            for i in walk.present:
+                if not is_absent(values[i]):
+                    stored = Stored(values[i], scales[i] if name in self._scaled else None)
+                    column[i] = self._decoded(walk, i, name, stored)
+            weighed = slot.decay in self.rule.debias
+            yield slot, jnp.sum(getattr(state, self.kind.weights[slot.decay])) if weighed else None, column
 
     def _check_slot(self, walk: Walk, i: int, name: str, stored: Stored) -> None:
         lead, slot = walk.updates[i], stored.values

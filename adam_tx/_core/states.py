@@ -29,6 +29,7 @@ def _made(link: str, fields: tuple[str, ...], module: str) -> Any:
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
     plain: Any = collections.namedtuple(name, fields, module=module)  # the fields are not known before
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."
+    plain.link = link
     plain.__reduce__ = lambda self: (_restore, (link, fields, module, tuple(self)))
     plain.counted = lambda self, count: state_type(link, ("count", *fields), module)(count, *self)
     # a link that was defined anew, as in a notebook, keeps its first registration

@@ -10,6 +10,7 @@ masked out); they pass through untouched.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -23,6 +24,12 @@ Column = list[Any]
 """One entry for each leaf of the tree that a walk goes over."""
 ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
 """The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
+
+
+Watch = Callable[[tuple[str, ...], Any, "Walk", Column], None]
+"""Who is told, of every link that stepped, where it stands, what it is, and what it emitted."""
+WATCH: ContextVar[tuple[Watch, tuple[str, ...]] | None] = ContextVar("watch", default=None)
+"""Who watches the walks that begin now, and where they are."""
 
 
 class Walk:
@@ -44,9 +51,13 @@ class Walk:
     count: Any
     extra: dict[str, Any]
     _results: list[Any]
+    _watch: Watch | None = None
+    _place: tuple[str, ...] = ()
 
     def __init__(self, updates: Tree, grad: Tree = None, params: Tree = None, *, count: Any = None, extra: Any = None):
         self._given = {"updates": updates, "params": params}
+        if (watched := WATCH.get()) is not None:
+            self._watch, self._place = watched
         leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
         self.count, self.extra = count, extra or {}
         self.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
@@ -189,6 +200,15 @@ class Walk:
         }
         present = [i for i in self.present if i in chosen]
         return self._with(present=present, scalar_dtype=dtype, **columns)
+
+    def through(self, name: str, link: Any, updates: Column, state: Any) -> tuple[Column, Any]:
+        """The step of a link that stands under this name, seen by who watches."""
+        if self._watch is None:
+            return link.step(self, updates, state)
+        walk = self._with(_place=(*self._place, name) if name else self._place)
+        emitted, state = link.step(walk, updates, state)
+        self._watch(walk._place, link, walk, emitted)
+        return emitted, state
 
     def _with(self, **changed: Any) -> "Walk":
         other = Walk.__new__(Walk)

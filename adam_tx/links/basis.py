@@ -229,7 +229,7 @@ class InBasis(Declaration):
         rotated_grad = into(walk.grad)
         rotated = rotated_grad if updates is walk.grad else into(updates)
         inside = walk.inside(rotated, rotated_grad, self._inner.count_of(inner))
-        emitted, new = self._inner.step(inside, rotated, inner)
+        emitted, new = inside.through("inner", self._inner, rotated, inner)
         new = self._inner.with_count(new, increment(inside.count))
         emitted = [
             _out_of(sharding.gathered(x), updates[i], bases[i]) if i in turning else x for i, x in enumerate(emitted)

@@ -226,7 +226,7 @@ class OnDecayedWeights(Declaration):
         """Decay the parameters, run the link on what is left, and add the decay to its step."""
         params = required_params(walk, self.name)
         left, _ = self._decay.step(walk, params, None)
-        emitted, inner = self._member.step(walk.with_params(left), updates, state.member)
+        emitted, inner = walk.with_params(left).through("member", self._member, updates, state.member)
         emitted, _ = self._decay.step(walk, emitted, None)
         return emitted, _STATE(inner)
 

@@ -228,7 +228,7 @@ class Groups(Declaration):
         for k, part in self._walks(walk, owners).items():
             member, key = self._members[k], self.groups[k].key
             own = [x if i in part.present else part.updates[i] for i, x in enumerate(updates)]
-            column, new[k] = member.step(part, own, state.get(key))
+            column, new[k] = part.through(self.groups[k].label, member, own, state.get(key))
             for i in part.present:
                 rounded = self.terminal and not member.terminal
                 emitted[i] = walk.lowered(i, column[i]) if rounded else column[i]

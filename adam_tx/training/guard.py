@@ -141,7 +141,7 @@ class Guard(Declaration):
             updates = _divided(walk, updates, state.scale)
             grad = updates if same or grad is None else _divided(walk, grad, state.scale)
         count = self._inner.count_of(state.inner)
-        emitted, inner = self._inner.step(walk.counting(updates, grad, count), updates, state.inner)
+        emitted, inner = walk.counting(updates, grad, count).through("inner", self._inner, updates, state.inner)
         inner = self._inner.with_count(inner, None if count is None else increment(count))
         finite, norm = _finite(walk, updates) & _finite(walk, emitted), _norm(walk, updates)
         ok = finite if self._deviations is None else finite & self._is_usual(state, norm)

@@ -1,0 +1,186 @@
+"""`explain`: one update link by link, and the first place where a number stopped being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from adam_tx import inside
+from adam_tx._core import introspect
+from adam_tx._core.declaration import Declaration
+from adam_tx._core.paths import slashed
+from adam_tx._core.trees import WATCH, Column, Walk, is_absent
+from adam_tx.link import declared
+
+_HEADER = ("", "leaf", "from", "to", "rms", "zero", "NaN", "Inf")
+
+
+class Row(NamedTuple):
+    """What a link emitted for a leaf.
+
+    Attributes:
+      link: where the link stands, such as `adam/scale_by_rms`; "gradient" and "params" for what came in.
+      leaf: the path of the leaf.
+      low: the least of its finite numbers; of complex ones of their sizes.
+      high: the largest.
+      rms: the root of their mean square.
+      zeros: the share of all its numbers that are zero.
+      nans: that are NaN.
+      infs: that are infinite.
+    """
+
+    link: str
+    leaf: str
+    low: float
+    high: float
+    rms: float
+    zeros: float
+    nans: float
+    infs: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers are."""
+        return self.nans == self.infs == 0.0
+
+
+class Explanation(NamedTuple):
+    """One update, link by link.
+
+    Attributes:
+      rows: what came in, and what each link emitted for each leaf, in the order in which they acted.
+      first: the first row with a number that is not finite, be it of the state that came; None if there is none.
+    """
+
+    rows: Sequence[Row]
+    first: Row | None
+
+    def __str__(self) -> str:
+        """A table, and in words where a number stopped being finite."""
+        return f"{_table(self.rows)}\n{_in_words(self.first)}"
+
+
+def explain(tx: Any, grads: Any, state: Any, params: Any = None, *, show: bool = True) -> Explanation:
+    """Run one update outside of jit, and say what every link of it emitted.
+
+    Nothing is changed: the update and the new state are dropped.
+
+    Args:
+      tx: a link or chain, or an Optax transformation; chains of Optax and injected
+        hyperparameters are looked into, another wrapper is one row.
+      grads: as for its `update`.
+      state: as for its `update`.
+      params: as for its `update`.
+      show: whether to print the explanation too.
+
+    Returns:
+      An `Explanation`, which prints as a table.
+
+    Raises:
+      TypeError: inside jit, where there are no numbers to look at.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.adam(1e-3)
+    >>> params = {"w": jnp.ones(2)}
+    >>> found = adam_tx.explain(tx, {"w": jnp.array([1.0, jnp.nan])}, tx.init(params), params, show=False)
+    >>> print(str(found).splitlines()[-1])
+    The first number that is not finite came in with the gradient: leaf w, NaN 50 %.
+    >>> [row.link for row in found.rows if row.nans][:2]
+    ['gradient', 'scale_by_momentum']
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((grads, state, params))):
+        raise TypeError("explain looks at numbers, which there are none of inside jit; call it outside.")
+    before = [*_rows_of("gradient", grads), *(() if params is None else _rows_of("params", params))]
+    kept = [row for row in _rows_of("state", state) if not row.finite]
+    rows = [*before, *_updated(tx, grads, state, params, ())]
+    first = next((row for row in [*before, *kept, *rows] if not row.finite), None)
+    explanation = Explanation(rows, first)
+    if show:
+        print(explanation)
+    return explanation
+
+
+def _updated(tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a transformation's links, and of those of Optax that are known from inside."""
+    tx, rows = introspect.unadapted(tx), []
+    maker = introspect.name(tx.update)
+    if declared(tx) is None and inside.is_optax(tx) and maker in ("chain", "named_chain", "inject_hyperparams"):
+        _, members = inside.parts(tx, state) or ({}, [])
+        for key, member, part in members:
+            inner = (*place, key or _name(member)) if maker != "inject_hyperparams" else place
+            yield from _updated(member, grads, part, params, inner)
+            grads, _ = member.update(grads, part, params)
+        return
+
+    def watch(at: tuple[str, ...], link: Declaration, walk: Walk, emitted: Column) -> None:
+        if type(link).__name__ != "Chain":  # that emits what its last link does
+            name = "/".join(at) or link.name
+            leaves = ((walk.paths[i], emitted[i]) for i in walk.present)
+            rows.extend(_row(name, path, leaf) for path, leaf in leaves if not isinstance(leaf, Tracer))
+
+    token = WATCH.set((watch, place))
+    try:
+        emitted, _ = tx.update(grads, state, params)
+    finally:
+        WATCH.reset(token)
+    yield from rows
+    if declared(tx) is None:
+        yield from _rows_of("/".join(place) or maker, emitted)
+
+
+def _name(member: Any) -> str:
+    declaration = declared(member)
+    return introspect.name(member.update) if declaration is None else declaration.name
+
+
+def _rows_of(link: str, tree: Any) -> Iterator[Row]:
+    """A row for every leaf of numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_absent):
+        if not is_absent(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            yield _row(link, slashed(path), leaf)
+
+
+def _row(link: str, path: str, leaf: Any) -> Row:
+    wide = np.asarray(leaf)
+    x = np.abs(wide) if np.iscomplexobj(wide) else wide.astype(np.float64)
+    finite, size = x[np.isfinite(x)].astype(np.float64), max(x.size, 1)
+    low, high, rms = (finite.min(), finite.max(), np.sqrt(np.mean(finite**2))) if finite.size else (np.nan,) * 3
+    shares = [float(np.sum(of)) / size for of in (x == 0, np.isnan(x), np.isinf(x))]
+    return Row(link, path, float(low), float(high), float(rms), *shares)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Aligned text; a link is named in the first of its rows."""
+    cells: list[Sequence[str]] = [_HEADER]
+    last = None
+    for row in rows:
+        numbers = [f"{x:.4g}" for x in (row.low, row.high, row.rms)]
+        shares = [f"{x:.0%}" if x in (0.0, 1.0) or x >= 0.01 else f"{x:.1e}" for x in (row.zeros, row.nans, row.infs)]
+        cells.append(["" if row.link == last else row.link, row.leaf, *numbers, *shares])
+        last = row.link
+    widths = [max(len(line[k]) for line in cells) for k in range(len(_HEADER))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(w) if k < 2 else text.rjust(w) for k, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def _in_words(first: Row | None) -> str:
+    if first is None:
+        return "All numbers are finite."
+    shares = " and ".join(f"{what} {share:.3g} %" for what, share in _not_finite(first))
+    came = {"gradient": "came in with the gradient", "params": "is in the params", "state": "is in the state that came"}
+    whence = came.get(first.link, f"was emitted by {first.link}")
+    return f"The first number that is not finite {whence}: leaf {first.leaf}, {shares}."
+
+
+def _not_finite(row: Row) -> list[tuple[str, float]]:
+    return [(what, 100 * share) for what, share in (("NaN", row.nans), ("Inf", row.infs)) if share]

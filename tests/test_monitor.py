@@ -1,0 +1,290 @@
+"""The figures of a step are those that float64 finds from outside, wherever the optimizer stands."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cost import compiled_cost
+from matplotlib.figure import Figure
+
+import adam_tx
+from adam_tx.storage import EightBit
+from adam_tx.training.monitor import FIGURES, SAMPLE
+
+RATE = optax.linear_schedule(0.0, 0.1, 10)
+
+
+def parameters(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return {"w": jnp.asarray(rng.normal(size=(40, 30)), dtype), "bias": jnp.asarray(rng.normal(size=30), dtype)}
+
+
+def gradient(step, like):
+    rng = np.random.default_rng(step)
+    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 10.0 ** rng.integers(-6, 0), p.dtype), like)
+
+
+def after(tx, steps=4, params=None):
+    """The state after some steps, and what went in and out of each."""
+    params = parameters() if params is None else params
+    state, seen, update = tx.init(params), [], jax.jit(tx.update)
+    for step in range(steps):
+        grads = gradient(step, params)
+        updates, state = update(grads, state, params)
+        seen.append((grads, updates, params))
+        params = optax.apply_updates(params, updates)
+    return state, seen
+
+
+def figures(state):
+    return {name: float(value) for name, value in adam_tx.metrics(state).items()}
+
+
+def flat(tree, leaves=("bias", "w")):
+    return np.concatenate([np.asarray(tree[leaf], np.float64).ravel() for leaf in leaves])
+
+
+def expected(seen, *, rate, b1=0.9, b2=0.999, eps=1e-8, debias=True, leaves=("bias", "w")):
+    """All figures in float64, from the gradients, updates and parameters alone."""
+    m, v = 0.0, 0.0
+    for grads, _, _ in seen:
+        m = b1 * m + (1 - b1) * flat(grads, leaves)
+        v = b2 * v + (1 - b2) * flat(grads, leaves) ** 2
+    grads, updates, params = seen[-1]
+    g, u, p = (flat(tree, leaves) for tree in (grads, updates, params))
+    every = -(-g.size // SAMPLE)
+    sample = np.concatenate([np.abs(np.asarray(updates[leaf], np.float64)).ravel()[::every] for leaf in leaves]) / rate
+    root = np.sqrt(v / (1 - b2 ** len(seen) if debias else 1.0))
+    moved = u != 0
+    stays = np.concatenate([np.asarray(params[x] + updates[x] == params[x]).ravel() for x in leaves])
+    return {
+        "learning_rate": rate,
+        "grad_norm": np.sqrt(np.sum(g**2)),
+        "param_norm": np.sqrt(np.sum(p**2)),
+        "update_rms": np.sqrt(np.mean(u**2)),
+        "update_to_param": np.sqrt(np.sum(u**2) / np.sum(p**2)),
+        "step_size_p10": np.quantile(sample, 0.1),
+        "step_size_p50": np.quantile(sample, 0.5),
+        "step_size_p90": np.quantile(sample, 0.9),
+        "step_size_max": np.abs(u).max() / rate,
+        "signal_to_noise": np.mean(np.abs(m)[v > 0] / np.sqrt(v[v > 0])),
+        "eps_share": np.mean(root < eps),
+        "rounded_away": np.mean(stays[moved]),
+    }
+
+
+CASES = {
+    "adam": (adam_tx.adam(RATE), {"rate": 0.03}),
+    "a large epsilon": (adam_tx.adam(RATE, eps=1e-4), {"rate": 0.03, "eps": 1e-4}),
+    "weight decay, other decays": (adam_tx.adamw(0.01, 0.8, 0.95), {"rate": 0.01, "b1": 0.8, "b2": 0.95}),
+    "Keras": (
+        adam_tx.chain(
+            adam_tx.scale_by_momentum(),
+            adam_tx.scale_by_rms(eps=1e-4),
+            adam_tx.bias_correction(),
+            adam_tx.scale_by_learning_rate(0.01),
+        ),
+        {"rate": 0.01, "eps": 1e-4, "debias": False},
+    ),
+    "steps too small for float32": (adam_tx.adam(1e-8), {"rate": 1e-8}),
+    "in a chain of Optax": (optax.chain(optax.identity(), adam_tx.adam(RATE)), {"rate": 0.03}),
+    "in a guard": (adam_tx.guard(adam_tx.adam(RATE)), {"rate": 0.03}),
+    "injected": (optax.inject_hyperparams(adam_tx.adam)(learning_rate=RATE), {"rate": 0.03}),
+    "groups that differ in decay": (
+        adam_tx.groups({"bias": {"weight_decay": 0.0}}, {}, optimizer=adam_tx.adamw, learning_rate=RATE),
+        {"rate": 0.03},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_figure_is_that_of_float64_from_outside(case):
+    tx, known = CASES[case]
+    state, seen = after(adam_tx.monitor(tx))
+    found, wanted = figures(state), expected(seen, **known)
+    assert found["step"] == 4
+    for name in FIGURES:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, err_msg=name)
+
+
+def test_quantiles_of_a_large_leaf_are_of_every_kth_element():
+    params = {"w": jnp.ones((300, 200)), "bias": jnp.ones(50)}
+    state, seen = after(adam_tx.monitor(adam_tx.adam(0.01)), 2, params)
+    found, wanted = figures(state), expected(seen, rate=0.01)
+    for name in ("step_size_p10", "step_size_p50", "step_size_p90", "step_size_max"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5)
+
+
+def test_figures_of_groups_are_those_of_their_leaves():
+    tx = adam_tx.groups({"bias": {"learning_rate": 0.5, "b2": 0.9}}, {}, optimizer=adam_tx.adamw, learning_rate=0.01)
+    state, seen = after(adam_tx.monitor(tx, groups={"small": "*/bias", "rest": "!bias"}))
+    found = figures(state)
+    for prefix, known in {
+        "small": {"rate": 0.5, "b2": 0.9, "leaves": ("bias",)},
+        "rest": {"rate": 0.01, "leaves": ("w",)},
+    }.items():
+        for name, value in expected(seen, **known).items():
+            np.testing.assert_allclose(found[f"{prefix}/{name}"], value, rtol=2e-5, err_msg=f"{prefix}/{name}")
+    assert found["learning_rate"] == 0.5
+
+
+def test_updates_that_bfloat16_rounds_away_are_counted(standard_promotion):
+    params = parameters(jnp.bfloat16)
+    tx = adam_tx.monitor(adam_tx.adam(1e-3))
+    state, seen = after(tx, 1, params)
+    _, updates, params = seen[-1]
+    moved = [np.asarray(u != 0) for u in jax.tree.leaves(updates)]
+    stays = [np.asarray(p + u == p) for p, u in zip(jax.tree.leaves(params), jax.tree.leaves(updates), strict=True)]
+    share = sum((s & m).sum() for s, m in zip(stays, moved, strict=True)) / sum(m.sum() for m in moved)
+    assert 0.2 < share < 1.0
+    np.testing.assert_allclose(figures(state)["rounded_away"], share, rtol=1e-6)
+    state, _ = after(adam_tx.monitor(adam_tx.chain(adam_tx.adam(1e-3), adam_tx.master_weights())), 1, params)
+    assert figures(state)["rounded_away"] == 0.0
+
+
+def test_moments_in_eight_bits_are_decoded_for_the_figures():
+    small = EightBit(block=10, min_size=1)
+    state, seen = after(adam_tx.monitor(adam_tx.adam(0.01, mu_dtype=small, nu_dtype=small)))
+    wanted = expected(seen, rate=0.01)["signal_to_noise"]
+    np.testing.assert_allclose(figures(state)["signal_to_noise"], wanted, rtol=0.1)
+
+
+def multi_steps(tx):
+    return optax.MultiSteps(tx, 2).gradient_transformation()
+
+
+READABLE = {
+    "schedule": (adam_tx.monitor(adam_tx.adam(RATE)), 0.03),
+    "injected outside": (
+        optax.inject_hyperparams(lambda learning_rate: adam_tx.monitor(adam_tx.adam(learning_rate)))(
+            learning_rate=RATE
+        ),
+        0.03,
+    ),
+    "injected alone": (optax.inject_hyperparams(adam_tx.adam)(learning_rate=RATE), 0.03),
+    "MultiSteps outside": (multi_steps(adam_tx.monitor(adam_tx.adam(RATE))), 0.01),
+    "MultiSteps inside": (adam_tx.monitor(multi_steps(adam_tx.adam(RATE))), 0.01),
+    "masked": (adam_tx.monitor(optax.masked(adam_tx.adam(RATE), {"w": True, "bias": True})), 0.03),
+    "partition": (
+        adam_tx.monitor(optax.partition({"a": adam_tx.adam(RATE), "b": adam_tx.sgd(RATE)}, {"w": "a", "bias": "b"})),
+        0.03,
+    ),
+    "apply_if_finite": (adam_tx.monitor(optax.apply_if_finite(adam_tx.adam(RATE), 2)), 0.03),
+    "AdamW of Optax, injected": (adam_tx.monitor(optax.inject_hyperparams(optax.adamw)(learning_rate=RATE)), 0.03),
+}
+
+
+@pytest.mark.parametrize("case", READABLE)
+def test_the_learning_rate_in_force_is_readable(case, standard_promotion):
+    tx, rate = READABLE[case]
+    state, _ = after(tx)
+    np.testing.assert_allclose(figures(state)["learning_rate"], rate, rtol=1e-6)
+
+
+def unknown_of(found):
+    return {name for name, value in found.items() if np.isnan(value)}
+
+
+def test_what_is_not_known_is_nan(standard_promotion):
+    state, _ = after(adam_tx.monitor(optax.adam(0.1)))
+    found = figures(state)
+    unknown = {name for name, value in found.items() if np.isnan(value)}
+    assert unknown == {
+        "learning_rate",
+        "signal_to_noise",
+        "eps_share",
+        *(name for name in FIGURES if "step_size" in name),
+    }
+    tx = adam_tx.monitor(adam_tx.adam(0.1))
+    _, state = tx.update(parameters(), tx.init(parameters()))
+    assert {name for name, value in figures(state).items() if np.isnan(value)} == {
+        "param_norm",
+        "update_to_param",
+        "rounded_away",
+    }
+
+
+def test_a_monitor_changes_no_bit_and_no_type():
+    plain, watched = adam_tx.adamw(RATE), adam_tx.monitor(adam_tx.adamw(RATE))
+    (state, seen), (watched_state, watched_seen) = after(plain), after(watched)
+    jax.tree.map(np.testing.assert_array_equal, seen, watched_seen)
+    assert jax.tree.structure(watched_state.inner | {"count": 0}) == jax.tree.structure(state)
+    for name in ("scale_by_momentum", "scale_by_rms"):
+        jax.tree.map(np.testing.assert_array_equal, watched_state.inner[name], state[name])
+    same = jax.eval_shape(watched.update, parameters(), watched_state, parameters())[1]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), same) == jax.tree.map(lambda x: (x.shape, x.dtype), watched_state)
+
+
+def test_what_a_monitor_costs_is_what_the_docs_say(usual_compiler):
+    shapes = [(512, 512)] * 4
+    size = 4 * 512 * 512
+    plain, watched = (compiled_cost(tx, shapes) for tx in (adam_tx.adamw(1e-3), adam_tx.monitor(adam_tx.adamw(1e-3))))
+    assert (watched.bytes_accessed - plain.bytes_accessed) / size <= 57
+    assert (watched.temp_bytes - plain.temp_bytes) / size <= 8.1
+
+
+def test_only_every_nth_step_is_measured_if_asked():
+    tx = adam_tx.monitor(adam_tx.adam(RATE), every=3)
+    state, _ = after(tx, 2)
+    assert unknown_of(figures(state)) == set(FIGURES)
+    for steps in (3, 4, 5):
+        state, seen = after(tx, steps)
+        wanted = expected(seen[:3], rate=0.02)["update_rms"]
+        np.testing.assert_allclose(figures(state)["update_rms"], wanted, rtol=2e-5)
+        assert figures(state)["step"] == steps
+
+
+def test_a_guard_says_what_it_skipped():
+    tx = adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1)), loss_scale=adam_tx.LossScale(4.0))
+    state, _ = after(tx, 2)
+    for _ in range(2):
+        _, state = tx.update(jax.tree.map(lambda p: p * jnp.nan, parameters()), state, parameters())
+    found = figures(state)
+    assert (found["step"], found["skipped"], found["skipped_in_a_row"], found["loss_scale"]) == (2, 2, 2, 1.0)
+    assert np.isnan(found["guarded_norm"])
+    assert np.isfinite(found["grad_norm"])  # of the last step that was taken
+
+
+def test_metrics_are_read_inside_of_jit_and_scan():
+    tx = adam_tx.monitor(adam_tx.adam(RATE))
+
+    def step(state, _):
+        _, state = tx.update(parameters(), state, parameters())
+        return state, adam_tx.metrics(state)
+
+    _, history = jax.jit(lambda: jax.lax.scan(step, tx.init(parameters()), length=5))()
+    np.testing.assert_array_equal(history["step"], [1, 2, 3, 4, 5])
+    np.testing.assert_allclose(history["learning_rate"], [0.0, 0.01, 0.02, 0.03, 0.04], rtol=1e-6)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match=r"no monitor, guard or injected hyperparameters .*adam_tx\.monitor\(tx\)"):
+        adam_tx.metrics(adam_tx.adam(0.1).init(parameters()))
+    with pytest.raises(TypeError, match="monitor: groups must be a dict of patterns by name"):
+        adam_tx.monitor(adam_tx.adam(0.1), groups=["w"])
+    with pytest.raises(ValueError, match=r"monitor: the pattern 'x' of groups\['small'\] matches no leaf.*bias, w"):
+        adam_tx.monitor(adam_tx.adam(0.1), groups={"small": "x"}).init(parameters())
+    with pytest.raises(ValueError, match="history is empty"):
+        adam_tx.plot_metrics([])
+    with pytest.raises(ValueError, match="none of the figures of metrics"):
+        adam_tx.plot_metrics([{"accuracy": 1.0}])
+
+
+def test_the_page_of_metrics_has_a_panel_for_every_figure_and_marks_skipped_steps(tmp_path):
+    tx = adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1), groups={"small": "bias"}))
+    state, history, update = tx.init(parameters()), [], jax.jit(tx.update)
+    for step in range(6):
+        grads = jax.tree.map(lambda g, step=step: g * (jnp.nan if step == 3 else 1.0), gradient(step, parameters()))
+        _, state = update(grads, state, parameters())
+        history.append(adam_tx.metrics(state) | {"loss": 1.0 / (step + 1)})
+    page = adam_tx.plot_metrics(history, title="a run")
+    assert isinstance(page, Figure)
+    titles = [ax.get_title(loc="left") for ax in page.axes]
+    assert titles == [
+        *("loss", "norm of the gradient", "learning rate", "step size / learning rate", "update / parameter"),
+        *("signal to noise", "shares", "norm of the parameters"),
+    ]
+    assert "1 skipped" in page.texts[-1].get_text()
+    page.savefig(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 10_000
