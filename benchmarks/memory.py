@@ -1,11 +1,19 @@
 """What training keeps and needs, in bytes a parameter, and what a step costs: float32 AdamW beside smaller ones.
 
-    python benchmarks/memory.py [--repeats 15] [--size full|small] [--out FILE.json]
+    python benchmarks/memory.py [--repeats 15] [--size full|small|large] [--out FILE.json]
 
 Kept bytes are those of the buffers that are alive after a step, the gradient apart.
 Temporary bytes are what the compiled step needs beside its arguments and results; on a
 CPU the step is compiled twice, as XLA does it and with two options that save memory.
+Least bytes are what no step can do without: weights and state read and written once, the
+gradient read once. Their share of the copy bandwidth is how near a step comes to the
+memory's speed, measured in the same race by scaling one array in place.
 PyTorch and the published package flashoptim-jax take part where they are installed.
+What cannot be compiled or run is left out, and the reason printed.
+
+`--size large` is for a GPU of 80 GB: it allocates some 35 GB, all contenders at once. JAX
+takes three quarters of a GPU before anything runs, and PyTorch needs a few GB of the rest;
+set XLA_PYTHON_CLIENT_PREALLOCATE=false so that each takes what it uses.
 """
 
 import argparse
@@ -13,24 +21,37 @@ import functools
 import gc
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import math
-import re
+import os
 import shlex
 import sys
 import time
-import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compiled_memory import (
+    EQUAL_LEAF,
+    EQUAL_LEAVES,
+    Contender,
+    Needs,
+    added_by_a_leaf,
+    compile_in_each_way,
+    lower_step,
+    needs,
+    ways,
+    within_training,
+)
 from cost import jitted_step
 from rich.console import Console
 from step import LEARNING_RATE, Problem, Timing, compare, provenance, table_of, torch_device, torch_module, transformer
@@ -39,48 +60,39 @@ import adam_tx
 from adam_tx.storage import EightBit, StochasticBFloat16
 
 BASELINE = "adam_tx.adamw"
-TORCH, FLASH = "torch.optim.AdamW, fused", "flashoptim-jax, unfused"
+TORCH, FLASH, COPY = "torch.optim.AdamW, fused", "flashoptim-jax", "copy"
 WARMUP = 3
-SAVING = {  # of XLA's compiler for CPUs, neither of them its default
-    "xla_cpu_copy_insertion_use_region_analysis": True,
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-}
 PARTS = {"residual": {"residual", "ecc"}, "m": {"mu", "exp_avg"}, "v": {"nu", "exp_avg_sq"}}
 COLUMNS = ["weights", *PARTS, "scales", "rest"]
-EQUAL_LEAF, EQUAL_LEAVES = (1024, 1024), (1, 4)
 
-_RESULT = re.compile(r"^  (?:ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\(", re.MULTILINE)
-_ROOT = re.compile(r"^  ROOT .* tuple\((.*?)\)", re.MULTILINE)
-_NO_BUFFER = {"parameter", "constant", "bitcast"}
-
-Step = Callable[[], None]
+Key = tuple[str, str]  # of a contender and a way of compiling
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An optimizer in JAX: `init(params)`, a step `(params, state, grads) -> (params, state)`, the dtype of weights."""
+class Turn:
+    """A step, which may return before the device is done, and a wait until it is, for what the step has made."""
 
-    init: Callable[[Any], Any]
-    step: Any
-    dtype: Any
+    step: Callable[[], None]
+    wait: Callable[[], Any]
 
 
-@dataclass(frozen=True)
-class Needs:
-    """Bytes that a compiled step needs, all leaves together.
+@dataclass
+class Attempts:
+    """Makes what may fail for lack of memory or support; prints why it did, and keeps that for the record."""
 
-    Attributes:
-      temp: beside its arguments and results.
-      aliased: of arguments that results are written into.
-      copied: by copies of whole arrays, such as those of donated arguments that are still read
-        after their buffer is written.
-      between: of results of a kernel that another kernel reads and that are no results of the step.
-    """
+    console: Console
+    failures: list[str] = field(default_factory=list)
 
-    temp: int
-    aliased: int
-    copied: int
-    between: int
+    def __call__(self, name: str, make: Callable[[], Made]) -> Made | None:
+        """What `make()` returns, or None where it fails."""
+        try:
+            return make()
+        except Exception as error:  # whatever a compiler or an allocator raises: the others go on
+            reason = next(iter(str(error).splitlines()), "")[:300]
+            self.failures.append(f"{name} is left out, {type(error).__name__}: {reason}")
+            self.console.print(self.failures[-1], markup=False)
+            return None
 
 
 @dataclass
@@ -89,18 +101,43 @@ class Record:
 
     Attributes:
       kept: bytes alive after a step, by part.
+      least: bytes that a step has to move: weights and state read and written, the gradient read.
       needs: by the way of compiling, "default" or "saving".
       timings: likewise; ratios are to `BASELINE` by default.
-      digests: likewise, a checksum of weights and state after a few steps.
+      shares: likewise, `least` over a step's seconds, as a share of the copy bandwidth; the median
+        over the repetitions.
+      digests: likewise, a checksum of weights and state after a few steps; none where there is one way.
     """
 
     kept: dict[str, int]
+    least: int
     digests: dict[str, int] = field(default_factory=dict)
     needs: dict[str, Needs] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
-def contenders() -> dict[str, Contender]:
+@dataclass
+class Measured:
+    """The records of one problem.
+
+    Attributes:
+      contenders: a record each.
+      copy_bytes: read and written by one copy.
+      copy_seconds: of a copy, in every repetition.
+    """
+
+    contenders: dict[str, Record]
+    copy_bytes: int
+    copy_seconds: list[float] = field(default_factory=list)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second, the median over the repetitions."""
+        return self.copy_bytes / float(np.median(self.copy_seconds))
+
+
+def contenders(attempt: Attempts) -> dict[str, Contender]:
     """All those in JAX."""
     stochastic, eight_bit = StochasticBFloat16(), EightBit()
     plain = adam_tx.adamw(LEARNING_RATE)
@@ -118,104 +155,41 @@ def contenders() -> dict[str, Contender]:
     }
     made = {name: Contender(tx.init, jitted_step(tx), jnp.float32) for name, tx in float32.items()}
     made |= {name: Contender(tx.init, jitted_step(tx), jnp.bfloat16) for name, tx in bfloat16.items()}
-    if flash := flash_module():
-        tx = flash.flash_adamw(LEARNING_RATE, fused=False)  # its fused kernels are written for GPUs
-        made[FLASH] = Contender(tx.init, jax.jit(tx.step, donate_argnums=(0, 1)), jnp.bfloat16)
+    fused = (False, True) if jax.default_backend() == "gpu" else (False,)  # its fused kernels are written for GPUs
+    if importlib.util.find_spec("flashoptim_jax"):
+        for kernels in fused:
+            name = f"{FLASH}, {'fused' if kernels else 'unfused'}"
+            if contender := attempt(name, functools.partial(flash_contender, kernels)):
+                made[name] = contender
     return made
 
 
-@functools.cache
-def flash_module() -> Any:
-    """The package flashoptim-jax, or None where it cannot be imported."""
-    try:
-        return importlib.import_module("flashoptim_jax")
-    except ImportError:
-        return None
+def flash_contender(fused: bool) -> Contender:
+    """AdamW of the package flashoptim-jax: five bytes a parameter, with its own kernels or with XLA's."""
+    tx = importlib.import_module("flashoptim_jax").flash_adamw(LEARNING_RATE, fused=fused)
+    return Contender(tx.init, jax.jit(tx.step, donate_argnums=(0, 1)), jnp.bfloat16)
 
 
 def problems(size: str) -> list[Problem]:
-    """A network whose parameters are nearly all in matrices, and one large matrix; `small` for a smoke test."""
+    """A network whose parameters are nearly all in matrices, and one large matrix.
+
+    `small` is a smoke test. `large` is for a GPU; its turns take 20 ms there, and what
+    compiles fast comes first.
+    """
     if size == "small":
         return [
             Problem("transformer", transformer(width=128, vocabulary=512, blocks=1), 2),
             Problem("one leaf", [(64, 1024)], 2),
         ]
+    if size == "large":
+        return [
+            Problem("one leaf", [(32_768, 4096)], 60),
+            Problem("transformer", transformer(width=1536, vocabulary=32_768, blocks=7), 30),
+        ]
     return [
         Problem("transformer", transformer(width=512, vocabulary=4096, blocks=3), 2),
         Problem("one leaf", [(2560, 4096)], 1),
     ]
-
-
-def ways() -> dict[str, dict[str, Any]]:
-    """Options to compile with."""
-    return {"default": {}} | ({"saving": SAVING} if jax.default_backend() == "cpu" else {})
-
-
-def compile_step(contender: Contender, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """The step for parameters of these shapes, compiled in each way; nothing is allocated."""
-    params = [jax.ShapeDtypeStruct(shape, contender.dtype) for shape in shapes]
-    lowered = contender.step.lower(params, jax.eval_shape(contender.init, params), params)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # told by aliased bytes
-        return {way: lowered.compile(compiler_options=options) for way, options in ways().items()}
-
-
-def needs(compiled: Any) -> Needs:
-    """What a compiled step needs, as its memory analysis and its program say."""
-    memory, hlo = compiled.memory_analysis(), compiled.as_text()
-    entry = hlo[hlo.index("\nENTRY ") :]
-    root = _ROOT.search(entry)
-    results = set(re.findall(r"%([\w.\-]+)", root[1])) if root else set()
-    copied, between = 0, 0
-    for name, dtype, sizes, operation in _RESULT.findall(entry):
-        bits = re.search(r"\d+", dtype)
-        size = math.prod(map(int, sizes.split(","))) if sizes else 1
-        bytes_ = size * (int(bits[0]) // 8 if bits else 1)
-        if operation == "copy":
-            copied += bytes_
-        elif name not in results and operation not in _NO_BUFFER:
-            between += bytes_
-    return Needs(memory.temp_size_in_bytes, memory.alias_size_in_bytes, copied, between)
-
-
-def added_by_a_leaf(contender: Contender) -> dict[str, dict[str, float]]:
-    """Temporary bytes of one leaf, and what each further leaf of its size adds, in bytes an element."""
-    fewer, more = (compile_step(contender, [EQUAL_LEAF] * count) for count in EQUAL_LEAVES)
-    elements, further = math.prod(EQUAL_LEAF), EQUAL_LEAVES[1] - EQUAL_LEAVES[0]
-
-    def temp(compiled: Any) -> float:
-        return compiled.memory_analysis().temp_size_in_bytes / elements
-
-    return {
-        way: {"one leaf": temp(fewer[way]), "each further": (temp(more[way]) - temp(fewer[way])) / further}
-        for way in ways()
-    }
-
-
-def within_training(contender: Contender) -> dict[str, dict[str, float]]:
-    """Temporary bytes a parameter of a network's gradient, and of one program with the step behind it."""
-
-    def loss(params: Any, x: jax.Array) -> jax.Array:
-        for weights in params:
-            x = jax.nn.relu(x @ weights)
-        return jnp.mean(x.astype(jnp.float32) ** 2)
-
-    def train(params: Any, state: Any, x: jax.Array) -> Any:
-        return contender.step(params, state, jax.grad(loss)(params, x))
-
-    count = EQUAL_LEAVES[1]
-    params = [jax.ShapeDtypeStruct(EQUAL_LEAF, contender.dtype)] * count
-    state, x = jax.eval_shape(contender.init, params), jax.ShapeDtypeStruct((64, EQUAL_LEAF[0]), contender.dtype)
-    lowered = {
-        "gradient": jax.jit(jax.grad(loss)).lower(params, x),
-        "gradient and step": jax.jit(train, donate_argnums=(0, 1)).lower(params, state, x),
-    }
-
-    def temp(program: Any, options: dict[str, Any]) -> float:
-        memory = program.compile(compiler_options=options).memory_analysis()
-        return memory.temp_size_in_bytes / (math.prod(EQUAL_LEAF) * count)
-
-    return {way: {name: temp(low, options) for name, low in lowered.items()} for way, options in ways().items()}
 
 
 def part_of(path: Sequence[Any]) -> str:
@@ -241,110 +215,196 @@ def bytes_alive(params: Any, state: Any, before: Sequence[jax.Array]) -> dict[st
 
 
 def jax_turn(
-    contender: Contender, compiled: Any, params: Sequence[np.ndarray], grads: Sequence[jax.Array]
-) -> tuple[Step, dict[str, int], int]:
-    """A step on its own copy of the parameters, waited for; what it keeps, and a checksum of that."""
+    contender: Contender, compiled: Any, params: Sequence[jax.Array], grads: Sequence[jax.Array]
+) -> tuple[Turn, dict[str, int]]:
+    """A step on its own copy of the parameters, and what it keeps."""
     gc.collect()
     before = jax.live_arrays()
-    weights = [jnp.array(param, contender.dtype) for param in params]
-    carry = jax.tree.map(jnp.copy, (weights, contender.init(weights)))  # each its own buffer, as donation requires
-    del weights
+    state = jax.jit(contender.init)(params)
+    carry = jax.tree.map(jnp.copy, (params, state))  # each its own buffer, as donation requires
+    del state
 
-    def run() -> None:
+    def step() -> None:
         nonlocal carry
-        carry = jax.block_until_ready(compiled(*carry, grads))
+        carry = compiled(*carry, grads)
 
-    for _ in range(WARMUP):
-        run()
-    weights, state = carry
-    kept, digest = bytes_alive(weights, state, before), 0
-    for leaf in jax.tree.leaves(carry):
+    turn = Turn(step, lambda: jax.block_until_ready(carry))
+    warm(turn)
+    weights, state = turn.wait()
+    return turn, bytes_alive(weights, state, before)
+
+
+def checksum(tree: Any) -> int:
+    """A number that changes with any bit of these arrays, which it brings to the host."""
+    digest = 0
+    for leaf in jax.tree.leaves(tree):
         digest = zlib.crc32(np.asarray(leaf).tobytes(), digest)
-    return run, kept, digest
+    return digest
 
 
-def torch_turn(params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> tuple[Step, dict[str, int]]:
+def torch_turn(params: Sequence[np.ndarray], grads: Sequence[np.ndarray]) -> tuple[Turn, dict[str, int]]:
     """A step of PyTorch's fused AdamW and the bytes of its tensors."""
     torch, device = torch_module(), torch_device()
     weights = [torch.tensor(param, device=device, requires_grad=True) for param in params]
     for weight, grad in zip(weights, grads, strict=True):
         weight.grad = torch.tensor(grad, device=device)
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, fused=True)
-
-    def run() -> None:
-        optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    for _ in range(WARMUP):
-        run()
+    turn = Turn(optimizer.step, torch.cuda.synchronize if device == "cuda" else lambda: None)
+    warm(turn)
     kept = Counter(dict.fromkeys(COLUMNS, 0))
     for weight in weights:
         kept["weights"] += weight.nbytes
         for name, value in optimizer.state[weight].items():
             kept[part_of([name])] += value.nbytes
-    return run, dict(kept)
+    return turn, dict(kept)
 
 
-def measure(problem: Problem, repeats: int) -> dict[str, Record]:
+def copy_turn(elements: int) -> tuple[Turn, int]:
+    """One float32 array multiplied in place, which reads and writes it once, and the bytes of that."""
+    array = jnp.ones(elements, jnp.float32)
+    scale = jax.jit(lambda x: x * 1.000001, donate_argnums=0)  # a factor that XLA cannot leave out
+
+    def step() -> None:
+        nonlocal array
+        array = scale(array)
+
+    turn = Turn(step, lambda: jax.block_until_ready(array))
+    warm(turn)
+    return turn, 2 * array.nbytes
+
+
+def warm(turn: Turn) -> None:
+    """The first steps, which compile, allocate and find out what is wrong."""
+    for _ in range(WARMUP):
+        turn.step()
+    turn.wait()
+
+
+def measure(problem: Problem, repeats: int, made: Mapping[str, Contender], attempt: Attempts) -> Measured:
     """Compile and run all contenders, weigh what they keep and time them turn by turn."""
     rng = np.random.default_rng(0)
     params, grads = ([rng.standard_normal(shape, np.float32) for shape in problem.shapes] for _ in range(2))
-    shared = {dtype: [jnp.array(grad, dtype) for grad in grads] for dtype in (jnp.float32, jnp.bfloat16)}
-    records: dict[str, Record] = {}
-    turns: dict[tuple[str, str], Step] = {}
-    for name, contender in contenders().items():
-        for way, compiled in compile_step(contender, problem.shapes).items():
-            turns[name, way], kept, digest = jax_turn(contender, compiled, params, shared[contender.dtype])
-            record = records.setdefault(name, Record(kept))
-            if record.kept != kept:
-                raise RuntimeError(f"{name} keeps {record.kept}, but compiled with the options of {way} {kept}.")
-            record.needs[way], record.digests[way] = needs(compiled), digest
-    if torch_module():
-        turns[TORCH, "default"], kept = torch_turn(params, grads)
-        records[TORCH] = Record(kept)
-    seconds = race(turns, problem.steps, repeats)
+    arrays = {
+        dtype: ([jnp.array(param, dtype) for param in params], [jnp.array(grad, dtype) for grad in grads])
+        for dtype in (jnp.float32, jnp.bfloat16)
+    }
+    turns: dict[Key, Turn] = {}
+    turns[COPY, "default"], copy_bytes = copy_turn(sum(param.size for param in params))
+    measured = Measured({}, copy_bytes)
+    for name, programs in compile_all(problem, made, attempt).items():
+        enter = functools.partial(entry, name, made[name], programs, *arrays[made[name].dtype])
+        if entered := attempt(name, enter):
+            measured.contenders[name], added = entered
+            turns |= added
+    if torch_module() and (entered := attempt(TORCH, lambda: torch_turn(params, grads))):
+        turns[TORCH, "default"], kept = entered
+        measured.contenders[TORCH] = Record(kept, least_bytes(kept, grads))
+    judge(measured, race(turns, problem.steps, repeats, attempt))
+    return measured
+
+
+def compile_all(problem: Problem, made: Mapping[str, Contender], attempt: Attempts) -> dict[str, Mapping[str, Any]]:
+    """The programs of each contender; they are compiled side by side, which takes longer than all the rest."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        lowered = {name: attempt(name, functools.partial(lower_step, made[name], problem.shapes)) for name in made}
+        futures = {name: pool.submit(compile_in_each_way, step) for name, step in lowered.items() if step}
+        programs = {name: attempt(name, future.result) for name, future in futures.items()}
+    return {name: by_way for name, by_way in programs.items() if by_way}
+
+
+def entry(
+    name: str,
+    contender: Contender,
+    programs: Mapping[str, Any],
+    params: Sequence[jax.Array],
+    grads: Sequence[jax.Array],
+) -> tuple[Record, dict[Key, Turn]]:
+    """A contender in JAX on one problem: what it keeps and needs, and its turn in each way of compiling."""
+    record, turns = None, {}
+    for way, compiled in programs.items():
+        turns[name, way], kept = jax_turn(contender, compiled, params, grads)
+        record = record or Record(kept, least_bytes(kept, grads))
+        if record.kept != kept:
+            raise RuntimeError(f"{name} keeps {record.kept}, but compiled with the options of {way} {kept}.")
+        record.needs[way] = needs(compiled)
+        if len(programs) > 1:
+            record.digests[way] = checksum(turns[name, way].wait())
+    assert record is not None, "there is no way of compiling"
+    return record, turns
+
+
+def least_bytes(kept: Mapping[str, int], grads: Sequence[Any]) -> int:
+    """Bytes that a step has to move: weights and state read and written, the gradient read."""
+    return 2 * sum(kept.values()) + sum(grad.nbytes for grad in grads)
+
+
+def judge(measured: Measured, seconds: Mapping[Key, list[float]]) -> None:
+    """Put the seconds of a race beside those of the baseline and of the copy."""
+    missing = {BASELINE, COPY} - {name for name, _ in seconds}
+    if missing:
+        raise RuntimeError(f"{' and '.join(missing)} failed, with which all others are compared.")
+    baseline, measured.copy_seconds = seconds[BASELINE, "default"], seconds[COPY, "default"]
+    bandwidths = measured.copy_bytes / np.array(measured.copy_seconds)
     for (name, way), times in seconds.items():
-        records[name].timings[way] = compare(times, seconds[BASELINE, "default"])
-    return records
+        if name != COPY:
+            record = measured.contenders[name]
+            record.timings[way] = compare(times, baseline)
+            record.shares[way] = float(np.median(record.least / np.array(times) / bandwidths))
 
 
-def race(turns: Mapping[tuple[str, str], Step], steps: int, repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds a step in every repetition, each of which begins with another contender, as in `step.py`."""
+def race(turns: dict[Key, Turn], steps: int, repeats: int, attempt: Attempts) -> dict[Key, list[float]]:
+    """Seconds a step in every repetition, each of which begins with another contender, as in `step.py`.
+
+    The steps of a turn are queued, as in training, and its end is waited for. A contender that
+    fails is taken out of the race.
+    """
     order = deque(turns)
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in turns}
+    seconds: dict[Key, list[float]] = {key: [] for key in turns}
     for _ in range(repeats):
-        for key in order:
-            step = turns[key]
-            step()  # untimed: its data return to the cache, and the threads of the one before stop spinning
-            start = time.perf_counter()
-            for _ in range(steps):
-                step()
-            seconds[key].append((time.perf_counter() - start) / steps)
+        for key in list(order):
+            taken = attempt(", ".join(key), functools.partial(timed, turns[key], steps))
+            if taken is None:
+                order.remove(key)
+                del turns[key], seconds[key]  # and with the turn, its buffers
+            else:
+                seconds[key].append(taken)
         order.rotate(-1)
     return seconds
 
 
-def print_tables(console: Console, problem: Problem, records: Mapping[str, Record]) -> None:
+def timed(turn: Turn, steps: int) -> float:
+    """Seconds a step."""
+    turn.step()  # untimed: its data return to the cache, and the threads of the one before stop spinning
+    turn.wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        turn.step()
+    turn.wait()
+    return (time.perf_counter() - start) / steps
+
+
+def print_tables(console: Console, problem: Problem, measured: Measured) -> None:
     """Bytes a parameter that are kept and needed, and milliseconds a step."""
     sizes = [math.prod(shape) for shape in problem.shapes]
     parameters, title = sum(sizes), f"{problem.name}, leaves: {len(sizes)}, parameters: {sum(sizes) / 1e6:.4g}M"
     kept = table_of(f"{title}; kept, bytes a parameter", *COLUMNS, "all")
     columns = "temp", "copied", "between kernels", "aliased", "temp / largest leaf"
     needed = table_of(f"{title}; needed, bytes a parameter", "way", *columns)
-    timed = table_of(title, "way", "ms a step", "ratio", "quartiles of paired ratios")
-    for name, record in records.items():
+    shown = "ms a step", "ratio", "quartiles of paired ratios", "least bytes", "share of copy bandwidth"
+    timed = table_of(f"{title}; copy bandwidth {measured.bandwidth / 1e9:.4g} GB/s", "way", *shown)
+    for name, record in measured.contenders.items():
         kept.add_row(name, *(f"{size / parameters:.3f}" for size in [*record.kept.values(), sum(record.kept.values())]))
         for way, need in record.needs.items():
-            shares = [size / parameters for size in (need.temp, need.copied, need.between, need.aliased)]
-            needed.add_row(name, way, *(f"{size:.2f}" for size in [*shares, need.temp / max(sizes)]))
+            all_bytes = need.temp, need.copied, need.between, need.aliased
+            shares = ["?" if size is None else f"{size / parameters:.2f}" for size in all_bytes]
+            needed.add_row(name, way, *shares, f"{need.temp / max(sizes):.2f}")
         for way, timing in record.timings.items():
             low, _, high = timing.ratio_quartiles
             times = f"{timing.quartiles[1] * 1e3:.3g}", f"{timing.ratio:.2f}", f"{low:.2f} to {high:.2f}"
-            timed.add_row(name, way, *times)
+            timed.add_row(name, way, *times, f"{record.least / parameters:.2f}", f"{record.shares[way]:.2f}")
     for table in (kept, needed, timed):
         console.print(table)
-    differing = [name for name, record in records.items() if len(set(record.digests.values())) > 1]
+    differing = [name for name, record in measured.contenders.items() if len(set(record.digests.values())) > 1]
     if len(ways()) > 1:
         console.print(f"whose weights or state depend on the way of compiling: {', '.join(differing) or 'none'}\n")
 
@@ -362,7 +422,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line; its help is the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument("--size", choices=["full", "small"], default="full", help="small: a smoke test")
+    parser.add_argument(
+        "--size", choices=["full", "small", "large"], default="full", help="small: a smoke test; large: for a GPU"
+    )
     parser.add_argument("--out", type=Path, help="write every repetition and all bytes to this JSON file")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -371,28 +433,45 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run both problems, print the tables and write the record if it is asked for."""
+    """Run both problems, print the tables and write the record, as far as it has come, if it is asked for."""
     options = parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
+    attempt = Attempts(console)
     record: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/memory.py", *arguments])} | provenance()
     record["ways"] = ways()
     record["versions"]["flashoptim-jax"] = (
-        importlib.metadata.version("flashoptim-jax") if flash_module() else "not installed"
+        importlib.metadata.version("flashoptim-jax") if importlib.util.find_spec("flashoptim_jax") else "not installed"
     )
     console.print_json(data=record)
-    leaves = f"leaves of {EQUAL_LEAF[0]} x {EQUAL_LEAF[1]}; temp, bytes"
-    growth = {name: added_by_a_leaf(contender) for name, contender in contenders().items()}
-    console.print(temp_table(f"{leaves} an element of one", growth))
-    training = {name: within_training(contender) for name, contender in contenders().items()}
-    console.print(temp_table(f"{EQUAL_LEAVES[1]} {leaves} a parameter", training))
-    record |= {"equal_leaves": growth, "within_training": training, "problems": []}
+    made = contenders(attempt)
+    record |= {"left_out": attempt.failures, "problems": []}
     for problem in problems(options.size):
-        records = measure(problem, options.repeats)
-        print_tables(console, problem, records)
-        record["problems"].append(asdict(problem) | {"contenders": records})
+        measured = measure(problem, options.repeats, made, attempt)
+        print_tables(console, problem, measured)
+        record["problems"].append(asdict(problem) | asdict(measured) | {"copy_bandwidth": measured.bandwidth})
+        write(options.out, record)
         gc.collect()  # the contenders' buffers, before the next problem allocates its own
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1, default=asdict) + "\n")
+    write(options.out, record | growth(options.size, made, attempt))
+
+
+def write(out: Path | None, record: Mapping[str, Any]) -> None:
+    """The record as JSON, if it is asked for."""
+    if out:
+        out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def growth(size: str, made: Mapping[str, Contender], attempt: Attempts) -> dict[str, Any]:
+    """What temp is for equal leaves, by themselves and in one program with a gradient; print it too."""
+    leaves, shown = f"leaves of {EQUAL_LEAF[0]} x {EQUAL_LEAF[1]}; temp, bytes", {}
+    asked = {"equal_leaves": (f"{leaves} an element of one", added_by_a_leaf)}
+    if size != "large":  # a GPU tries out ways of multiplying matrices, which takes minutes
+        asked["within_training"] = (f"{EQUAL_LEAVES[1]} {leaves} a parameter", within_training)
+    for key, (title, of) in asked.items():
+        found = {name: attempt(f"{name}, {key}", functools.partial(of, made[name])) for name in made}
+        shown[key] = {name: temps for name, temps in found.items() if temps}
+        if shown[key]:
+            attempt.console.print(temp_table(title, shown[key]))
+    return shown
 
 
 if __name__ == "__main__":
