@@ -159,7 +159,12 @@ def contenders(problem: Problem) -> dict[str, Step]:
 
 def measure(problem: Problem, repeats: int) -> dict[str, Timing]:
     """Time the contenders turn by turn; every repetition begins with another one."""
-    steps = contenders(problem)
+    seconds = race(contenders(problem), problem.steps, repeats)
+    return {name: compare(times, seconds[BASELINE]) for name, times in seconds.items()}
+
+
+def race(steps: Mapping[str, Step], count: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a step of every contender in every repetition, of `count` steps each."""
     for step in steps.values():
         for _ in range(WARMUP):
             step()
@@ -170,11 +175,11 @@ def measure(problem: Problem, repeats: int) -> dict[str, Timing]:
             step = steps[name]
             step()  # untimed: its data return to the cache, and the threads of the one before stop spinning
             start = time.perf_counter()
-            for _ in range(problem.steps):
+            for _ in range(count):
                 step()
-            seconds[name].append((time.perf_counter() - start) / problem.steps)
+            seconds[name].append((time.perf_counter() - start) / count)
         order.rotate(-1)
-    return {name: compare(times, seconds[BASELINE]) for name, times in seconds.items()}
+    return seconds
 
 
 def compare(seconds: list[float], baseline: list[float]) -> Timing:
