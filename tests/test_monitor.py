@@ -56,6 +56,7 @@ def expected(seen, *, rate, b1=0.9, b2=0.999, eps=1e-8, debias=True, leaves=("bi
     every = -(-g.size // SAMPLE)
     sample = np.concatenate([np.abs(np.asarray(updates[leaf], np.float64)).ravel()[::every] for leaf in leaves]) / rate
     root = np.sqrt(v / (1 - b2 ** len(seen) if debias else 1.0))
+    start = np.sqrt(1 - b2 ** len(seen)) / (1 - b1 ** len(seen))
     moved = u != 0
     stays = np.concatenate([np.asarray(params[x] + updates[x] == params[x]).ravel() for x in leaves])
     return {
@@ -68,7 +69,7 @@ def expected(seen, *, rate, b1=0.9, b2=0.999, eps=1e-8, debias=True, leaves=("bi
         "step_size_p50": np.quantile(sample, 0.5),
         "step_size_p90": np.quantile(sample, 0.9),
         "step_size_max": np.abs(u).max() / rate,
-        "signal_to_noise": np.mean(np.abs(m)[v > 0] / np.sqrt(v[v > 0])),
+        "signal_to_noise": np.mean(np.abs(m)[v > 0] / np.sqrt(v[v > 0])) * start,
         "eps_share": np.mean(root < eps),
         "rounded_away": np.mean(stays[moved]),
     }

@@ -333,6 +333,12 @@ class Leafwise(Declaration):
         """The values of the hyperparameters at this count; a decay as `DecayNow`."""
         return {name: read(count) for name, read in self._readers.items()}
 
+    def weights_corrected(self, state: Any) -> Iterator[tuple[int, jax.Array]]:
+        """The orders of the averages whose start from zero this link undoes, each with their weight."""
+        for order in [order for order, decay in (self.rule.corrects or {}).items() if decay is not None]:
+            if f"b{order}" in self.rule.debias:
+                yield order, jnp.sum(getattr(state, self.kind.weights[f"b{order}"]))
+
     def averages_in(self, walk: Walk, state: Any) -> Iterator[tuple[Slot, Any, Column]]:
         """Of every slot that is an average its weight, if it is debiased by it, and its arrays in working precision.
 

@@ -47,7 +47,8 @@ def monitor(
                          parameter as it is, because its dtype has no number in between
 
     m and v are the first averages of gradients and of squares of the parameter's shape
-    that a link keeps; v is debiased where the link debiases it, m is not. The quantiles
+    that a link keeps, debiased where the chain debiases them; eps_share has v as it divides,
+    which Keras does not debias. The quantiles
     but for the largest are of a sample: of every leaf each k-th element, with the least k
     that leaves no more than 8192 in all (one more a leaf). A figure is NaN where what it
     is made of is not known: the rate of an optimizer that is not of adam_tx, unless
@@ -174,6 +175,8 @@ class _Leaf(NamedTuple):
     rate: Any = None
     m: jax.Array | None = None
     v: jax.Array | None = None
+    weight_1: Any = 1.0
+    weight_2: Any = 1.0
     divisor: jax.Array | None = None
     eps: Any = None
 
@@ -189,17 +192,22 @@ def _known(link: Link, state: Any, walk: Walk, count: Any) -> dict[int, dict[str
         if held.link.name == "scale_by_learning_rate":
             for i in own:
                 known[i]["rate"] = known[i].get("rate", 1.0) * given["learning_rate"]
+        for order, weight in held.link.weights_corrected(held.state):
+            for i in own:
+                known[i].setdefault(f"weight_{order}", weight)
         for slot, weight, column in held.link.averages_in(walk, held.state):
             for i in own:
                 x = column[i]
                 if x is None or x.shape != walk.updates[i].shape:
                     continue
-                if slot.kind == "gradient":
-                    known[i].setdefault("m", x)
-                elif "v" not in known[i]:
+                order, name = (1, "m") if slot.kind == "gradient" else (2, "v")
+                if name in known[i]:
+                    continue
+                known[i] |= {name: x} | ({} if weight is None else {f"weight_{order}": weight})
+                if name == "v":
                     total = 1.0 if weight is None else numerics.scalar(weight, x)
                     eps, inside_root = (given.get(name, 0.0) for name in ("eps", "eps_root"))
-                    known[i] |= {"v": x, "divisor": jnp.sqrt(x / total + inside_root), "eps": eps}
+                    known[i] |= {"divisor": jnp.sqrt(x / total + inside_root), "eps": eps}
     return known
 
 
@@ -215,9 +223,10 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
             new = jax.lax.reduce_precision(leaf.param + leaf.update, precision.nexp, precision.nmant)
             terms["rounded_away"] = moved & (new == leaf.param)
     if leaf.v is not None:
-        terms |= {"seen": leaf.v > 0, "below_eps": leaf.divisor < leaf.eps}
+        terms |= {"seen": leaf.v != 0, "below_eps": leaf.divisor < leaf.eps}
         if leaf.m is not None:
-            terms["signal"] = jnp.where(leaf.v > 0, jnp.abs(leaf.m) / jnp.sqrt(jnp.where(leaf.v > 0, leaf.v, 1.0)), 0.0)
+            ratio = jnp.abs(leaf.m) / jnp.sqrt(jnp.where(leaf.v == 0, 1.0, leaf.v))
+            terms["signal"] = jnp.where(leaf.v == 0, 0.0, ratio)
     terms["largest"] = jnp.abs(leaf.update)
     dtype = numerics.real_dtype(leaf.grad.dtype)
     arrays = [term.astype(dtype) for term in terms.values()]
@@ -231,7 +240,10 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
         arrays = jax.lax.reduce(arrays, [jnp.zeros((), dtype)] * len(arrays), together, [arrays[0].ndim - 1])
     *sums, largest = arrays
     reduced = [*map(jnp.sum, sums), jnp.max(largest, initial=0.0)]
-    return {name: value.astype(jnp.float32) for name, value in zip(terms, reduced, strict=True)}
+    found = {name: value.astype(jnp.float32) for name, value in zip(terms, reduced, strict=True)}
+    if "signal" in found:
+        found["signal"] *= (jnp.sqrt(leaf.weight_2) / leaf.weight_1).astype(jnp.float32)
+    return found
 
 
 def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
@@ -264,7 +276,7 @@ def _step_sizes(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]
 
     def relative(size: jax.Array, leaf: _Leaf) -> jax.Array:
         rate = numerics.scalar(leaf.rate, size)
-        return jnp.where(size > 0, size / rate, 0.0).astype(jnp.float32)  # no step is none at a rate of zero too
+        return jnp.where(size == 0, 0.0, size / rate).astype(jnp.float32)  # no step is none at a rate of zero too
 
     sample = jnp.concatenate([relative(jnp.abs(leaf.update.ravel()[::every]), leaf) for leaf in leaves])
     found = jnp.quantile(sample, jnp.asarray(list(QUANTILES.values())[:-1], jnp.float32))
