@@ -315,7 +315,7 @@ class WithGradient(Declaration):
                 if jnp.shape(grad[i]) != updates[i].shape:
                     raise ValueError(
                         f"with_gradient: the gradient that the function made for leaf {walk.path(i)} has shape "
-                        f"{jnp.shape(grad[i])}, but the leaf has {updates[i].shape}."
+                        f"{jnp.shape(grad[i])}, but must have the leaf's, {updates[i].shape}."
                     )
         else:
             grad, made = walk.through("gradient", self._gradient, walk.grad, state.gradient)
@@ -351,7 +351,7 @@ def by_name(what: str, members: Sequence[Any]) -> dict[str, Link]:
                 f"{what}: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
             )
         if name == "count":
-            raise ValueError(f"{what}: member {position} cannot be named 'count', which is the number of updates.")
+            raise ValueError(f"{what}: name member {position} otherwise than 'count', which is the number of updates.")
         link = as_link(transformation)
         links[unique(name or link.name, links)] = link
     return links

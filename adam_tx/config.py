@@ -243,7 +243,7 @@ def _decoded(config: Any, path: str) -> Any:
     if form is None:
         return {key: _decoded(item, f"{path}[{key!r}]") for key, item in config.items()}
     if extra := config.keys() - {form, "dtype", "weak_type"}:
-        raise ValueError(f"{path}: {sorted(extra)} cannot stand beside {form!r}.")
+        raise ValueError(f"{path}: {sorted(extra)} cannot stand beside {form!r}; take one of them away.")
     return _FORMS[form](config, f"{path}[{form!r}]")
 
 
@@ -276,7 +276,7 @@ def _called(maker: Callable[..., Any], signature: inspect.Signature, arguments: 
     various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [name for name, p in signature.parameters.items() if p.default is p.empty and p.kind not in various]
     if missing := [name for name in needed if name not in given]:
-        raise ValueError(f"{path}: the arguments {missing} are missing, which have no default.")
+        raise ValueError(f"{path}: give the arguments {missing}, which have no default.")
     bound = inspect.BoundArguments(signature, given)
     try:
         return maker(*bound.args, **bound.kwargs)
@@ -333,7 +333,7 @@ def _decoded_dtype(config: Mapping[str, Any], path: str) -> Any:
     name = config["dtype"]
     found = getattr(jnp, name, None) if isinstance(name, str) else None
     if code.scalar_type(found) is None:
-        raise ValueError(f"{path}: {name!r} is no dtype of JAX, such as 'bfloat16'.")
+        raise ValueError(f"{path}: {name!r} must be a dtype of JAX, such as 'bfloat16'.")
     return found
 
 

@@ -100,7 +100,7 @@ def test_any_transformation_can_be_explained(make, standard_promotion, capsys):
 
 def test_inside_of_jit_there_is_nothing_to_explain():
     tx = adam_tx.adam(0.1)
-    with pytest.raises(TypeError, match="inside jit; call it outside"):
+    with pytest.raises(TypeError, match="inside jit there are no numbers to look at; call it outside"):
         jax.jit(lambda g: adam_tx.explain(tx, g, tx.init(g), g).rows)(parameters())
 
 

@@ -193,7 +193,7 @@ def claims(*patterns):
         (lambda: adam_tx.groups({}), "no pattern and no default"),
         (lambda: adam_tx.groups({"a": "freeze"}, b1=0.9), r"\['b1'\] are arguments of no optimizer"),
         (lambda: adam_tx.groups({"a": {"b1": 2.0}}, **RECIPE), r"adamw: b1 must be in \[0, 1\), got 2"),
-        (lambda: adam_tx.groups({"a": ("count", adam_tx.adam(1.0))}), "cannot be named 'count'"),
+        (lambda: adam_tx.groups({"a": ("count", adam_tx.adam(1.0))}), "otherwise than 'count'"),
         (lambda: adam_tx.in_basis(adam_tx.groups({}, {}, **RECIPE), adam_tx.Basis()), "groups cannot stand in another"),
         (lambda: adam_tx.matching(3), "matching: pattern must be a str or a function"),
         (lambda: adam_tx.matching("*/bios")(params()), "matching: the pattern '.*bios' matches no leaf"),

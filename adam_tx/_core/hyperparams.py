@@ -72,7 +72,7 @@ class DecayNow:
     total: jax.Array | None = None
 
     def _refuse(self, *_: Any) -> Any:
-        raise TypeError("a decay in `now` is no number: use its .value, its .step (1 - value) or its .weight.")
+        raise TypeError("now: a decay is no number; use its .value, its .step (1 - value) or its .weight.")
 
     __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
 
@@ -80,7 +80,7 @@ class DecayNow:
     def weight(self) -> jax.Array:
         """The weight that the average has put on what it saw, by which dividing debiases it."""
         if self.total is None:
-            raise TypeError("a rule reads the weight of a decay that is not named in Rule(debias=...): name it there.")
+            raise TypeError("Rule: the weight of a decay is read that is not named in Rule(debias=...); name it there.")
         return self.total
 
     @functools.cached_property
@@ -105,9 +105,7 @@ class Parameters:
             )
         for name in ("count", "next"):
             if name in self.signature.parameters:
-                raise TypeError(
-                    f"{function.__name__}: an argument cannot be called {name!r}, which is in `now` already."
-                )
+                raise TypeError(f"{function.__name__}: name the argument {name!r} otherwise; that is in `now` already.")
         self._ranges: dict[str, Range] | None = None
         self._optional: set[str] = set()
 

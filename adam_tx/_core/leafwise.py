@@ -53,8 +53,8 @@ class Leafwise(Declaration):
         known = {"now", *INPUTS, *self.kind.slots, *self.kind.numbers, *self.rule.statistics}
         if self.rule.numbers is None and (unknown := [name for name in names if name not in known]):
             raise TypeError(
-                f"{self.name}: its rule reads {unknown}, which are neither slots nor statistics of the link nor any of "
-                "now, updates, grad, params and noise."
+                f"{self.name}: its rule reads {unknown}; it may read now, updates, grad, params, noise, and the slots, "
+                f"numbers and statistics of the link, {sorted(known - {'now', *INPUTS})}."
             )
         return names
 

@@ -163,12 +163,12 @@ class Kind:
                     f"one of {sorted(arguments)}, and the slot no copy of the parameters."
                 )
         if unknown := [decay for decay in self.debiases if decay not in arguments]:
-            raise ValueError(f"{self.name}: it debiases by {unknown}, which are not among {sorted(arguments)}.")
+            raise ValueError(f"{self.name}: it debiases by {unknown}, which must be among {sorted(arguments)}.")
         for name in (*self.slots, *self.numbers):
             if name in RESERVED or name in self.weights.values() or not name.isidentifier() or name.startswith("_"):
                 raise ValueError(f"{self.name}: {name!r} cannot name a slot or number: it means something else.")
             if name in self.slots and name in self.numbers:
-                raise ValueError(f"{self.name}: {name!r} is both a slot and a number.")
+                raise ValueError(f"{self.name}: {name!r} is both a slot and a number; name one of them otherwise.")
 
     def state_type(self, debiased: Sequence[str], *, scaled: bool = False, counted: bool = False) -> Any:
         """The type of the states of links that debias by these decays, with or without scales and a count."""

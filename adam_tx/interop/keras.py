@@ -148,7 +148,7 @@ def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
 def _decaying(excluded: Sequence[str]) -> matching:
     """The parameters that decay: those in the last part of whose path none of these is found."""
     if isinstance(excluded, str):
-        raise TypeError(f"exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
+        raise TypeError(f"keras: exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
     found = re.compile("|".join(excluded)).search
     return matching(lambda path, _: not found(path.split("/")[-1]))
 

@@ -81,7 +81,7 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     """
     what = f"torch.optim.{optimizer}"
     if optimizer not in _CLASSES:
-        raise ValueError(f"optimizer must be one of {sorted(_CLASSES)}, got {optimizer!r}.")
+        raise ValueError(f"{what}: optimizer must be one of {sorted(_CLASSES)}, got {optimizer!r}.")
     kind = _CLASSES[optimizer]
     check_keys(group, required=(*_COMMON, *kind.keys), ignored=_IRRELEVANT, what=what)
     decoupled = _is_decoupled(group, optimizer, what)
@@ -132,7 +132,7 @@ def from_param_groups(
     if patterns is None:
         patterns = [_names_of(group, what, position) for position, group in enumerate(groups)]
     if len(patterns) != len(groups):
-        raise ValueError(f"{what}: a pattern is needed for each of the {len(groups)} groups, got {len(patterns)}.")
+        raise ValueError(f"{what}: patterns needs one for each of the {len(groups)} groups, got {len(patterns)}.")
     made = [from_param_group(group, optimizer) for group in groups]
     pairs = [(pattern, (optimizer.lower(), tx)) for pattern, tx in zip(patterns, made, strict=True)]
     rest = [setting for pattern, setting in pairs if pattern == ""]

@@ -286,7 +286,7 @@ def _found(opt_state: Any) -> list[Any]:
     """The states of `master_weights` in this one."""
     found = [node for node in jax.tree.leaves(opt_state, is_leaf=_is_state) if _is_state(node)]
     if not found:
-        raise ValueError("opt_state holds no residuals: it is not that of an optimizer with adam_tx.master_weights.")
+        raise ValueError("opt_state: it holds no residuals; give that of an optimizer with adam_tx.master_weights.")
     return found
 
 

@@ -49,7 +49,9 @@ def scale_by_max_rms(
     Array([ 0.5, -0.5], dtype=float32)
     """
     if max_of not in ("raw", "debiased") or (max_of == "debiased" and not debias):
-        raise ValueError(f'max_of must be "raw", or "debiased" together with debias=True, got {max_of!r}.')
+        raise ValueError(
+            f'scale_by_max_rms: max_of must be "raw", or "debiased" together with debias=True, got {max_of!r}.'
+        )
     before = max_of == "debiased"
 
     def rule(now, updates, grad, nu, nu_max):

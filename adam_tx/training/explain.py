@@ -95,7 +95,7 @@ def explain(tx: Any, grads: Any, state: Any, params: Any = None, *, show: bool =
     ['gradient', 'scale_by_momentum']
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((grads, state, params))):
-        raise TypeError("explain looks at numbers, which there are none of inside jit; call it outside.")
+        raise TypeError("explain: inside jit there are no numbers to look at; call it outside.")
     before = [*_rows_of("gradient", grads), *(() if params is None else _rows_of("params", params))]
     kept = [row for row in _rows_of("state", state) if not row.finite]
     rows = [*before, *_updated(tx, grads, state, params, ())]

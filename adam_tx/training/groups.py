@@ -316,5 +316,5 @@ def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, Any])
     maker = link.declaration.call.maker.__name__
     name = name or (link.name if maker == "as_link" else maker)
     if name == "count":
-        raise ValueError(f"groups: the optimizer of {label!r} cannot be named 'count', which is the number of updates.")
+        raise ValueError(f"groups: name that of {label!r} otherwise than 'count', which is the number of updates.")
     return name, link

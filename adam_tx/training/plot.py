@@ -78,7 +78,7 @@ def plot_metrics(history: Sequence[Mapping[str, Any]], *, title: str = "") -> An
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "plot_metrics draws with matplotlib, which is not installed: pip install matplotlib."
+            "plot_metrics: it draws with matplotlib, which is not installed: pip install matplotlib."
         ) from error
     if not history:
         raise ValueError("plot_metrics: history is empty; append metrics(state) to it after every step.")
