@@ -289,14 +289,14 @@ def test_master_weights_may_stand_in_a_group_or_behind_them():
     exact = adam_tx.groups(
         {EMBED: adam_tx.sgd(1e-4)}, adam_tx.chain(adam_tx.adam(1e-4), adam_tx.master_weights(bits=32))
     )
-    updates, state = exact.update(start, exact.init(start), start)
+    updates, state = jax.jit(exact.update)(start, exact.init(start), start)
     assert updates["dense"]["kernel"].dtype == jnp.float32
     assert updates["embed"]["table"].dtype == jnp.bfloat16
     whole = adam_tx.float32_weights(run.apply_updates(start, updates), state)
     moved = whole["dense"]["kernel"] - start["dense"]["kernel"].astype(jnp.float32)
     np.testing.assert_allclose(moved, -1e-4 * np.sign(start["dense"]["kernel"].astype(np.float32)), rtol=1e-3)
     behind = adam_tx.chain(adam_tx.groups({NO_DECAY: {"weight_decay": 0.0}}, {}, **RECIPE), adam_tx.master_weights())
-    updates, _ = behind.update(start, behind.init(start), start)
+    updates, _ = jax.jit(behind.update)(start, behind.init(start), start)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
 
 
@@ -312,7 +312,7 @@ def test_moments_in_eight_bits_can_be_moved_between_groups():
     recipe = RECIPE | {"mu_dtype": small, "nu_dtype": small}
     first, second = (adam_tx.groups({p: {"weight_decay": 0.0}}, {}, **recipe) for p in (NO_DECAY, EMBED))
     weights, state = after_five(first)
-    updates, new = second.update(weights, state, weights)
+    updates, new = jax.jit(second.update)(weights, state, weights)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     assert run.apply_updates(weights, updates)["dense"]["bias"].shape == (4,)
