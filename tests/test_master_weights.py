@@ -332,7 +332,7 @@ BAD = {
     ),
     "no residual": (
         lambda: adam_tx.float32_weights(BF16, adam_tx.adam(0.1).init(BF16)),
-        "opt_state holds no residuals",
+        "opt_state: it holds no residuals",
     ),
     "other params": (
         lambda: adam_tx.float32_weights({"w": jnp.ones(2)}, MASTER(adam_tx.master_weights()).init({"w": BF16})),

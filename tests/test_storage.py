@@ -155,7 +155,9 @@ def test_small_leaves_scalars_empty_and_complex_ones_keep_float32_and_the_summar
     updates, state = jax.jit(tx.update)(params, state, params)
     dtypes = {name: leaf.dtype.name for name, leaf in state["scale_by_momentum"].mu.items()}
     assert dtypes == dict.fromkeys(params, "float32") | {"large": "int8", "complex": "complex64"}
-    assert [name for name, leaf in state["scale_by_momentum"].scales["mu"].items() if leaf is not None] == ["large"]
+    assert [name for name, leaf in state["scale_by_momentum"].scales["mu_by_128"].items() if leaf is not None] == [
+        "large"
+    ]
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in updates.values())
     table = adam_tx.summary(tx, params)
     assert "int8[32,128]" in table
@@ -177,7 +179,7 @@ def moving(tx, grads, read):
 def root_of_nu(storage):
     def read(state):
         rms = state["scale_by_rms"]
-        kept = Stored(rms.nu, rms.scales["nu"] if storage.scaled else None)
+        kept = Stored(rms.nu, rms.scales[storage.scales_of("nu")] if storage.scaled else None)
         return np.sqrt(np.asarray(storage.decode(kept, jnp.dtype(jnp.float32))))
 
     return read
@@ -394,7 +396,7 @@ BAD = {
         lambda: adam_tx.scale_by_rms(dtype=EightBit(2, 1)).update(
             jnp.ones(4), adam_tx.scale_by_rms(dtype=EightBit(4, 1)).init(jnp.ones(4)), grad=jnp.ones(4)
         ),
-        "another block",
+        "Blocks of another size",
     ),
     "other storage": (
         lambda: adam_tx.scale_by_rms().update(
@@ -439,3 +441,12 @@ def test_what_cannot_be_stored_is_refused_with_the_reason(case):
     make, message = BAD[case]
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_a_state_of_blocks_of_another_size_is_refused_and_moments_are_found_by_name():
+    params = jnp.ones((64, 128))
+    wide, narrow = (adam_tx.scale_by_rms(dtype=EightBit(block=block)) for block in (128, 100))
+    state = wide.init(params)
+    with pytest.raises(ValueError, match=r"its scales are \['nu_by_100'\], but \['nu_by_128'\] came.*EightBit\(block="):
+        narrow.update(params, state, params, grad=params)
+    assert optax.tree.get(adam_tx.chain(wide).init(params), "nu").dtype == jnp.uint8

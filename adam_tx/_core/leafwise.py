@@ -27,7 +27,7 @@ class Leafwise(Declaration):
         kind.check_rule(rule)
         self.hyperparams = dict(arguments)
         self._storage = storage.of_slots(kind.name, rule.dtype, kind.slots)
-        self._scaled = [name for name, stored_as in self._storage.items() if stored_as.scaled]
+        self._scaled = {name: kept.scales_of(name) for name, kept in self._storage.items() if kept.scaled}
         self._optional = {*rule.shape, *(name for name, stored_as in self._storage.items() if stored_as.optional)}
         self._type = kind.state_type(rule.debias, scaled=bool(self._scaled))
         self.keeps = bool(self._type._fields)
@@ -104,7 +104,7 @@ class Leafwise(Declaration):
         """The parts of the state that hold what is stored of slots."""
         trees: dict[str, Any] = {name: walk.tree([_values(x) for x in column]) for name, column in slots.items()}
         if self._scaled:
-            trees["scales"] = {name: walk.tree([_scales(x) for x in slots[name]]) for name in self._scaled}
+            trees["scales"] = {key: walk.tree([_scales(x) for x in slots[name]]) for name, key in self._scaled.items()}
         return trees
 
     def _slot(self, walk: Walk, name: str) -> Column:
@@ -227,7 +227,7 @@ class Leafwise(Declaration):
         }
         if self._scaled:
             trees["scales"] = {
-                name: walk.joined(owners, [state.scales[name] for state in states]) for name in self._scaled
+                key: walk.joined(owners, [state.scales[key] for state in states]) for key in self._scaled.values()
             }
         return states[0]._replace(**trees)
 
@@ -263,6 +263,11 @@ class Leafwise(Declaration):
                 f"{self.name}: its state is a {self._type.__name__} of {list(self._type._fields)}, but a "
                 f"{type(state).__name__} of {list(fields)} came. Give update the state that init returned, of a link "
                 "with the same dtype; the order is update(updates, state, params)."
+            )
+        if self._scaled and (came := sorted(state.scales)) != (ours := sorted(self._scaled.values())):
+            raise ValueError(
+                f"{self.name}: its scales are {ours}, but {came} came. Blocks of another size cannot be read: give the "
+                "link the EightBit(block=...) that the state was made with, or call init anew."
             )
 
     def _now(self, count: Any, state: Any) -> tuple["_Views", dict[str, Any]]:
@@ -300,11 +305,12 @@ class Leafwise(Declaration):
         columns = {}
         for name in self.kind.slots:
             values = walk.column(getattr(state, name), name, optional=name in self._optional)
-            scales = walk.column(state.scales[name], "scales", optional=True) if name in self._scaled else values
+            key = self._scaled.get(name)
+            scales = values if key is None else walk.column(state.scales[key], "scales", optional=True)
             columns[name] = column = list(values)
             for i in walk.present:
                 if values[i] is not None:
-                    column[i] = Stored(values[i], scales[i] if name in self._scaled else None)
+                    column[i] = Stored(values[i], None if key is None else scales[i])
         return columns
 
     def _row(self, walk: Walk, i: int, columns: Mapping[str, Column]) -> dict[str, Any]:
@@ -348,11 +354,12 @@ class Leafwise(Declaration):
             if slot.decay is None:
                 continue
             values = walk.column(getattr(state, name), name, optional=True)
-            scales = walk.column(state.scales[name], "scales", optional=True) if name in self._scaled else values
+            key = self._scaled.get(name)
+            scales = values if key is None else walk.column(state.scales[key], "scales", optional=True)
             column: Column = [None] * len(walk)
             for i in walk.present:
                 if not is_absent(values[i]):
-                    stored = Stored(values[i], scales[i] if name in self._scaled else None)
+                    stored = Stored(values[i], None if key is None else scales[i])
                     column[i] = self._decoded(walk, i, name, stored)
             weighed = slot.decay in self.rule.debias
             yield slot, jnp.sum(getattr(state, self.kind.weights[slot.decay])) if weighed else None, column

@@ -41,6 +41,10 @@ class Storage(Remembered):
     scaled: bool = False
     optional: bool = False
 
+    def scales_of(self, slot: str) -> str:
+        """The name of a slot's scales in the state; it says what they cannot be read without."""
+        return slot
+
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse a slot that this cannot keep.
 

@@ -58,7 +58,7 @@ class EightBit(Storage):
     >>> import jax.numpy as jnp
     >>> tx = adam_tx.adam(1e-3, mu_dtype=EightBit(), nu_dtype=EightBit())
     >>> state = tx.init(jnp.ones((64, 256)))["scale_by_rms"]
-    >>> state.nu.dtype, state.scales["nu"].shape
+    >>> state.nu.dtype, state.scales["nu_by_128"].shape
     (dtype('uint8'), (64, 2))
     """
 
@@ -70,6 +70,10 @@ class EightBit(Storage):
         """Check the numbers."""
         hyperparams.whole("EightBit: block", self.block, least=2)
         hyperparams.whole("EightBit: min_size", self.min_size, least=0)
+
+    def scales_of(self, slot: str) -> str:
+        """Blocks of another size cannot read them."""
+        return f"{slot}_by_{self.block}"
 
     def check(self, slot: str, kind: str, decay: Any) -> None:
         """Refuse slow averages of signed numbers, of which rounding would leave nothing but noise."""
