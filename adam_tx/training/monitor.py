@@ -248,7 +248,8 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
 
 def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
     """The figures of some leaves; NaN where what they are made of is not known."""
-    size = sum(leaf.grad.size for leaf in leaves)
+    elements = sum(leaf.grad.size for leaf in leaves)
+    size = jnp.float32(elements)
 
     def total(name: str) -> Any:
         return sum(of[name] for of in sums) if sums and all(name in of for of in sums) else jnp.nan
@@ -259,12 +260,12 @@ def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -
         "learning_rate": functools.reduce(jnp.maximum, rates) if rates else jnp.nan,
         "grad_norm": jnp.sqrt(total("grad")),
         "param_norm": param,
-        "update_rms": update / jnp.sqrt(float(size)),
+        "update_rms": update / jnp.sqrt(size),
         "update_to_param": update / param,
         "signal_to_noise": total("signal") / total("seen"),
         "eps_share": total("below_eps") / size,
         "rounded_away": total("rounded_away") / jnp.maximum(total("moved"), 1.0),
-        **_step_sizes(leaves, sums, max(-(-size // SAMPLE), 1)),
+        **_step_sizes(leaves, sums, max(-(-elements // SAMPLE), 1)),
     }
     return {name: jnp.asarray(figures[name], jnp.float32) for name in FIGURES}
 
