@@ -37,7 +37,7 @@ _WORDS = ("name", "key", "links", "unknown")
 _DEEPEST = 60  # how far values in values are written
 
 
-def get_config(tx: Any) -> dict[str, Any]:
+def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
     """Write an optimizer down as plain data that `json.dumps` accepts and `from_config` reads.
 
     Args:
@@ -67,7 +67,7 @@ def get_config(tx: Any) -> dict[str, Any]:
     return _encoded(tx, 0)
 
 
-def from_config(config: dict[str, Any]) -> Any:
+def from_config(config: dict[str, Any]) -> optax.GradientTransformation:
     """Make the optimizer that `get_config` has written down.
 
     The config may have come from JSON, and may be written by hand: arguments that are

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from adam_tx import inside
@@ -25,7 +26,7 @@ _HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
 _WIDEST = 28  # of a hyperparameter that is written out
 
 
-def summary(tx: Any, params: Any) -> str:
+def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     """Describe an optimizer as a table with a row for each link, in the order they act.
 
     Nothing is computed: of the parameters only shapes and dtypes are used. The rows

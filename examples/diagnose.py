@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -53,8 +54,9 @@ class Run(NamedTuple):
 
 def load_data() -> tuple[Data, Data]:
     """For training, and the last fifth for testing."""
-    pixels, digits = load_digits(return_X_y=True)
-    pixels, cut = np.float32(pixels / 16.0), len(pixels) * 4 // 5
+    loaded: Any = load_digits()
+    pixels, digits = np.asarray(loaded.data / 16.0, np.float32), np.asarray(loaded.target)
+    cut = len(pixels) * 4 // 5
     return Data(pixels[:cut], digits[:cut]), Data(pixels[cut:], digits[cut:])
 
 
@@ -80,7 +82,7 @@ def create_params() -> dict[str, Any]:
     }
 
 
-def logits(params: Any, pixels: jax.Array) -> jax.Array:
+def logits(params: Any, pixels: ArrayLike) -> jax.Array:
     """Of every digit."""
     hidden = jax.nn.relu(pixels @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return hidden @ params["output"]["kernel"] + params["output"]["bias"]

@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 
 from adam_tx._core.trees import Column, Walk, increment
 
@@ -144,7 +145,7 @@ class Declaration:
         """The state with these states of members, by name, in place of its own."""
         return state._replace(**inside)
 
-    def init(self, params: Any) -> Any:
+    def init(self, params: optax.Params) -> optax.OptState:
         """The state for these parameters: the public `init` of the link."""
         if self.terminal and (wrapper := LIFTED.get()):
             raise ValueError(
@@ -154,8 +155,14 @@ class Declaration:
         return self.with_count(self.begin(Walk.of_params(params)), jnp.zeros((), jnp.int32))
 
     def update(
-        self, updates: Any, state: Any, params: Any = None, *, grad: Any = None, **extra: Any
-    ) -> tuple[Any, Any]:
+        self,
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        grad: optax.Updates | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         """The emitted updates and the new state: the public `update` of the link."""
         count = self.count_of(state)
         walk = Walk(updates, grad, params, count=count, extra=extra)

@@ -12,7 +12,7 @@ import inspect
 import math
 import numbers
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -159,7 +159,7 @@ _NAMES: ContextVar[Mapping[int, str]] = ContextVar("names", default=MappingProxy
 
 
 @contextlib.contextmanager
-def named(function: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+def named(function: str, arguments: Mapping[str, Any]) -> Generator[None]:
     """Call these arguments, and not those they are handed on to, by their names in errors."""
     names = {id(value): f"{function}: {name}" for name, value in arguments.items() if _has_identity(value)}
     token = _NAMES.set({**names, **_NAMES.get()})

@@ -238,7 +238,7 @@ def _inject_hyperparams(found: Mapping[str, Any]) -> Guess:
         for key, value in found["other_hps"].items()
         if not isinstance(value, bool) and (callable(value) or isinstance(value, injectable))
     )
-    options = {"static_args": static, "hyperparam_dtype": found["hyperparam_dtype"]}
+    options: dict[str, Any] = {"static_args": static, "hyperparam_dtype": found["hyperparam_dtype"]}
     factory: Any = optax.inject_hyperparams(found["inner_factory"], **options)
     factory.call = Call(optax.inject_hyperparams, (found["inner_factory"],), options)
     return factory, (), injected(found)

@@ -27,7 +27,8 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> A
 @functools.cache
 def _made(link: str, fields: tuple[str, ...], module: str) -> Any:
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
-    plain: Any = collections.namedtuple(name, fields, module=module)  # the fields are not known before
+    # the fields are not known before
+    plain: Any = collections.namedtuple(name, fields, module=module)  # pyright: ignore[reportUntypedNamedTuple]
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."
     plain.link = link
     plain.__reduce__ = lambda self: (_restore, (link, fields, module, tuple(self)))

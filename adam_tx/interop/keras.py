@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from adam_tx import schedules
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import ema
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
@@ -300,7 +301,7 @@ def average_weights(momentum: NonNegative, overwrite_every: int | None, accumula
     `overwrite_every`-th update.
     """
 
-    def rule(now, updates, params, average):
+    def rule(now: Now, updates: Array, params: Array, average: Array):
         iteration = now.count // accumulate
         overwrite = False if overwrite_every is None else (iteration + 1) % overwrite_every == 0
         average = ema(average, params + updates, jnp.where(iteration == 0, 1.0, 1.0 - now.momentum))

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, is_complex
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -60,7 +60,7 @@ def scale_by_atan2(
     Array([ 1., -1.,  0.], dtype=float32)
     """
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         nu = ema(nu, abs_sq(grad), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return _atan2(updates, v * (now.b * now.b), now.a), nu

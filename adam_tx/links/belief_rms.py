@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -52,7 +54,7 @@ def scale_by_belief_rms(
     Array([2.], dtype=float32)
     """
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         nu = ema(nu, abs_sq(grad - updates), now.decay.step) + scalar(now.eps_stored, nu)
         if look_ahead is not None:
             today, following = now.look_ahead, now.next.look_ahead

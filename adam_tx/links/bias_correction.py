@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule
+from adam_tx._core.rule import Now, Rule
 from adam_tx.link import link
 
 
@@ -46,7 +47,7 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
     Array([ 2., -1.], dtype=float32)
     """
 
-    def rule(now, updates):
+    def rule(now: Now, updates: Array):
         if b1 is not None:
             updates = updates * scalar(now.b1.unbias, updates)
         if b2 is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
+from jax import Array
 
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
-from adam_tx._core.rule import Rule, Slot, mean, total
+from adam_tx._core.rule import Now, Rule, Slot, mean, total
 from adam_tx._core.storage import StorageLike
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
@@ -90,7 +91,7 @@ def scale_by_block_rms(
     """
     over_block = (total if sum_squares else mean)(square_of_gradient, over="nu")
 
-    def rule(now, updates, size, nu):
+    def rule(now: Now, updates: Array, size: Array, nu: Array):
         nu = ema(nu, saturate(size), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, blocks.expand(v, updates.shape), now.eps, now.eps_root), nu

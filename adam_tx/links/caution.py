@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Positive
 from adam_tx._core.numerics import is_complex, scalar
-from adam_tx._core.rule import Rule, mean
+from adam_tx._core.rule import Now, Rule, mean
 from adam_tx.link import link
 
 
@@ -48,7 +49,7 @@ def scale_by_caution(floor: Positive = 1e-3, *, step: bool = False) -> Rule:
             agreement = jnp.sign(grad) * jnp.sign(updates)
         return ((agreement < 0) if step else (agreement > 0)).astype(agreement.dtype)
 
-    def rule(now, updates, grad, share):
+    def rule(now: Now, updates: Array, grad: Array, share: Array):
         return updates * scalar(kept(updates, grad) / jnp.maximum(share, now.floor), updates)
 
     return Rule(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
@@ -66,7 +67,7 @@ def scale_by_centered_rms(
             "at random leaves noise, and zero to divide by. Use a dtype or None."
         )
 
-    def rule(now, updates, grad, mean, nu):
+    def rule(now: Now, updates: Array, grad: Array, mean: Array, nu: Array):
         mean = ema(mean, grad, now.decay.step)
         nu = ema(nu, abs_sq(grad), now.decay.step)
         expected, of_square = mean, nu

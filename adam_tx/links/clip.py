@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Positive
 from adam_tx._core.numerics import root, scalar, square
-from adam_tx._core.rule import Reduction, Rule, mean, total
+from adam_tx._core.rule import Now, Reduction, Rule, mean, total
 from adam_tx.link import link
 
 
@@ -78,7 +79,7 @@ def square_of_updates(updates: jax.Array) -> jax.Array:
 
 
 def _clip(limit: str, size: Reduction, formula: str) -> Rule:
-    def rule(now, updates, size):
+    def rule(now: Now, updates: Array, size: Array):
         return updates * scalar(1.0 / jnp.maximum(root(size) / getattr(now, limit), 1.0), updates)
 
     return Rule(rule, formula=formula, statistics={"size": size}, changes_gradient=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
@@ -63,7 +63,7 @@ def scale_by_delayed_rms(
     """
     as_storage("nu", dtype).check("nu", "square", decay)
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         first, square = now.count == 0, abs_sq(grad)
         out = root_and_divide_clamped(updates, jnp.where(first, jnp.ones_like(nu), nu), now.eps)
         if clip is not None:

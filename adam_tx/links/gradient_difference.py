@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -33,7 +35,7 @@ def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
     Array([1.], dtype=float32)
     """
 
-    def rule(now, updates, previous):
+    def rule(now: Now, updates: Array, previous: Array):
         return updates - previous, updates
 
     return Rule(rule, formula="u - previous", dtype=dtype)
@@ -71,7 +73,7 @@ def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: 
     Array([4.], dtype=float32)
     """
 
-    def rule(now, updates, previous):
+    def rule(now: Now, updates: Array, previous: Array):
         factor = now.gamma * now.b1.value / now.b1.step
         return updates + scalar(factor, updates) * (updates - previous), updates
 

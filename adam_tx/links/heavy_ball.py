@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
@@ -48,7 +49,7 @@ def scale_by_heavy_ball(
     """
     undamped = isinstance(dampening, int | float) and dampening == 0.0
 
-    def rule(now, updates, trace):
+    def rule(now: Now, updates: Array, trace: Array):
         incoming = 1.0 if undamped else jnp.where(now.count == 0, 1.0, now.dampening.step)
         trace = trace * scalar(now.decay.value, trace) + updates * scalar(incoming, updates)
         return (updates + trace * scalar(now.decay.value, trace) if nesterov else trace), trace

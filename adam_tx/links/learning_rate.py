@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule
+from adam_tx._core.rule import Now, Rule
 from adam_tx.link import link
 
 
@@ -32,7 +34,7 @@ def scale_by_learning_rate(learning_rate: NonNegative, *, flip_sign: bool = True
     Array([-1.], dtype=float32)
     """
 
-    def rule(now, updates):
+    def rule(now: Now, updates: Array):
         rate = -now.learning_rate if flip_sign else now.learning_rate
         return updates * scalar(rate, updates)
 

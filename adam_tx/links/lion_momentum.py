@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import ema
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -41,7 +43,7 @@ def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: StorageL
     Array([2.], dtype=float32)
     """
 
-    def rule(now, updates, mu):
+    def rule(now: Now, updates: Array, mu: Array):
         return ema(mu, updates, now.b1.step), ema(mu, updates, now.b2.step)
 
     return Rule(rule, formula="b1·mu + (1 - b1)·u; mu += (1 - b2)(u - mu)", dtype=dtype)

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import optax
+from jax import Array, lax
 
 from adam_tx._core import hyperparams, rounding, states
 from adam_tx._core.numerics import dtype_of
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
 from adam_tx._core.trees import is_absent, path_str
 from adam_tx.link import link
@@ -79,7 +80,9 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     if not isinstance(stochastic, bool):
         raise TypeError(f"master_weights: stochastic must be True or False, got {stochastic!r}.")
 
-    def rule(now, updates, params, residual, noise):
+    def rule(
+        now: Now, updates: Array, params: Array, residual: Array | None, noise: Array
+    ) -> tuple[Array, Array | None]:
         if residual is None:
             return updates, None
         params = params.astype(jnp.float32)
@@ -128,7 +131,7 @@ def stochastic_round() -> Rule:
     (-0.00390625, '-0.0001')
     """
 
-    def rule(now, updates, params, noise):
+    def rule(now: Now, updates: Array, params: Array, noise: Array):
         params = params.astype(jnp.float32)
         whole = params + updates.astype(jnp.float32)
         kept = stochastic_bfloat16(lax.stop_gradient(whole), noise).astype(jnp.float32)
@@ -201,7 +204,7 @@ class _Residual(Storage):
         return _joined(param.astype(jnp.float32), residual.values)
 
 
-def float32_weights(params: Any, opt_state: Any) -> Any:
+def float32_weights(params: optax.Params, opt_state: optax.OptState) -> optax.Params:
     """The whole weights that `master_weights` trains, to evaluate or export.
 
     Args:
@@ -240,7 +243,7 @@ def float32_weights(params: Any, opt_state: Any) -> Any:
     return params
 
 
-def split_float32_weights(weights: Any, opt_state: Any) -> tuple[Any, Any]:
+def split_float32_weights(weights: optax.Params, opt_state: optax.OptState) -> tuple[optax.Params, optax.OptState]:
     """Start `master_weights` from float32 weights, such as those of a checkpoint.
 
     Args:

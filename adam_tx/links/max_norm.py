@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import divide, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
@@ -46,7 +47,7 @@ def scale_by_max_norm(
     Array([ 1., -1.], dtype=float32)
     """
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         size = jnp.abs(grad) + scalar(now.eps_stored, nu)
         nu = jnp.maximum(nu * scalar(now.decay.value, nu), size)
         return divide(updates, nu, now.eps), nu

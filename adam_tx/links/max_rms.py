@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -54,7 +55,7 @@ def scale_by_max_rms(
         )
     before = max_of == "debiased"
 
-    def rule(now, updates, grad, nu, nu_max):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array, nu_max: Array):
         nu = ema(nu, abs_sq(grad), now.decay.step)
         nu_max = jnp.maximum(nu_max, nu * now.decay.unbias if before else nu)
         v = nu_max * now.decay.unbias if debias and not before else nu_max

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import ema, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -59,11 +61,11 @@ def scale_by_momentum(
     if read is not None and not nesterov:
         raise ValueError("scale_by_momentum: read is the decay of a look-ahead; give nesterov=True, or leave it out.")
 
-    def plain(now, updates, mu):
+    def plain(now: Now, updates: Array, mu: Array):
         mu = ema(mu, updates, now.decay.step)
         return mu * scalar(now.decay.unbias, mu) if debias else mu, mu
 
-    def look_ahead(now, updates, mu):
+    def look_ahead(now: Now, updates: Array, mu: Array):
         mu = ema(mu, updates, now.decay.step)
         today, following = getattr(now, reading), getattr(now.next, reading)
         of_mu, of_updates = following.value, today.step

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay, DecayNow, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -65,7 +66,7 @@ def scale_by_rectified_rms(
     Array([3.], dtype=float32)
     """
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         rectify, enough = _rectification(now.decay, now.count, now.threshold)
         factor = rectify if debias else rectify * jnp.sqrt(now.decay.weight)
         nu = ema(nu, abs_sq(grad), now.decay.step)

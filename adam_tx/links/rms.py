@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -59,7 +61,7 @@ def scale_by_rms(
     """
     fixed("initial", initial)
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         nu = ema(nu, abs_sq(grad), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, v, now.eps, now.eps_root), nu

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx import schedules
 from adam_tx._core import blocks, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._core.trees import ShapeOf
 from adam_tx.link import link
@@ -103,7 +104,7 @@ def scale_by_row_column_rms(
             for slot in slots
         ]
 
-    def rule(now, updates, grad, nu_row, nu_col, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu_row: Array, nu_col: Array, nu: Array | None):
         least = float(jnp.finfo(grad.real.dtype).eps) if now.eps is None else now.eps
         nu_row, nu_col, nu = averages(now, grad, nu_row, nu_col, nu)
         v = _outer(nu_row, nu_col, least) if nu is None else nu

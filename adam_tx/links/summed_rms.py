@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from jax import Array
+
 from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, root_and_divide
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
@@ -44,7 +46,7 @@ def scale_by_summed_rms(
     """
     fixed("initial", initial)
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         nu = nu + abs_sq(grad)
         return root_and_divide(updates, nu, now.eps, now.eps_root), nu
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import root, scalar, square
-from adam_tx._core.rule import Rule, total
+from adam_tx._core.rule import Now, Rule, total
 from adam_tx.link import link
 
 
@@ -42,7 +43,7 @@ def scale_by_trust_ratio(
     Array([5., 0.], dtype=float32)
     """
 
-    def rule(now, updates, of_updates, of_params):
+    def rule(now: Now, updates: Array, of_updates: Array, of_params: Array):
         size, target = (jnp.maximum(root(total), now.min_norm) for total in (of_updates, of_params))
         ratio = now.trust_coefficient * target / (jnp.where(size == 0, 1.0, size) + now.eps)
         return updates * scalar(jnp.where((size == 0) | (target == 0), 1.0, ratio), updates)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core import hyperparams, states
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import is_complex, scalar
-from adam_tx._core.rule import Rule
+from adam_tx._core.rule import Now, Rule
 from adam_tx._core.trees import Column, Walk
 from adam_tx.link import Link, as_link, link, link_of
 
@@ -50,7 +51,7 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> R
     Array([1.], dtype=float32)
     """
 
-    def rule(now, updates, params):
+    def rule(now: Now, updates: Array, params: Array):
         return updates + params * scalar(now.weight_decay, params)
 
     return _decay(weight_decay, rule, "u + weight_decay · params", mask, changes_gradient=True)
@@ -89,7 +90,7 @@ def add_cautiously_decayed_weights(weight_decay: NonNegative, mask: Mask = None)
     Array([ 2., -1., -1.], dtype=float32)
     """
 
-    def rule(now, updates, params):
+    def rule(now: Now, updates: Array, params: Array):
         agreement = jnp.sign(updates.real) * jnp.sign(params.real)
         if is_complex(updates):
             agreement = updates.real * params.real + updates.imag * params.imag
@@ -133,7 +134,7 @@ def decay_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNeg
     Array([0.9], dtype=float32)
     """
 
-    def rule(now, updates, params):
+    def rule(now: Now, updates: Array, params: Array):
         return updates - params * scalar(now.weight_decay * now.times, params)
 
     return _decay(weight_decay, rule, "u - times · weight_decay · params", mask)
@@ -156,7 +157,7 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
     Array([-0.5], dtype=float32)
     """
 
-    def rule(now, updates, params):
+    def rule(now: Now, updates: Array, params: Array):
         return updates - (params + updates) * scalar(now.weight_decay * now.times, params)
 
     return _decay(weight_decay, rule, "u - times · weight_decay · (params + u)", mask)

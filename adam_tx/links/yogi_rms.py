@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
+from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
@@ -55,7 +56,7 @@ def scale_by_yogi_rms(
     """
     fixed("initial", initial)
 
-    def rule(now, updates, grad, nu):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array):
         square = abs_sq(grad)
         nu = nu + scalar(now.decay.step, nu) * jnp.sign(square - nu) * square
         return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps, now.eps_root), nu

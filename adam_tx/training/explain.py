@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from adam_tx import inside
@@ -65,7 +66,14 @@ class Explanation(NamedTuple):
         return f"{_table(self.rows)}\n{_in_words(self.first)}"
 
 
-def explain(tx: Any, grads: Any, state: Any, params: Any = None, *, show: bool = True) -> Explanation:
+def explain(
+    tx: optax.GradientTransformation,
+    grads: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None = None,
+    *,
+    show: bool = True,
+) -> Explanation:
     """Run one update outside of jit, and say what every link of it emitted.
 
     Nothing is changed: the update and the new state are dropped.

@@ -101,7 +101,7 @@ class matching(Remembered):  # noqa: N801
             raise TypeError(f"matching: pattern must be a str or a function (path, shape) -> bool, got {pattern!r}.")
         self._pattern = Pattern(pattern)
 
-    def __call__(self, params: Any) -> Any:
+    def __call__(self, params: optax.Params) -> Any:
         """The mask for these parameters."""
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
         named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves]

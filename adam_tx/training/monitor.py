@@ -285,7 +285,7 @@ def _step_sizes(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]
     return dict(zip(QUANTILES, [*found, functools.reduce(jnp.maximum, largest)], strict=True))
 
 
-def metrics(state: Any) -> dict[str, jax.Array]:
+def metrics(state: optax.OptState) -> dict[str, jax.Array]:
     """Read what is known of the last step out of a state, for any logger.
 
     Args:
