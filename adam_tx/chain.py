@@ -7,7 +7,7 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import optax
 from adam_tx._core import hyperparams, numerics, states
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.hyperparams import ScalarOrSchedule
-from adam_tx._core.trees import Column, Walk
+from adam_tx._core.trees import Column, State, Walk
 from adam_tx.link import Foreign, Link, as_link, link_of
 
 Member = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
@@ -161,17 +161,17 @@ class Chain(Declaration):
         self.terminal = list(self._members.values())[-1].terminal
         self.elementwise = all(member.elementwise for member in self._members.values())
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The members' states by name."""
         return _begin(self._members, walk)
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Every member in turn, with the updates that entered here as the gradient."""
         state = {} if state is None and not self.keeps else state
         self._check_state(state)
         return self._run(walk.with_grad(updates), updates, state)
 
-    def _check_state(self, state: Any) -> None:
+    def _check_state(self, state: State) -> None:
         if not isinstance(state, Mapping) or state.keys() - {"count"} != self._keys:
             raise ValueError(self._of_another(state))
 
@@ -184,35 +184,35 @@ class Chain(Declaration):
                 new_state[name] = kept
         return updates, new_state
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The parameters as the last link knows them."""
         name, last = list(self._members.items())[-1]
         return last.whole(walk, state.get(name)) if last.terminal else walk
 
-    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
         """The dict with other entries."""
         return {**state, **inside}
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """That of its members."""
         return self._layout_of_members()
 
-    def count_of(self, state: Any) -> Any:
+    def count_of(self, state: State) -> Any:
         """The count in the dict."""
         if not isinstance(state, Mapping) or "count" not in state:
             raise ValueError(self._of_another(state))
         return state["count"]
 
-    def with_count(self, state: Any, count: Any) -> Any:
+    def with_count(self, state: State, count: Any) -> State:
         """The dict with a count."""
         return {"count": count, **state}
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
         own = {"count": state["count"]} if "count" in state else {}
         return own, [(name, link, state.get(name)) for name, link in self.links.items()]
 
-    def _of_another(self, state: Any) -> str:
+    def _of_another(self, state: State) -> str:
         keys = ["count", *(name for name in self._members if name in self._keys)]
         if not isinstance(state, Mapping):
             return (
@@ -249,11 +249,11 @@ class Parallel(Declaration):
         self.reads_grad = any(member.reads_grad for member in self._members.values())
         self.elementwise = all(member.elementwise for member in self._members.values())
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The members' states by name."""
         return _PARALLEL(_begin(self._members, walk))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The weighted sum of what the members emit."""
         weights, emitted, new = [weight(walk.count) for weight in self._weights], list(updates), {}
         for k, (name, member) in enumerate(self._members.items()):
@@ -265,15 +265,15 @@ class Parallel(Declaration):
                 emitted[i] = emitted[i] + weighted if k else weighted
         return emitted, _PARALLEL(new)
 
-    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
         """The members' states are in one field."""
         return state._replace(links={**state.links, **inside})
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """That of its members."""
         return self._layout_of_members()
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
         return states.counts(state), [(name, link, state.links.get(name)) for name, link in self.links.items()]
 
@@ -298,15 +298,15 @@ class WithGradient(Declaration):
         self.averages, self.elementwise = self._member.averages, self._member.elementwise
         self.terminal = self._member.terminal
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The parameters as the link knows them."""
         return self._member.whole(walk, state.member)
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The state of the link, and of the one that makes its gradient."""
         return _WITH_GRADIENT(self._member.begin(walk), None if self._of_leaf else self._gradient.begin(walk))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Make the gradient, and the link's update with it."""
         if self._of_leaf:
             grad, made = list(walk.grad), None
@@ -322,11 +322,11 @@ class WithGradient(Declaration):
         emitted, inner = walk.with_grad(grad).through("member", self._member, updates, state.member)
         return emitted, _WITH_GRADIENT(inner, made)
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """That of both."""
         return self._layout_of_members()
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the members."""
         return states.counts(state), [(name, link, getattr(state, name)) for name, link in self.links.items()]
 

@@ -18,6 +18,8 @@ the last for what cannot be made again. An argument that is called like one of t
 words is written with an underscore behind its name.
 """
 
+from __future__ import annotations
+
 import collections
 import difflib
 import inspect

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
 import jax
@@ -27,7 +27,7 @@ from adam_tx._core import code, hyperparams, introspect, numerics
 from adam_tx._core.declaration import LIFTED, Call, Declaration
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.rule import Kind, Rule, Slot
-from adam_tx._core.trees import Column, Walk
+from adam_tx._core.trees import Column, State, Walk
 
 P = ParamSpec("P")
 
@@ -86,13 +86,13 @@ def link(
     *, slots: Mapping[str, Slot] = ..., numbers: Mapping[str, float] = ..., debiases: Sequence[str] = ...
 ) -> Callable[[Callable[P, Rule]], Callable[P, Link]]: ...
 def link(
-    function: Any = None,
+    function: Callable[P, Rule] | None = None,
     /,
     *,
     slots: Mapping[str, Slot] = {},
     numbers: Mapping[str, float] = {},
     debiases: Sequence[str] = (),
-) -> Any:
+) -> Callable[..., Any]:
     """Make links from a function that returns the rule of one leaf.
 
     The function's name is the link's. Its signature says once what the hyperparameters
@@ -198,7 +198,7 @@ class Foreign(Declaration):
         given = {"name": name, "formula": formula}
         self.call = Call(as_link, (transformation,), {key: value for key, value in given.items() if value is not None})
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The transformation's own state."""
         column = list(walk.params)
         for i in walk.present:
@@ -210,7 +210,7 @@ class Foreign(Declaration):
         finally:
             LIFTED.reset(token)
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Its own update, on trees in working precision."""
         params = None if walk.params is None else walk.tree(walk.params)
         extra = walk.extra if walk.grad is None else walk.extra | {"grad": walk.tree(walk.grad)}
@@ -220,12 +220,12 @@ class Foreign(Declaration):
             raise FloatingPointError(f"{self.name}: {error}") from error
         return walk.column(emitted, self.name), state
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """Known only where there is no state."""
         state = self._state_of_one()
         return object() if jax.tree.leaves(state) else jax.tree.structure(state)
 
-    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
         """There is nothing in it; see `layout`."""
         del walk, owners
         return states[0]
@@ -242,21 +242,21 @@ class Foreign(Declaration):
                 "adam_tx.link."
             )
 
-    def follow(self, walk: Walk, state: Any, move: Any) -> Any:
+    def follow(self, walk: Walk, state: State, move: Any) -> State:
         """There is nothing to move; see `unknown_in_a_basis`."""
         del walk, move
         return state
 
-    def count_of(self, state: Any) -> Any:
+    def count_of(self, state: State) -> Any:
         """It counts itself, if at all."""
         del state
 
-    def with_count(self, state: Any, count: Any) -> Any:
+    def with_count(self, state: State, count: Any) -> State:
         """It counts itself, if at all."""
         del count
         return state
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """All of its state is its own."""
         return {"": state}, []
 

@@ -1,5 +1,7 @@
 """`summary`: an optimizer as a table of its links, with what each keeps in the state."""
 
+from __future__ import annotations
+
 import inspect
 import itertools
 import math

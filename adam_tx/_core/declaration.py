@@ -1,13 +1,18 @@
 """`Declaration`, what stands behind every link: what it is, and how it begins and steps inside a chain."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core.trees import Column, Walk, increment
+from adam_tx._core.trees import Column, State, Walk, increment
+
+if TYPE_CHECKING:
+    from adam_tx._core.correction import Average
 
 
 class Call(NamedTuple):
@@ -66,28 +71,28 @@ class Declaration:
     reads_grad: bool = False
     changes_gradient: bool = False
     elementwise: bool = True
-    averages: tuple[Any, ...] = ()
+    averages: tuple[Average, ...] = ()
     keeps: bool = True
     terminal: bool = False
 
-    def after(self, averages: tuple[Any, ...]) -> tuple["Declaration", tuple[Any, ...]]:
+    def after(self, averages: tuple[Average, ...]) -> tuple[Declaration, tuple[Average, ...]]:
         """The declaration behind links that emit these averages, and what is emitted of them after it."""
         return self, (*averages, *self.averages)
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The state for the parameters of a walk, without a count."""
         raise NotImplementedError
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The column that is emitted for these updates, and the new state, without a count."""
         raise NotImplementedError
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The walk with whole parameters, for the links before it, where this one keeps what their dtype does not."""
         del state
         return walk
 
-    def follow(self, walk: Walk, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
+    def follow(self, walk: Walk, state: State, move: Callable[[str, str, Any], Any]) -> State:
         """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
         inside = {name: member.follow(walk, part, move) for name, member, part in self._keeping(state)}
         return self.rebuilt(state, inside)
@@ -96,7 +101,7 @@ class Declaration:
         """What links have in common whose states can be joined; one of which that is not known is like no other."""
         return object()
 
-    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
         """One state of those of links of one layout; `owners[i]` is the number of the one that knows leaf i.
 
         Every one was made, or has stepped, for leaves of its own, and all have made the same updates.
@@ -109,7 +114,7 @@ class Declaration:
         }
         return self.rebuilt(states[0], inside)
 
-    def _keeping(self, state: Any) -> list[tuple[str, "Declaration", Any]]:
+    def _keeping(self, state: State) -> list[tuple[str, Declaration, Any]]:
         """The members that keep something, and what."""
         _, members = self.parts(state)
         return [(name, link.declaration, part) for name, link, part in members if link.declaration.keeps]
@@ -123,7 +128,7 @@ class Declaration:
         for link in self.links.values():
             yield from link.declaration.unknown_in_a_basis()
 
-    def count_of(self, state: Any) -> Any:
+    def count_of(self, state: State) -> Any:
         """The count in the state of an outermost link."""
         count = getattr(state, "count", None)
         if count is None:
@@ -133,15 +138,15 @@ class Declaration:
             )
         return count
 
-    def with_count(self, state: Any, count: Any) -> Any:
+    def with_count(self, state: State, count: Any) -> State:
         """The state of an outermost link."""
         return state.counted(count)
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The state taken apart: the link's own by name, and `(name, link, state)` of each member."""
         return state._asdict(), []
 
-    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
         """The state with these states of members, by name, in place of its own."""
         return state._replace(**inside)
 

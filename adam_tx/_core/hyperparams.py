@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from adam_tx._core.numerics import Scalar
+
+Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
 class Range(NamedTuple):
@@ -329,10 +331,11 @@ def _written(annotation: Any) -> Any:
     return _Written(annotation) if isinstance(annotation, str) else annotation
 
 
-def readable(function: Callable[..., Any], returns: str | None = None) -> Any:
+def readable(function: Maker, returns: str | None = None) -> Maker:
     """The function, with a signature that `help` shows as it is written, and with what it returns."""
-    made, signature = typing.cast(Any, function), inspect.signature(function)
+    made: Any = function
+    signature = inspect.signature(function)
     parameters = [p.replace(annotation=_written(p.annotation)) for p in signature.parameters.values()]
     result = _written(signature.return_annotation if returns is None else returns)
     made.__signature__ = signature.replace(parameters=parameters, return_annotation=result)
-    return made
+    return function

@@ -15,7 +15,7 @@ from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import DecayNow
 from adam_tx._core.rule import INPUTS, Kind, Now, Reduction, Rule, Slot
 from adam_tx._core.storage import Stored
-from adam_tx._core.trees import Column, Walk, increment, is_absent
+from adam_tx._core.trees import Column, State, Walk, increment, is_absent
 
 
 class Leafwise(Declaration):
@@ -86,7 +86,7 @@ class Leafwise(Declaration):
     def _is_open(self) -> bool:
         return self.rule.corrects is not None and all(decay is None for decay in self.rule.corrects.values())
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """Slots for every leaf, and zeros where something is debiased."""
         if self._is_open():
             raise ValueError(
@@ -145,7 +145,7 @@ class Leafwise(Declaration):
         """Random bits for a leaf at this update, for one of its slots or for the rule."""
         return lambda like: rounding.bits(like, rounding.seed(count, i, f"{self.name}.{what}"))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Apply the rule to every leaf."""
         kind, rule = self.kind, self.rule
         self._check_state(state)
@@ -180,7 +180,7 @@ class Leafwise(Declaration):
             return None
         return self._storage[name].encode(slot, like, self._noise(walk.count, i, name))
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """Parameters joined with their residuals."""
         residuals = [name for name, slot in self.kind.slots.items() if slot.kind == "residual"]
         if not residuals or walk.params is None:
@@ -194,7 +194,7 @@ class Leafwise(Declaration):
                     params[i] = self._storage[name].whole(params[i], stored)
         return walk.with_params(params)
 
-    def follow(self, walk: Walk, state: Any, move: Callable[[str, str, Any], Any]) -> Any:
+    def follow(self, walk: Walk, state: State, move: Callable[[str, str, Any], Any]) -> State:
         """The state with every slot replaced."""
         columns = self._slots(walk, state)
         for name, slot in self.kind.slots.items():
@@ -220,7 +220,7 @@ class Leafwise(Declaration):
         stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self._storage.values()]
         return self._type, *stored, *(d if isinstance(d, int | float) else id(d) for d in decays)
 
-    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
         """Each leaf's slots, from the one that knows it."""
         trees: dict[str, Any] = {
             name: walk.joined(owners, [getattr(state, name) for state in states]) for name in self.kind.slots
@@ -256,7 +256,7 @@ class Leafwise(Declaration):
         real = numerics.real_dtype(walk.dtypes[i])
         return {"now": now.at(real)} | {name: numerics.cast(value, real) for name, value in shared.items()}
 
-    def _check_state(self, state: Any) -> None:
+    def _check_state(self, state: State) -> None:
         fields = getattr(state, "_fields", ())
         if tuple(name for name in fields if name != "count") != self._type._fields:
             raise ValueError(
@@ -270,7 +270,7 @@ class Leafwise(Declaration):
                 "link the EightBit(block=...) that the state was made with, or call init anew."
             )
 
-    def _now(self, count: Any, state: Any) -> tuple["_Views", dict[str, Any]]:
+    def _now(self, count: Any, state: State) -> tuple["_Views", dict[str, Any]]:
         """What the rule may depend on at this update, and the numbers of the state after it."""
         values: dict[str, Any] = {name: read(count) for name, read in self._readers.items()} | self._absent
         kept: dict[str, Any] = {}
@@ -291,7 +291,7 @@ class Leafwise(Declaration):
             following[decay] = dataclasses.replace(following[decay], total=weight)
         return following
 
-    def _columns(self, walk: Walk, updates: Column, state: Any) -> dict[str, Column]:
+    def _columns(self, walk: Walk, updates: Column, state: State) -> dict[str, Column]:
         columns: dict[str, Column] = {}
         for name in self._inputs:
             if name == "updates":
@@ -300,7 +300,7 @@ class Leafwise(Declaration):
                 columns[name] = walk.grad if name == "grad" else required_params(walk, self.name)
         return columns | self._slots(walk, state)
 
-    def _slots(self, walk: Walk, state: Any) -> dict[str, Column]:
+    def _slots(self, walk: Walk, state: State) -> dict[str, Column]:
         """What is stored of every slot; where a leaf has none, what stands in its place."""
         columns = {}
         for name in self.kind.slots:
@@ -339,13 +339,13 @@ class Leafwise(Declaration):
         """The values of the hyperparameters at this count; a decay as `DecayNow`."""
         return {name: read(count) for name, read in self._readers.items()}
 
-    def weights_corrected(self, state: Any) -> Iterator[tuple[int, jax.Array]]:
+    def weights_corrected(self, state: State) -> Iterator[tuple[int, jax.Array]]:
         """The orders of the averages whose start from zero this link undoes, each with their weight."""
         for order in [order for order, decay in (self.rule.corrects or {}).items() if decay is not None]:
             if f"b{order}" in self.rule.debias:
                 yield order, jnp.sum(getattr(state, self.kind.weights[f"b{order}"]))
 
-    def averages_in(self, walk: Walk, state: Any) -> Iterator[tuple[Slot, Any, Column]]:
+    def averages_in(self, walk: Walk, state: State) -> Iterator[tuple[Slot, Any, Column]]:
         """Of every slot that is an average its weight, if it is debiased by it, and its arrays in working precision.
 
         Where the state has none for a leaf, as in a mask, there is None.
@@ -384,7 +384,7 @@ class Leafwise(Declaration):
             return (blocks.mean if statistic.mean else blocks.total)(terms, shape)
         return jnp.sum(terms) / (max(terms.size, 1) if statistic.mean else 1)
 
-    def _numbers(self, now: "_Views", rows: Mapping[int, Any], walk: Walk, state: Any) -> dict[str, Any]:
+    def _numbers(self, now: "_Views", rows: Mapping[int, Any], walk: Walk, state: State) -> dict[str, Any]:
         """Statistics over the tree, and the new numbers of the state that follow from them."""
         dtype, sums = walk.scalar_dtype, {}
         old = {name: getattr(state, name) for name in self.kind.numbers}

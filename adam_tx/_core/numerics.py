@@ -6,7 +6,6 @@ the leaves that it is given, and has finite derivatives where a gradient is zero
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +66,7 @@ def cast(leaf: ArrayLike, dtype: DTypeLike) -> jax.Array:
     return leaf.astype(dtype)
 
 
-def scalar(value: Scalar, like: jax.Array) -> Any:
+def scalar(value: Scalar, like: jax.Array) -> Scalar:
     """The value, ready to be multiplied with a leaf without promoting it."""
     return value.astype(like.dtype) if isinstance(value, jax.Array) and value.dtype != like.dtype else value
 

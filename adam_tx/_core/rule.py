@@ -11,7 +11,7 @@ import jax
 from adam_tx._core import states
 from adam_tx._core.hyperparams import Parameters
 from adam_tx._core.storage import StorageLike
-from adam_tx._core.trees import ShapeOf
+from adam_tx._core.trees import Mask, ShapeOf
 
 KINDS = ("gradient", "square", "params", "residual")
 INPUTS = ("updates", "grad", "params", "noise")
@@ -100,7 +100,7 @@ class Rule:
     shape: Mapping[str, ShapeOf] = field(default_factory=dict)
     statistics: Mapping[str, Reduction] = field(default_factory=dict)
     numbers: Callable[..., Mapping[str, Any]] | None = None
-    mask: Any = None
+    mask: Mask = None
     correctable: bool = False
     elementwise: bool = True
     terminal: bool = False

@@ -4,15 +4,19 @@ Rules compute in float32 or wider. What they are given of a slot is decoded firs
 what they return is encoded before it enters the state.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from optax import ScalarOrSchedule
 
 from adam_tx._core import hyperparams, numerics
 from adam_tx._core.declaration import Remembered
+from adam_tx._core.trees import Walk
 
 Noise = Callable[[jax.Array], jax.Array]
 """From an array to 32 random bits for each of its elements: see `rounding.bits`."""
@@ -45,7 +49,7 @@ class Storage(Remembered):
         """The name of a slot's scales in the state; it says what they cannot be read without."""
         return slot
 
-    def check(self, slot: str, kind: str, decay: Any) -> None:
+    def check(self, slot: str, kind: str, decay: ScalarOrSchedule | None) -> None:
         """Refuse a slot that this cannot keep.
 
         Args:
@@ -54,14 +58,14 @@ class Storage(Remembered):
           decay: the decay of which it is an average, as it was given; None if it is none.
         """
 
-    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
         """Refuse an update of a leaf, by its number in the walk, of which this was kept."""
 
     def dtype(self, working: jnp.dtype) -> jnp.dtype:
         """The dtype in which the first value is made, for a leaf that is worked with in this one."""
         return working
 
-    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored | None:
+    def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored | None:
         """What is kept at first of the leaf at this path; None for nothing.
 
         Args:
@@ -102,11 +106,11 @@ class Plain(Storage):
         """Whether it has less than 32 bits."""
         return self._fewest_bytes < 4
 
-    def check(self, slot: str, kind: str, decay: Any) -> None:
+    def check(self, slot: str, kind: str, decay: ScalarOrSchedule | None) -> None:
         """Refuse a dtype in which a moving average would stand still."""
         hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")
 
-    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
         """Refuse fewer bits than were asked for, such as those of another storage: they would be rounded to nearest."""
         if stored is not None and stored.values.dtype.itemsize < self._fewest_bytes:
             raise TypeError(
@@ -119,7 +123,7 @@ class Plain(Storage):
         """The one that was given."""
         return working if self.given is None else self.given
 
-    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
+    def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored:
         """The value as it is."""
         del where, param, kind, noise
         return Stored(first)

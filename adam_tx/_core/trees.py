@@ -11,7 +11,7 @@ masked out); they pass through untouched.
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ import optax
 from adam_tx._core import blocks, numerics, paths
 
 Tree = Any
+State = Any
+"""What a link keeps: a NamedTuple or dict of its own, whose fields follow from its declaration."""
+if TYPE_CHECKING:
+    Mask = optax.Params | Callable[[Any], optax.Params] | None
+    """Which parameters are meant: a tree of booleans, or a function from params to one; None for all."""
+else:
+    Mask = Any  # the annotations of links are read, and inside optax.Params is a name that only chex can resolve
 Column = list[Any]
 """One entry for each leaf of the tree that a walk goes over."""
 ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
@@ -201,7 +208,7 @@ class Walk:
         present = [i for i in self.present if i in chosen]
         return self._with(present=present, scalar_dtype=dtype, **columns)
 
-    def through(self, name: str, link: Any, updates: Column, state: Any) -> tuple[Column, Any]:
+    def through(self, name: str, link: Any, updates: Column, state: State) -> tuple[Column, State]:
         """The step of a link that stands under this name, seen by who watches."""
         if self._watch is None:
             return link.step(self, updates, state)
@@ -237,7 +244,7 @@ class Walk:
                     "Give update the gradient of the params that init was given, or call init anew."
                 )
 
-    def marks(self, mask: Any) -> Sequence[bool]:
+    def marks(self, mask: Mask) -> Sequence[bool]:
         """For each leaf whether a mask, a tree of booleans or a function from params to one, marks it."""
         if mask is None:
             return [True] * len(self)

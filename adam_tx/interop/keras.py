@@ -1,5 +1,7 @@
 """Keras: an optimizer from what `optimizer.get_config()` prints."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from adam_tx import schedules
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import ema
 from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.trees import Mask
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, number, unsupported, whole
@@ -154,7 +157,7 @@ def _decaying(excluded: Sequence[str]) -> matching:
     return matching(lambda path, _: not found(path.split("/")[-1]))
 
 
-def _decayed(kind: "_Class", config: Mapping[str, Any], rate: optax.ScalarOrSchedule, mask: Any) -> Link:
+def _decayed(kind: _Class, config: Mapping[str, Any], rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
     """The class's chain, of parameters that have first decayed by the learning rate times the weight decay."""
     links, weight_decay = kind.links(config, rate), config["weight_decay"]
     if not weight_decay:
@@ -301,7 +304,7 @@ def average_weights(momentum: NonNegative, overwrite_every: int | None, accumula
     `overwrite_every`-th update.
     """
 
-    def rule(now: Now, updates: Array, params: Array, average: Array):
+    def rule(now: Now, updates: Array, params: Array, average: Array) -> tuple[Array, Array]:
         iteration = now.count // accumulate
         overwrite = False if overwrite_every is None else (iteration + 1) % overwrite_every == 0
         average = ema(average, params + updates, jnp.where(iteration == 0, 1.0, 1.0 - now.momentum))

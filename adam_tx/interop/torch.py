@@ -1,5 +1,7 @@
 """PyTorch: an optimizer from one entry, or all, of `optimizer.state_dict()["param_groups"]`."""
 
+from __future__ import annotations
+
 import glob
 import math
 from collections.abc import Callable, Mapping, Sequence

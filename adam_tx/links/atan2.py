@@ -60,7 +60,7 @@ def scale_by_atan2(
     Array([ 1., -1.,  0.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         nu = ema(nu, abs_sq(grad), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return _atan2(updates, v * (now.b * now.b), now.a), nu

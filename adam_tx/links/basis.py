@@ -6,7 +6,7 @@ how a basis is found is a `Basis`, such as SOAP's in `eigenbasis.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from jax import lax
 from adam_tx._core import hyperparams, sharding, states
 from adam_tx._core.blocks import Shape
 from adam_tx._core.declaration import Call, Declaration, Remembered
-from adam_tx._core.trees import Column, Walk, increment
+from adam_tx._core.trees import Column, State, Walk, increment
 from adam_tx.link import Link, as_link, link_of
 
 AxesOf = Callable[[str, Shape], Sequence[int]]
@@ -57,7 +57,7 @@ class Basis(Remembered):
         """How many vectors the basis of an axis of n elements has; n unless it projects."""
         return n
 
-    def remember(self, n: int, dtype: Any) -> jax.Array | None:
+    def remember(self, n: int, dtype: jnp.dtype) -> jax.Array | None:
         """What is remembered of an axis of n elements at first; None for nothing."""
         del n, dtype
         return None
@@ -138,7 +138,7 @@ class InBasis(Declaration):
         if reason := next(self._inner.unknown_in_a_basis(), None):
             raise ValueError(f"{name}: {reason}")
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The first bases, and the links' states for leaves in them."""
         chosen = [self._axes(walk, i) for i in range(len(walk))]
         memory = self._per_axis(walk, chosen, lambda n, dtype: self.basis.remember(n, dtype))
@@ -196,7 +196,7 @@ class InBasis(Declaration):
                 )
         return tree
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Change the basis where it is due, run the links in it, and look at the gradient."""
         count, basis = walk.count, self.basis
         bases, memory = self._matrices(walk, state.basis, "basis"), self._matrices(walk, state.memory, "memory")
@@ -294,16 +294,16 @@ class InBasis(Declaration):
             column[i] = sharding.placed_like(moved.astype(slot.dtype), slot)
         return walk.tree(column)
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The bases are its own."""
         own = {name: part for name, part in state._asdict().items() if name != "inner"}
         return own, [("inner", self.links["inner"], state.inner)]
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """Bases that change together, and what is in them."""
         return self._layout_of_members(), type(self.basis), self.basis.every, self.basis.looks_first
 
-    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[Any]) -> Any:
+    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
         """The members', and each leaf's matrices."""
         most = max(len(state.basis) for state in states)
 

@@ -54,7 +54,7 @@ def scale_by_belief_rms(
     Array([2.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         nu = ema(nu, abs_sq(grad - updates), now.decay.step) + scalar(now.eps_stored, nu)
         if look_ahead is not None:
             today, following = now.look_ahead, now.next.look_ahead

@@ -47,7 +47,7 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
     Array([ 2., -1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array):
+    def rule(now: Now, updates: Array) -> Array:
         if b1 is not None:
             updates = updates * scalar(now.b1.unbias, updates)
         if b2 is not None:

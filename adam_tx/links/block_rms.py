@@ -91,7 +91,7 @@ def scale_by_block_rms(
     """
     over_block = (total if sum_squares else mean)(square_of_gradient, over="nu")
 
-    def rule(now: Now, updates: Array, size: Array, nu: Array):
+    def rule(now: Now, updates: Array, size: Array, nu: Array) -> tuple[Array, Array]:
         nu = ema(nu, saturate(size), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, blocks.expand(v, updates.shape), now.eps, now.eps_root), nu

@@ -49,7 +49,7 @@ def scale_by_caution(floor: Positive = 1e-3, *, step: bool = False) -> Rule:
             agreement = jnp.sign(grad) * jnp.sign(updates)
         return ((agreement < 0) if step else (agreement > 0)).astype(agreement.dtype)
 
-    def rule(now: Now, updates: Array, grad: Array, share: Array):
+    def rule(now: Now, updates: Array, grad: Array, share: Array) -> Array:
         return updates * scalar(kept(updates, grad) / jnp.maximum(share, now.floor), updates)
 
     return Rule(

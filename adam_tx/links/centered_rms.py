@@ -67,7 +67,7 @@ def scale_by_centered_rms(
             "at random leaves noise, and zero to divide by. Use a dtype or None."
         )
 
-    def rule(now: Now, updates: Array, grad: Array, mean: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, mean: Array, nu: Array) -> tuple[Array, Array, Array]:
         mean = ema(mean, grad, now.decay.step)
         nu = ema(nu, abs_sq(grad), now.decay.step)
         expected, of_square = mean, nu

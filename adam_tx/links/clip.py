@@ -79,7 +79,7 @@ def square_of_updates(updates: jax.Array) -> jax.Array:
 
 
 def _clip(limit: str, size: Reduction, formula: str) -> Rule:
-    def rule(now: Now, updates: Array, size: Array):
+    def rule(now: Now, updates: Array, size: Array) -> Array:
         return updates * scalar(1.0 / jnp.maximum(root(size) / getattr(now, limit), 1.0), updates)
 
     return Rule(rule, formula=formula, statistics={"size": size}, changes_gradient=True)

@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.numerics import abs_sq, ema, is_complex, root_and_divide_clamped, scalar
+from adam_tx._core.numerics import Scalar, abs_sq, ema, is_complex, root_and_divide_clamped, scalar
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
@@ -63,7 +63,7 @@ def scale_by_delayed_rms(
     """
     as_storage("nu", dtype).check("nu", "square", decay)
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         first, square = now.count == 0, abs_sq(grad)
         out = root_and_divide_clamped(updates, jnp.where(first, jnp.ones_like(nu), nu), now.eps)
         if clip is not None:
@@ -74,7 +74,7 @@ def scale_by_delayed_rms(
     return Rule(rule, formula="u / max(sqrt(v), eps), clipped; then v += (1 - decay)(|g|² - v)", dtype=dtype)
 
 
-def _clip(u: jax.Array, limit: jax.Array) -> jax.Array:
+def _clip(u: jax.Array, limit: Scalar) -> jax.Array:
     if is_complex(u):
         return lax.complex(jnp.clip(u.real, -limit, limit), jnp.clip(u.imag, -limit, limit))
     return jnp.clip(u, -limit, limit)

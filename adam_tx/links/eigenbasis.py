@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +96,7 @@ class Eigenbasis(Basis):
         """As it was given."""
         return self._axes(path, shape)
 
-    def remember(self, n: int, dtype: Any) -> jax.Array:
+    def remember(self, n: int, dtype: jnp.dtype) -> jax.Array:
         """The covariance."""
         return jnp.zeros((n, n), dtype)
 

@@ -35,7 +35,7 @@ def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
     Array([1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, previous: Array):
+    def rule(now: Now, updates: Array, previous: Array) -> tuple[Array, Array]:
         return updates - previous, updates
 
     return Rule(rule, formula="u - previous", dtype=dtype)
@@ -73,7 +73,7 @@ def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: 
     Array([4.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, previous: Array):
+    def rule(now: Now, updates: Array, previous: Array) -> tuple[Array, Array]:
         factor = now.gamma * now.b1.value / now.b1.step
         return updates + scalar(factor, updates) * (updates - previous), updates
 

@@ -49,7 +49,7 @@ def scale_by_heavy_ball(
     """
     undamped = isinstance(dampening, int | float) and dampening == 0.0
 
-    def rule(now: Now, updates: Array, trace: Array):
+    def rule(now: Now, updates: Array, trace: Array) -> tuple[Array, Array]:
         incoming = 1.0 if undamped else jnp.where(now.count == 0, 1.0, now.dampening.step)
         trace = trace * scalar(now.decay.value, trace) + updates * scalar(incoming, updates)
         return (updates + trace * scalar(now.decay.value, trace) if nesterov else trace), trace

@@ -34,7 +34,7 @@ def scale_by_learning_rate(learning_rate: NonNegative, *, flip_sign: bool = True
     Array([-1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array):
+    def rule(now: Now, updates: Array) -> Array:
         rate = -now.learning_rate if flip_sign else now.learning_rate
         return updates * scalar(rate, updates)
 

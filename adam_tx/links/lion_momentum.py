@@ -43,7 +43,7 @@ def scale_by_lion_momentum(b1: Decay = 0.9, b2: Decay = 0.99, *, dtype: StorageL
     Array([2.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, mu: Array):
+    def rule(now: Now, updates: Array, mu: Array) -> tuple[Array, Array]:
         return ema(mu, updates, now.b1.step), ema(mu, updates, now.b2.step)
 
     return Rule(rule, formula="b1·mu + (1 - b1)·u; mu += (1 - b2)(u - mu)", dtype=dtype)

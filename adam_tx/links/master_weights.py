@@ -15,7 +15,7 @@ from adam_tx._core import hyperparams, rounding, states
 from adam_tx._core.numerics import dtype_of
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
-from adam_tx._core.trees import is_absent, path_str
+from adam_tx._core.trees import Walk, is_absent, path_str
 from adam_tx.link import link
 from adam_tx.storage.bfloat16 import stochastic_bfloat16
 
@@ -131,7 +131,7 @@ def stochastic_round() -> Rule:
     (-0.00390625, '-0.0001')
     """
 
-    def rule(now: Now, updates: Array, params: Array, noise: Array):
+    def rule(now: Now, updates: Array, params: Array, noise: Array) -> Array:
         params = params.astype(jnp.float32)
         whole = params + updates.astype(jnp.float32)
         kept = stochastic_bfloat16(lax.stop_gradient(whole), noise).astype(jnp.float32)
@@ -164,7 +164,7 @@ class _Residual(Storage):
     bits: int
     optional = True
 
-    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored | None:
+    def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored | None:
         """Zero."""
         del kind, noise
         _refuse_float16("master_weights", where, param)
@@ -174,7 +174,7 @@ class _Residual(Storage):
     def _integer(self) -> Any:
         return jnp.int16 if self.bits == 32 else jnp.int8
 
-    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
         """Refuse parameters of which another rest was kept."""
         dtype = walk.param_dtypes[i]
         if (dtype == jnp.bfloat16) == (stored is None):
@@ -194,7 +194,7 @@ class _Residual(Storage):
         del like, noise
         return Stored(x)
 
-    def decode(self, stored: Stored, dtype: Any) -> jax.Array:
+    def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
         """As it is."""
         del dtype
         return stored.values

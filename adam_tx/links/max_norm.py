@@ -47,7 +47,7 @@ def scale_by_max_norm(
     Array([ 1., -1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         size = jnp.abs(grad) + scalar(now.eps_stored, nu)
         nu = jnp.maximum(nu * scalar(now.decay.value, nu), size)
         return divide(updates, nu, now.eps), nu

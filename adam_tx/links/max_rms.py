@@ -55,7 +55,7 @@ def scale_by_max_rms(
         )
     before = max_of == "debiased"
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array, nu_max: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array, nu_max: Array) -> tuple[Array, Array, Array]:
         nu = ema(nu, abs_sq(grad), now.decay.step)
         nu_max = jnp.maximum(nu_max, nu * now.decay.unbias if before else nu)
         v = nu_max * now.decay.unbias if debias and not before else nu_max

@@ -61,11 +61,11 @@ def scale_by_momentum(
     if read is not None and not nesterov:
         raise ValueError("scale_by_momentum: read is the decay of a look-ahead; give nesterov=True, or leave it out.")
 
-    def plain(now: Now, updates: Array, mu: Array):
+    def plain(now: Now, updates: Array, mu: Array) -> tuple[Array, Array]:
         mu = ema(mu, updates, now.decay.step)
         return mu * scalar(now.decay.unbias, mu) if debias else mu, mu
 
-    def look_ahead(now: Now, updates: Array, mu: Array):
+    def look_ahead(now: Now, updates: Array, mu: Array) -> tuple[Array, Array]:
         mu = ema(mu, updates, now.decay.step)
         today, following = getattr(now, reading), getattr(now.next, reading)
         of_mu, of_updates = following.value, today.step

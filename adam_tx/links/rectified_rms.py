@@ -66,7 +66,7 @@ def scale_by_rectified_rms(
     Array([3.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         rectify, enough = _rectification(now.decay, now.count, now.threshold)
         factor = rectify if debias else rectify * jnp.sqrt(now.decay.weight)
         nu = ema(nu, abs_sq(grad), now.decay.step)

@@ -61,7 +61,7 @@ def scale_by_rms(
     """
     fixed("initial", initial)
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         nu = ema(nu, abs_sq(grad), now.decay.step)
         v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, v, now.eps, now.eps_root), nu

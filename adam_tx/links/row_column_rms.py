@@ -104,7 +104,9 @@ def scale_by_row_column_rms(
             for slot in slots
         ]
 
-    def rule(now: Now, updates: Array, grad: Array, nu_row: Array, nu_col: Array, nu: Array | None):
+    def rule(
+        now: Now, updates: Array, grad: Array, nu_row: Array, nu_col: Array, nu: Array | None
+    ) -> tuple[Array, Array, Array, Array | None]:
         least = float(jnp.finfo(grad.real.dtype).eps) if now.eps is None else now.eps
         nu_row, nu_col, nu = averages(now, grad, nu_row, nu_col, nu)
         v = _outer(nu_row, nu_col, least) if nu is None else nu

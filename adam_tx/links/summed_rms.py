@@ -46,7 +46,7 @@ def scale_by_summed_rms(
     """
     fixed("initial", initial)
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         nu = nu + abs_sq(grad)
         return root_and_divide(updates, nu, now.eps, now.eps_root), nu
 

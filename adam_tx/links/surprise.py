@@ -12,7 +12,7 @@ from adam_tx._core.declaration import Call
 from adam_tx._core.hyperparams import NonNegative, Positive
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.numerics import cast, real_dtype, root, root_and_divide_clamped, scalar, square
-from adam_tx._core.trees import Column, Walk
+from adam_tx._core.trees import Column, State, Walk
 from adam_tx.chain import Chain
 from adam_tx.link import Link, link_of
 
@@ -70,7 +70,7 @@ class Surprise(Chain):
         self._first, first = next(iter(self._members.items()))
         self._slot, self._weight = _debiased_square(self._first, first)
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The links in turn, then each tensor scaled by its surprise."""
         self._check_state(state)
         emitted, new = self._run(walk, updates, state)

@@ -43,7 +43,7 @@ def scale_by_trust_ratio(
     Array([5., 0.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, of_updates: Array, of_params: Array):
+    def rule(now: Now, updates: Array, of_updates: Array, of_params: Array) -> Array:
         size, target = (jnp.maximum(root(total), now.min_norm) for total in (of_updates, of_params))
         ratio = now.trust_coefficient * target / (jnp.where(size == 0, 1.0, size) + now.eps)
         return updates * scalar(jnp.where((size == 0) | (target == 0), 1.0, ratio), updates)

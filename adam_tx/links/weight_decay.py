@@ -6,7 +6,7 @@ what it says itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,11 +17,8 @@ from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Now, Rule
-from adam_tx._core.trees import Column, Walk
+from adam_tx._core.trees import Column, Mask, State, Walk
 from adam_tx.link import Link, as_link, link, link_of
-
-Mask = Any
-"""Tree of booleans, or a function from params to one; only leaves marked True decay. None marks all."""
 
 
 @link
@@ -51,7 +48,7 @@ def add_decayed_weights(weight_decay: NonNegative = 0.0, mask: Mask = None) -> R
     Array([1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, params: Array):
+    def rule(now: Now, updates: Array, params: Array) -> Array:
         return updates + params * scalar(now.weight_decay, params)
 
     return _decay(weight_decay, rule, "u + weight_decay · params", mask, changes_gradient=True)
@@ -90,7 +87,7 @@ def add_cautiously_decayed_weights(weight_decay: NonNegative, mask: Mask = None)
     Array([ 2., -1., -1.], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, params: Array):
+    def rule(now: Now, updates: Array, params: Array) -> Array:
         agreement = jnp.sign(updates.real) * jnp.sign(params.real)
         if is_complex(updates):
             agreement = updates.real * params.real + updates.imag * params.imag
@@ -134,7 +131,7 @@ def decay_weights(weight_decay: NonNegative, mask: Mask = None, *, times: NonNeg
     Array([0.9], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, params: Array):
+    def rule(now: Now, updates: Array, params: Array) -> Array:
         return updates - params * scalar(now.weight_decay * now.times, params)
 
     return _decay(weight_decay, rule, "u - times · weight_decay · params", mask)
@@ -157,7 +154,7 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
     Array([-0.5], dtype=float32)
     """
 
-    def rule(now: Now, updates: Array, params: Array):
+    def rule(now: Now, updates: Array, params: Array) -> Array:
         return updates - (params + updates) * scalar(now.weight_decay * now.times, params)
 
     return _decay(weight_decay, rule, "u - times · weight_decay · (params + u)", mask)
@@ -219,11 +216,11 @@ class OnDecayedWeights(Declaration):
         self.reads_grad, self.elementwise = self._member.reads_grad, self._member.elementwise
         self.averages = self._member.averages
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The state of the link."""
         return _STATE(self._member.begin(walk))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Decay the parameters, run the link on what is left, and add the decay to its step."""
         params = required_params(walk, self.name)
         left, _ = self._decay.step(walk, params, None)
@@ -231,15 +228,15 @@ class OnDecayedWeights(Declaration):
         emitted, _ = self._decay.step(walk, emitted, None)
         return emitted, _STATE(inner)
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """That of its member."""
         return self._layout_of_members()
 
-    def unknown_in_a_basis(self) -> Any:
+    def unknown_in_a_basis(self) -> Iterator[str]:
         """Parameters are not in that basis."""
         yield f"{self.name} reads the parameters, which are in another basis; put it outside."
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the member."""
         return states.counts(state), [("member", self.links["member"], state.member)]
 

@@ -56,7 +56,7 @@ def scale_by_yogi_rms(
     """
     fixed("initial", initial)
 
-    def rule(now: Now, updates: Array, grad: Array, nu: Array):
+    def rule(now: Now, updates: Array, grad: Array, nu: Array) -> tuple[Array, Array]:
         square = abs_sq(grad)
         nu = nu + scalar(now.decay.step, nu) * jnp.sign(square - nu) * square
         return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps, now.eps_root), nu

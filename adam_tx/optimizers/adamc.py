@@ -78,10 +78,10 @@ class _Corrected:
         return weight_decay * rate / largest
 
 
-def _both(mask: Any, marks: Any, *, inverted: bool = False) -> Callable[[Any], Any]:
+def _both(mask: Mask, marks: Mask, *, inverted: bool = False) -> Callable[[Any], Any]:
     """Where both masks mark a leaf, or the first does and the second does not."""
 
-    def tree_of(given: Any, params: Any) -> Any:
+    def tree_of(given: Mask, params: Any) -> Any:
         given = given(params) if callable(given) else given
         prefix = True if given is None else given
         return jax.tree.map(lambda marked, part: jax.tree.map(lambda _: bool(marked), part), prefix, params)

@@ -11,6 +11,7 @@ from jax import lax
 
 from adam_tx._core import numerics, rounding
 from adam_tx._core.storage import Noise, Storage, Stored
+from adam_tx._core.trees import Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class StochasticBFloat16(Storage):
     dtype(bfloat16)
     """
 
-    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
+    def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored:
         """The value, rounded."""
         del param, kind
         if numerics.is_complex(first):
@@ -42,7 +43,7 @@ class StochasticBFloat16(Storage):
             )
         return Stored(stochastic_bfloat16(first, noise(first)))
 
-    def check_leaf(self, walk: Any, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
         """Refuse another dtype, which would not stay."""
         if stored is not None and stored.values.dtype != jnp.bfloat16:
             raise TypeError(

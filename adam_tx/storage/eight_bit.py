@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from optax import ScalarOrSchedule
 
 from adam_tx._core import hyperparams, numerics, rounding, sharding
 from adam_tx._core.storage import Noise, Storage, Stored
@@ -75,7 +76,7 @@ class EightBit(Storage):
         """Blocks of another size cannot read them."""
         return f"{slot}_by_{self.block}"
 
-    def check(self, slot: str, kind: str, decay: Any) -> None:
+    def check(self, slot: str, kind: str, decay: ScalarOrSchedule | None) -> None:
         """Refuse slow averages of signed numbers, of which rounding would leave nothing but noise."""
         if isinstance(decay, jax.Array | np.ndarray | np.generic) and not isinstance(decay, Tracer):
             decay = float(decay)
@@ -88,7 +89,7 @@ class EightBit(Storage):
                 "optax.inject_hyperparams name the decay in static_args, so that it stays a number."
             )
 
-    def begin(self, where: str, first: jax.Array, param: Any, kind: str, noise: Noise) -> Stored:
+    def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored:
         """The value, in float32 if it is small."""
         shape = first.shape
         few = first.size < max(self.min_size, 1)

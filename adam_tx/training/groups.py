@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,19 @@ import optax
 from adam_tx._core import hyperparams
 from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
-from adam_tx._core.trees import Column, Walk, is_absent
+from adam_tx._core.trees import Column, State, Walk, is_absent
 from adam_tx.chain import unique
 from adam_tx.link import Link, as_link, link_of
 
 FREEZE = "freeze"
 Setting = Mapping[str, Any] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
 """What becomes of a group: other arguments, an optimizer, one with a name, or "freeze"."""
+PatternT = TypeVar("PatternT", bound=PathPattern)  # the keys of a dict are of one type: all str, all functions, or both
 
 
 @hyperparams.readable
 def groups(
-    patterns: Mapping[PathPattern, Setting] | Sequence[tuple[PathPattern, Setting]],
+    patterns: Mapping[PatternT, Setting] | Sequence[tuple[PathPattern, Setting]],
     default: Setting | None = None,
     *,
     optimizer: Callable[..., optax.GradientTransformation] | None = None,
@@ -101,7 +102,7 @@ class matching(Remembered):  # noqa: N801
             raise TypeError(f"matching: pattern must be a str or a function (path, shape) -> bool, got {pattern!r}.")
         self._pattern = Pattern(pattern)
 
-    def __call__(self, params: optax.Params) -> Any:
+    def __call__(self, params: optax.Params) -> optax.Params:
         """The mask for these parameters."""
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
         named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves]
@@ -215,13 +216,13 @@ class Groups(Declaration):
                 joined[key] = first.joined(walk, [place.get(k, 0) for k in owners], [states[k] for k in numbers])
         return joined
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """The states of all links."""
         owners = self.members_of(walk)
         walks = self._walks(walk, owners)
         return self._joined(walk, owners, {k: member.begin(walks[k]) for k, member in self._members.items()})
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Every link's step of its own leaves."""
         self._check_state(state)
         owners, emitted, new = self.members_of(walk), list(updates), {}
@@ -237,7 +238,7 @@ class Groups(Declaration):
                 emitted[i] = -jnp.zeros_like(updates[i])  # the one number that changes no weight
         return emitted, self._joined(walk, owners, new)
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The parameters as the links know them."""
         if walk.params is None or not self.terminal:
             return walk
@@ -249,7 +250,7 @@ class Groups(Declaration):
                     params[i] = known[i]
         return walk.with_params(params)
 
-    def _check_state(self, state: Any, *counted: str) -> None:
+    def _check_state(self, state: State, *counted: str) -> None:
         keys = [*counted, *(key for key, link in self.links.items() if link.declaration.keeps)]
         if not isinstance(state, Mapping) or not state.keys() >= set(keys) or state.keys() - {"count", *keys}:
             got = f"one keyed {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
@@ -258,25 +259,25 @@ class Groups(Declaration):
                 "groups returned; the order is update(updates, state, params)."
             )
 
-    def count_of(self, state: Any) -> Any:
+    def count_of(self, state: State) -> Any:
         """The count in the dict."""
         self._check_state(state, "count")
         return state["count"]
 
-    def with_count(self, state: Any, count: Any) -> Any:
+    def with_count(self, state: State, count: Any) -> State:
         """The dict with a count."""
         return {"count": count, **state}
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and what the links of each layout keep."""
         own = {"count": state["count"]} if "count" in state else {}
         return own, [(key, link, state.get(key)) for key, link in self.links.items()]
 
-    def rebuilt(self, state: Any, inside: Mapping[str, Any]) -> Any:
+    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
         """The dict with other entries."""
         return {**state, **inside}
 
-    def unknown_in_a_basis(self) -> Any:
+    def unknown_in_a_basis(self) -> Iterator[str]:
         """Its links each have a basis of their own, if any."""
         yield "groups cannot stand in another basis; put the change of basis into the groups that need it."
 

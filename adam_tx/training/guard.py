@@ -12,7 +12,7 @@ import optax
 
 from adam_tx._core import hyperparams, numerics, states
 from adam_tx._core.declaration import Call, Declaration, Remembered
-from adam_tx._core.trees import Column, Walk, increment
+from adam_tx._core.trees import Column, State, Walk, increment
 from adam_tx.link import Link, as_link, link_of
 
 
@@ -121,7 +121,7 @@ class Guard(Declaration):
         self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
         self._type = _TYPES[deviations is not None, loss_scale is not None]
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """No step skipped."""
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
         fields: dict[str, Any] = {"skipped": none, "skipped_in_a_row": none, "norm": zero}
@@ -133,7 +133,7 @@ class Guard(Declaration):
         own = {name: jnp.array(value, copy=True) for name, value in fields.items()}
         return self._type(**own, inner=self._inner.with_count(self._inner.begin(walk), none))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
         grad = walk.grad
         if self._loss_scale is not None:
@@ -150,13 +150,13 @@ class Guard(Declaration):
         own = self._counted(state, ok, norm) | self._scaled(state, finite)
         return emitted, self._type(**own, inner=inner)
 
-    def _is_usual(self, state: Any, norm: jax.Array) -> jax.Array:
+    def _is_usual(self, state: State, norm: jax.Array) -> jax.Array:
         """Whether the norm is not far above what it was; at first any is."""
         few = state.taken.astype(jnp.float32) * self._step < 1.0
         most = state.mean + (self._deviations or 0.0) * jnp.sqrt(state.variance)
         return jnp.isfinite(norm) & (few | (norm <= most))
 
-    def _counted(self, state: Any, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+    def _counted(self, state: State, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
         """The numbers of steps skipped, the norm, and what norms are usual."""
         none = jnp.zeros_like(state.skipped)
         own = {
@@ -173,7 +173,7 @@ class Guard(Declaration):
         new = {"taken": taken, "mean": mean, "variance": variance}
         return own | {name: jnp.where(ok, value, getattr(state, name)) for name, value in new.items()}
 
-    def _scaled(self, state: Any, finite: jax.Array) -> dict[str, jax.Array]:
+    def _scaled(self, state: State, finite: jax.Array) -> dict[str, jax.Array]:
         """The factor of the loss."""
         if (of := self._loss_scale) is None:
             return {}
@@ -185,11 +185,11 @@ class Guard(Declaration):
             "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
         }
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The parameters as the last link inside knows them."""
         return self._inner.whole(walk, state.inner)
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
         """What the guard counts is its own."""
         own = {name: part for name, part in state._asdict().items() if name != "inner"}
         return own, [("inner", self.links["inner"], state.inner)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from adam_tx import inside
 from adam_tx._core import hyperparams, numerics, states
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
-from adam_tx._core.trees import Column, Walk, increment
+from adam_tx._core.trees import Column, State, Walk, increment
 from adam_tx.link import Link, as_link, link_of
 
 SAMPLE = 8192  # of how many elements the quantiles are
@@ -98,14 +98,14 @@ class Monitor(Declaration):
         self.terminal, self.elementwise = self._inner.terminal, self._inner.elementwise
         self.averages = self._inner.averages
 
-    def begin(self, walk: Walk) -> Any:
+    def begin(self, walk: Walk) -> State:
         """Nothing is measured yet."""
         self._groups(walk)
         keys = [f"{prefix}{name}" for prefix in ("", *self._patterns) for name in FIGURES]
         figures = {key: jnp.full((), jnp.nan, jnp.float32) for key in keys}
         return _MONITOR(figures, self._inner.begin(walk))
 
-    def step(self, walk: Walk, updates: Column, state: Any) -> tuple[Column, Any]:
+    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The link's step, and figures of it."""
         emitted, inner = walk.through("inner", self._inner, updates, state.inner)
         figures: Any = functools.partial(self._figures, walk, updates, emitted, inner)
@@ -149,15 +149,15 @@ class Monitor(Declaration):
             for name, value in _figures([leaves[i] for i in chosen], [sums[i] for i in chosen]).items()
         }
 
-    def whole(self, walk: Walk, state: Any) -> Walk:
+    def whole(self, walk: Walk, state: State) -> Walk:
         """The parameters as the last link inside knows them."""
         return self._inner.whole(walk, state.inner)
 
-    def layout(self) -> Any:
+    def layout(self) -> Hashable:
         """Its figures are of the leaves that it is given, all together."""
         return object()
 
-    def parts(self, state: Any) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
         """The figures are its own."""
         return states.counts(state) | {"metrics": state.metrics}, [("inner", self.links["inner"], state.inner)]
 
@@ -181,7 +181,7 @@ class _Leaf(NamedTuple):
     eps: Any = None
 
 
-def _known(link: Link, state: Any, walk: Walk, count: Any) -> dict[int, dict[str, Any]]:
+def _known(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict[str, Any]]:
     """For each leaf its rate, averages and epsilon, as far as the links inside have them."""
     known: dict[int, dict[str, Any]] = {i: {} for i in walk.present}
     for held in inside.held(link, state, walk, count):
@@ -326,7 +326,7 @@ def metrics(state: optax.OptState) -> dict[str, jax.Array]:
     return dict(sorted((step | scalars).items(), key=lambda item: item[0] != "step"))
 
 
-def _reporting(state: Any) -> Iterator[tuple[str, Any]]:
+def _reporting(state: State) -> Iterator[tuple[str, Any]]:
     """The parts of a state that say something, from the outside in."""
     for node in jax.tree.leaves(state, is_leaf=lambda node: bool(_kind(node))):
         if kind := _kind(node):
@@ -355,7 +355,7 @@ def _reported(kind: str, node: Any) -> dict[str, Any]:
     return counted | ({"loss_scale": node.scale} if "scale" in node._fields else {}) | {"guarded_norm": node.norm}
 
 
-def _first_count(state: Any) -> dict[str, jax.Array]:
+def _first_count(state: State) -> dict[str, jax.Array]:
     """The first count of updates in a state."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if any(getattr(key, "key", getattr(key, "name", None)) == "count" for key in path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 
 import numpy as np
+
+if TYPE_CHECKING:  # it is no dependency
+    from matplotlib.figure import Figure
 
 
 class Panel(NamedTuple):
@@ -45,7 +48,7 @@ PANELS = (
 INK, PALE, LINE, ACCENT, BAD = "#22303c", "#77828c", "#2a7f86", "#e5922a", "#b5302a"
 
 
-def plot_metrics(history: Sequence[Mapping[str, Any]], *, title: str = "") -> Any:
+def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str = "") -> Figure:
     """Draw what `metrics` has said, step by step.
 
     Args:
