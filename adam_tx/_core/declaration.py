@@ -142,7 +142,7 @@ class Declaration:
         """The state of an outermost link."""
         return state.counted(count)
 
-    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def parts(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
         """The state taken apart: the link's own by name, and `(name, link, state)` of each member."""
         return state._asdict(), []
 

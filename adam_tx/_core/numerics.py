@@ -4,6 +4,8 @@ Everything here is elementwise unless it says otherwise, works in the precision 
 the leaves that it is given, and has finite derivatives where a gradient is zero.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 

@@ -1,5 +1,7 @@
 """What a link is declared by: slots, statistics, the rule of one leaf, and what all links of one kind share."""
 
+from __future__ import annotations
+
 import itertools
 import keyword
 from collections.abc import Callable, Mapping, Sequence
@@ -115,11 +117,11 @@ class Now:
     the precision of the leaf. `now.next` has what they will be at the next update.
     """
 
-    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], "Now"]) -> None:
+    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], Now]) -> None:
         self.__dict__.update(values, count=count, _following=following)
 
     @property
-    def next(self) -> "Now":
+    def next(self) -> Now:
         """The hyperparameters of the next update."""
         return self._following()
 
