@@ -18,7 +18,7 @@ from adam_tx._core import hyperparams, numerics, states
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.hyperparams import ScalarOrSchedule
 from adam_tx._core.trees import Column, State, Walk
-from adam_tx.link import Foreign, Link, as_link, link_of
+from adam_tx.link import Foreign, Link, as_link, link_of, may_change_gradient
 
 Member = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 _FINITE = hyperparams.Range(-float("inf"), float("inf"), low_allowed=False)
@@ -369,7 +369,7 @@ def _check_first(members: Mapping[str, Declaration]) -> None:
     (name, first), *rest = members.items()
     readers = [name for name, member in rest if member.reads_grad]
     stranger = isinstance(first, Foreign) and not first.known
-    if readers and (stranger or first.changes_gradient):
+    if readers and may_change_gradient(first):
         raise ValueError(
             f"chain: {name!r} stands first, but {readers[0]!r} reads the gradient as it entered the chain, so it would "
             f"not see what {name!r} does to it. Put that in front of the chain: optax.chain(<{name}>, "

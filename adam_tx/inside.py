@@ -67,12 +67,13 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
             if group.link is not None:
                 own = own if leaves is None else own & leaves
                 yield from held(group.link, state.get(group.key), walk, count, own)
-    elif state is None:
-        for link in declaration.links.values():
-            yield from held(link, None, walk, count, leaves)
+    elif declaration.name == "parallel":
+        return  # whose rates and averages are not those of one step
     else:
-        for _, link, part in declaration.parts(state)[1]:
-            yield from held(link, part, walk, count, leaves)
+        members = [(name, link, None) for name, link in declaration.links.items()]
+        for name, link, part in members if state is None else declaration.parts(state)[1]:
+            if (declaration.name, name) != ("with_gradient", "gradient"):
+                yield from held(link, part, walk, count, leaves)
 
 
 def _chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:

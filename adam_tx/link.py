@@ -74,6 +74,11 @@ def declared(transformation: Any) -> Declaration | None:
     return owner if isinstance(owner, Declaration) and update.__func__ is Declaration.update else None
 
 
+def may_change_gradient(declaration: Declaration) -> bool:
+    """Whether it is known to change the gradient itself, or nothing is known of what it does."""
+    return declaration.changes_gradient or (isinstance(declaration, Foreign) and not declaration.known)
+
+
 def link_of(declaration: Declaration) -> Link:
     """The link that this declaration stands behind."""
     return Link(declaration.init, declaration.update)
@@ -222,7 +227,10 @@ class Foreign(Declaration):
 
     def layout(self) -> Hashable:
         """Known only where there is no state."""
-        state = self._state_of_one()
+        try:
+            state = self._state_of_one()
+        except Exception:  # whatever it makes of parameters that are not its own
+            return object()
         return object() if jax.tree.leaves(state) else jax.tree.structure(state)
 
     def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:

@@ -115,3 +115,18 @@ def test_nothing_is_watched_after_an_error():
     with pytest.raises(ValueError, match="different trees"):
         explained(adam_tx.adam(0.1), {"w": jnp.ones((2, 3))})
     assert names(explained(adam_tx.sgd(0.1)))[:2] == ["gradient", "params"]
+
+
+def test_injected_schedules_are_explained_at_the_value_of_this_update():
+    tx, params = optax.inject_hyperparams(adam_tx.sgd)(learning_rate=optax.linear_schedule(0.0, 1.0, 10)), parameters()
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    updates, _ = tx.update(params, state, params)
+    assert explained(tx, params, state).rows[-1].low == float(updates["w"].min())
+
+
+def test_a_monitors_own_figures_are_no_finding_and_wrong_states_are_errors():
+    assert explained(adam_tx.monitor(adam_tx.sgd(0.1))).first is None
+    with pytest.raises(ValueError, match="number of updates and states"):
+        explained(optax.chain(optax.clip(1.0), adam_tx.adam(0.1)), state=(optax.EmptyState(),))

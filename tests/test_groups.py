@@ -316,3 +316,15 @@ def test_moments_in_eight_bits_can_be_moved_between_groups():
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
     assert run.apply_updates(weights, updates)["dense"]["bias"].shape == (4,)
+
+
+@pytest.mark.parametrize("pattern", ["*/kernal|!dense/kernel", "!*/kernal", "|"])
+def test_a_pattern_that_names_nothing_is_refused_whatever_it_takes_away(pattern):
+    with pytest.raises(ValueError, match="matches no leaf"):
+        adam_tx.matching(pattern)(params())
+
+
+def test_absent_leaves_need_no_group_and_masks_of_optax_may_stand_in_one():
+    adam_tx.groups({"w": adam_tx.adam(1e-3)}).init({"w": jnp.ones(2), "activation": None})
+    tx = adam_tx.groups({"dense/*": optax.adamw(1e-3, mask=adam_tx.matching("!*/bias"))}, adam_tx.adam(1e-3))
+    assert set(tx.init(params())) == {"count", "adam", "chain"}

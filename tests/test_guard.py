@@ -193,3 +193,47 @@ def test_what_a_guard_cannot_hold_is_refused():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             make()
+
+
+def test_a_step_that_overflows_only_in_the_dtype_of_its_parameters_is_skipped():
+    params, grad = jnp.ones(2, jnp.float16), jnp.full(2, 6e4, jnp.float16)
+    tx = adam_tx.guard(adam_tx.sgd(2.0))
+    updates, state = tx.update(grad, tx.init(params), params)
+    assert int(state.skipped) == 1
+    assert not updates.any()
+
+
+def test_norms_that_hardly_change_or_begin_at_zero_lock_nothing():
+    tx, params = adam_tx.guard(adam_tx.sgd(0.1), deviations=6.0), jnp.ones(4)
+
+    def skipped(sizes):
+        def step(state, size):
+            _, state = tx.update(params * size, state, params)
+            return state, None
+
+        return int(jax.jit(lambda: jax.lax.scan(step, tx.init(params), sizes)[0])().skipped)
+
+    constant, more = jnp.ones(200), jnp.full(100, 1.00001)
+    assert skipped(jnp.concatenate([constant, more])) == 0
+    assert skipped(jnp.concatenate([0.0 * constant, more])) == 0
+    assert skipped(jnp.concatenate([constant, 2.0 * more])) == 100
+
+
+def test_a_state_of_another_guard_is_refused():
+    plain, held = adam_tx.guard(adam_tx.sgd(0.1)), adam_tx.guard(adam_tx.sgd(0.1), deviations=3.0)
+    with pytest.raises(ValueError, match=r"guard: its state is a GuardState of .*'taken'.*Give update the state"):
+        held.update(jnp.ones(2), plain.init(jnp.ones(2)), jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda: adam_tx.guard(optax.clip(0.1)),
+        lambda: adam_tx.monitor(optax.clip(0.1)),
+        lambda: adam_tx.groups({"*": optax.clip(0.1)}),
+        lambda: adam_tx.guard(optax.identity(), loss_scale=adam_tx.LossScale()),
+    ],
+)
+def test_what_changes_the_gradient_cannot_hide_in_first_place(first):
+    with pytest.raises(ValueError, match="stands first, but 'scale_by_rms' reads the gradient"):
+        adam_tx.chain(first(), adam_tx.scale_by_rms())

@@ -290,3 +290,57 @@ def test_the_page_of_metrics_has_a_panel_for_every_figure_and_marks_skipped_step
     assert "1 skipped" in page.texts[-1].get_text()
     page.savefig(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+STRANGE = {
+    "no parameters": (adam_tx.adam(0.1), {}),
+    "no elements": (adam_tx.adam(0.1), {"a": jnp.zeros((0, 3))}),
+    "a mask of parts": (optax.masked(adam_tx.adam(0.1), {"enc": True, "head": False}), None),
+    "labels of parts": (
+        optax.partition({"a": adam_tx.adam(0.1), "b": adam_tx.sgd(0.5)}, {"enc": "a", "head": "b"}),
+        None,
+    ),
+    "another tree inside": (optax.flatten(adam_tx.adam(0.1)), None),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_monitor_stops_no_step(case, standard_promotion):
+    tx, params = STRANGE[case]
+    params = {"enc": {"w": jnp.ones((2, 2))}, "head": {"w": jnp.ones(2)}} if params is None else params
+    watched = adam_tx.monitor(tx)
+    ours, state = watched.update(params, watched.init(params), params)
+    theirs, _ = tx.update(params, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert figures(state)["step"] == 1
+
+
+def test_figures_are_of_the_leaves_of_which_they_are_known():
+    tx = adam_tx.monitor(adam_tx.groups({"bias": "freeze"}, adam_tx.adam(0.1)))
+    state, _ = after(tx, 1)
+    assert not unknown_of(figures(state))
+    np.testing.assert_allclose(figures(state)["learning_rate"], 0.1, rtol=1e-6)
+    state, _ = after(adam_tx.monitor(adam_tx.parallel(adam_tx.adam(1e-3), adam_tx.sgd(1e-2))), 1)
+    assert np.isnan(figures(state)["learning_rate"])  # there are two
+
+
+def test_derivatives_are_those_without_a_monitor():
+    def end(rate, around):
+        tx = around(adam_tx.adam(rate))
+        updates, _ = tx.update(gradient(0, parameters()), tx.init(parameters()), parameters())
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
+
+    derivatives = [
+        jax.jit(jax.grad(lambda rate, a=around: end(rate, a)))(0.1) for around in (adam_tx.monitor, lambda tx: tx)
+    ]
+    np.testing.assert_array_equal(*derivatives)
+
+
+def test_a_monitor_works_on_an_explicit_mesh():
+    mesh = jax.make_mesh((8,), ("m",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "m"))
+    params = {"w": jax.device_put(parameters()["w"][:, :24], sharding), "bias": parameters()["bias"]}
+    state, seen = after(adam_tx.monitor(adam_tx.adam(RATE)), 2, params)
+    wanted = expected(seen, rate=0.01)
+    for name in FIGURES:
+        np.testing.assert_allclose(figures(state)[name], wanted[name], rtol=2e-5, err_msg=name)

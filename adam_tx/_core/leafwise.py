@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adam_tx._core import blocks, correction, debias, numerics, rounding, storage
 from adam_tx._core.correction import Average
@@ -218,7 +219,7 @@ class Leafwise(Declaration):
             return object()  # of the leaves that it is given, all together
         decays = [self.hyperparams[decay] for decay in self.rule.debias]
         stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self._storage.values()]
-        return self._type, *stored, *(d if isinstance(d, int | float) else id(d) for d in decays)
+        return self._type, *stored, *(float(d) if isinstance(d, int | float | np.generic) else id(d) for d in decays)
 
     def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
         """Each leaf's slots, from the one that knows it."""

@@ -7,7 +7,7 @@ the leaves that it is given, and has finite derivatives where a gradient is zero
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -214,3 +214,12 @@ def largest(dtype: jnp.dtype) -> float:
 @functools.cache
 def _smallest(dtype: jnp.dtype) -> float:
     return float(jnp.finfo(dtype).tiny)
+
+
+def sorted_apart(numbers: Sequence[jax.Array]) -> jax.Array:
+    """Some numbers of one dtype, in order, in an array of their own.
+
+    XLA fuses nothing into a sort. It would otherwise fuse the sums that the numbers come
+    from into everything that reads them, and compile for minutes where leaves are many.
+    """
+    return lax.sort(jnp.stack(numbers))

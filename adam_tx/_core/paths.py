@@ -45,10 +45,10 @@ class Pattern:
         return given and not any(regex.fullmatch(path) for regex in self._taken)
 
     def names(self, path: str, shape: tuple[int, ...]) -> bool:
-        """Whether an alternative matches this leaf, be it to take it away."""
-        if self._meant is not None:
+        """Whether an alternative names this leaf, be it to take it away where nothing else is said."""
+        if self._meant is not None or self._given:
             return self.matches(path, shape)
-        return any(regex.fullmatch(path) for regex in (*self._given, *self._taken))
+        return any(regex.fullmatch(path) for regex in self._taken)
 
 
 def _compiled(glob: str) -> re.Pattern[str]:

@@ -45,6 +45,16 @@ def wrapper_type(link: str, *fields: str) -> Any:
     return state_type(link, fields)
 
 
+def check(name: str, state: Any, expected: Any) -> None:
+    """Refuse a state of other parts than those of this type."""
+    fields = [field for field in getattr(state, "_fields", ()) if field != "count"]
+    if tuple(fields) != expected._fields:
+        raise ValueError(
+            f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but a {type(state).__name__} of "
+            f"{fields} came. Give update the state that init returned; the order is update(updates, state, params)."
+        )
+
+
 def counts(state: Any) -> dict[str, Any]:
     """The count of a state by name, where it has one."""
     return {"count": state.count} if "count" in state._fields else {}

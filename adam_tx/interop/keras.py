@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -13,6 +14,7 @@ from jax import Array
 from adam_tx import schedules
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import ema
+from adam_tx._core.paths import slashed
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.trees import Mask
 from adam_tx.chain import chain
@@ -34,7 +36,6 @@ from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
-from adam_tx.training.groups import matching
 from adam_tx.training.guard import LossScale, guard
 
 Links = tuple[optax.GradientTransformation, ...]
@@ -149,12 +150,19 @@ def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
     return guard(from_config(inner, **options), loss_scale=LossScale(initial, every=every))
 
 
-def _decaying(excluded: Sequence[str]) -> matching:
+def _decaying(excluded: Sequence[str]) -> Callable[[Any], Any]:
     """The parameters that decay: those in the last part of whose path none of these is found."""
     if isinstance(excluded, str):
         raise TypeError(f"keras: exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
-    found = re.compile("|".join(excluded)).search
-    return matching(lambda path, _: not found(path.split("/")[-1]))
+    searches = [re.compile(name).search for name in excluded]
+
+    def decays(params: Any) -> Any:
+        def marked(path: Any, _: Any) -> bool:
+            return not any(search(slashed(path).split("/")[-1]) for search in searches)
+
+        return jax.tree_util.tree_map_with_path(marked, params)
+
+    return decays
 
 
 def _decayed(kind: _Class, config: Mapping[str, Any], rate: optax.ScalarOrSchedule, mask: Mask) -> Link:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from adam_tx._core.paths import slashed
 from adam_tx._core.trees import WATCH, Column, Walk, is_absent
 from adam_tx.link import declared
 
+_IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
 _HEADER = ("", "leaf", "from", "to", "rms", "zero", "NaN", "Inf")
 
 
@@ -73,18 +75,20 @@ def explain(
     params: optax.Params | None = None,
     *,
     show: bool = True,
+    **extra: Any,
 ) -> Explanation:
     """Run one update outside of jit, and say what every link of it emitted.
 
     Nothing is changed: the update and the new state are dropped.
 
     Args:
-      tx: a link or chain, or an Optax transformation; chains of Optax and injected
-        hyperparameters are looked into, another wrapper is one row.
+      tx: a link or chain, or an Optax transformation; in chains of Optax each member has
+        its rows, of other wrappers the links of adam_tx inside.
       grads: as for its `update`.
       state: as for its `update`.
       params: as for its `update`.
       show: whether to print the explanation too.
+      **extra: what else its `update` is given, such as `value`.
 
     Returns:
       An `Explanation`, which prints as a table.
@@ -103,10 +107,11 @@ def explain(
     ['gradient', 'scale_by_momentum']
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((grads, state, params))):
-        raise TypeError("explain: inside jit there are no numbers to look at; call it outside.")
+        raise TypeError(_IN_JIT)
     before = [*_rows_of("gradient", grads), *(() if params is None else _rows_of("params", params))]
-    kept = [row for row in _rows_of("state", state) if not row.finite]
-    rows = [*before, *_updated(tx, grads, state, params, ())]
+    own = re.compile(r"(^|/)metrics/")  # a monitor's figures, which are NaN where they are not known
+    kept = [row for row in _rows_of("state", state) if not (row.finite or own.search(row.leaf))]
+    rows = [*before, *_updated(tx, grads, state, params, (), extra)]
     first = next((row for row in [*before, *kept, *rows] if not row.finite), None)
     explanation = Explanation(rows, first)
     if show:
@@ -114,16 +119,17 @@ def explain(
     return explanation
 
 
-def _updated(tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...]) -> Iterator[Row]:
+def _updated(
+    tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...], extra: Mapping[str, Any]
+) -> Iterator[Row]:
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
     tx, rows = introspect.unadapted(tx), []
     maker = introspect.name(tx.update)
-    if declared(tx) is None and inside.is_optax(tx) and maker in ("chain", "named_chain", "inject_hyperparams"):
-        _, members = inside.parts(tx, state) or ({}, [])
-        for key, member, part in members:
-            inner = (*place, key or _name(member)) if maker != "inject_hyperparams" else place
-            yield from _updated(member, grads, part, params, inner)
-            grads, _ = member.update(grads, part, params)
+    known = declared(tx) is None and inside.is_optax(tx) and maker in ("chain", "named_chain")
+    if known and (parts := inside.parts(tx, state)) is not None:
+        for key, member, part in parts[1]:
+            yield from _updated(member, grads, part, params, (*place, key or _name(member)), extra)
+            grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
         return
 
     def watch(at: tuple[str, ...], link: Declaration, walk: Walk, emitted: Column) -> None:
@@ -134,9 +140,11 @@ def _updated(tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...
 
     token = WATCH.set((watch, place))
     try:
-        emitted, _ = tx.update(grads, state, params)
+        emitted, _ = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
     finally:
         WATCH.reset(token)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(emitted)):
+        raise TypeError(_IN_JIT)
     yield from rows
     if declared(tx) is None:
         yield from _rows_of("/".join(place) or maker, emitted)

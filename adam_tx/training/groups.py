@@ -15,7 +15,7 @@ from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
 from adam_tx._core.trees import Column, State, Walk, is_absent
 from adam_tx.chain import unique
-from adam_tx.link import Link, as_link, link_of
+from adam_tx.link import Link, as_link, link_of, may_change_gradient
 
 FREEZE = "freeze"
 Setting = Mapping[str, Any] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
@@ -164,7 +164,8 @@ class Groups(Declaration):
             self.groups.append(Group(label, pattern, link, key))
         members = self._members.values()
         self.reads_grad = any(member.reads_grad for member in members)
-        self.changes_gradient = any(member.changes_gradient for member in members)
+        self.changes_gradient = any(map(may_change_gradient, members))
+        self.averages = tuple(dict.fromkeys(average for member in members for average in member.averages))
         self.elementwise = all(member.elementwise for member in members)
         self.terminal = any(member.terminal for member in members)
 
@@ -177,9 +178,9 @@ class Groups(Declaration):
             shape = shape_of(leaf)
             claims = [k for k, pattern in patterns.items() if pattern.matches(path, shape)]
             named |= {k for k, pattern in patterns.items() if pattern.names(path, shape)}
-            if len(claims) > 1 or not (claims or rest):
+            if (len(claims) > 1 or not (claims or rest)) and not is_absent(leaf):
                 self._refuse_leaf(path, [self.groups[k].label for k in claims])
-            owners.append((claims or rest)[0])
+            owners.append((claims or rest or [0])[0])
         if owners and (unused := patterns.keys() - named):
             raise _of_no_leaf("groups", self.groups[min(unused)].label, walk.paths)
         return owners

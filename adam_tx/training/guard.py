@@ -13,7 +13,9 @@ import optax
 from adam_tx._core import hyperparams, numerics, states
 from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.trees import Column, State, Walk, increment
-from adam_tx.link import Link, as_link, link_of
+from adam_tx.link import Link, as_link, link_of, may_change_gradient
+
+_LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +70,9 @@ def guard(
     does not give in after some number of bad steps; `skipped_in_a_row` says how many there
     were, for the training loop to act on.
 
-    mean is an average of G over the steps that were taken, spread that of its distance from
-    mean (the root of the mean square); the first 1 / (1 - decay) steps are not held to them.
+    mean is an average of G over the steps that were taken and had a gradient, spread that of
+    its distance from mean (the root of the mean square, at least a hundredth of mean). The
+    first 1 / (1 - decay) steps are not held to them.
 
     Args:
       inner: a link, a chain, or any transformation. Put all that counts or averages inside,
@@ -113,6 +116,7 @@ class Guard(Declaration):
         self.links = {"inner": as_link(inner)}
         self._inner = self.links["inner"].declaration
         self.reads_grad, self.terminal = self._inner.reads_grad, self._inner.terminal
+        self.changes_gradient = loss_scale is not None or may_change_gradient(self._inner)
         if deviations is not None:
             deviations = hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if loss_scale is not None and not isinstance(loss_scale, LossScale):
@@ -135,6 +139,7 @@ class Guard(Declaration):
 
     def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
+        states.check(self.name, state, self._type)
         grad = walk.grad
         if self._loss_scale is not None:
             same = grad is updates
@@ -143,7 +148,8 @@ class Guard(Declaration):
         count = self._inner.count_of(state.inner)
         emitted, inner = walk.counting(updates, grad, count).through("inner", self._inner, updates, state.inner)
         inner = self._inner.with_count(inner, None if count is None else increment(count))
-        finite, norm = _finite(walk, updates) & _finite(walk, emitted), _norm(walk, updates)
+        lowered = emitted if self.terminal else [walk.lowered(i, u) for i, u in enumerate(emitted)]
+        finite, norm = _finite(walk, updates) & _finite(walk, lowered), _norm(walk, updates)
         ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
         emitted = [jnp.where(ok, u, -jnp.zeros_like(u)) if i in walk.present else u for i, u in enumerate(emitted)]
         inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
@@ -153,7 +159,8 @@ class Guard(Declaration):
     def _is_usual(self, state: State, norm: jax.Array) -> jax.Array:
         """Whether the norm is not far above what it was; at first any is."""
         few = state.taken.astype(jnp.float32) * self._step < 1.0
-        most = state.mean + (self._deviations or 0.0) * jnp.sqrt(state.variance)
+        spread = jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
+        most = state.mean + (self._deviations or 0.0) * spread
         return jnp.isfinite(norm) & (few | (norm <= most))
 
     def _counted(self, state: State, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
@@ -171,7 +178,8 @@ class Guard(Declaration):
         mean = numerics.ema(state.mean, norm, step)
         variance = numerics.ema(state.variance, (norm - state.mean) * (norm - mean), step)
         new = {"taken": taken, "mean": mean, "variance": variance}
-        return own | {name: jnp.where(ok, value, getattr(state, name)) for name, value in new.items()}
+        counts = ok & (norm > 0)  # a step without a gradient says nothing of what is usual
+        return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
 
     def _scaled(self, state: State, finite: jax.Array) -> dict[str, jax.Array]:
         """The factor of the loss."""
@@ -181,7 +189,7 @@ class Guard(Declaration):
         grown = jnp.where(good >= of.every, state.scale * of.growth, state.scale)
         grown = jnp.where(jnp.isfinite(grown), grown, state.scale)
         return {
-            "scale": jnp.where(finite, grown, state.scale * of.backoff),
+            "scale": jnp.where(finite, grown, jnp.maximum(state.scale * of.backoff, jnp.finfo(jnp.float32).tiny)),
             "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
         }
 
@@ -201,14 +209,14 @@ def _divided(walk: Walk, column: Column, scale: jax.Array) -> Column:
 
 def _finite(walk: Walk, column: Column) -> jax.Array:
     """Whether every element of every leaf is."""
-    found = [jnp.all(jnp.isfinite(column[i])) for i in walk.present]
-    return jnp.all(jnp.stack(found)) if found else jnp.ones((), bool)
+    found = [jnp.all(jnp.isfinite(column[i])).astype(jnp.int32) for i in walk.present]
+    return numerics.sorted_apart(found)[0] > 0 if found else jnp.ones((), bool)
 
 
 def _norm(walk: Walk, column: Column) -> jax.Array:
     """The root of the sum of all squares, float32."""
     squares = [jnp.sum(numerics.square(column[i])).astype(jnp.float32) for i in walk.present]
-    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
+    return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
 
 
 _OF_DEVIATIONS, _OF_SCALE = ("taken", "mean", "variance"), ("scale", "good_in_a_row")

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from adam_tx import inside
-from adam_tx._core import hyperparams, numerics, states
+from adam_tx._core import hyperparams, numerics, sharding, states
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
 from adam_tx._core.trees import Column, State, Walk, increment
-from adam_tx.link import Link, as_link, link_of
+from adam_tx.link import Link, as_link, link_of, may_change_gradient
 
 SAMPLE = 8192  # of how many elements the quantiles are
 QUANTILES = {"step_size_p10": 0.1, "step_size_p50": 0.5, "step_size_p90": 0.9, "step_size_max": 1.0}
@@ -50,9 +51,11 @@ def monitor(
     that a link keeps, debiased where the chain debiases them; eps_share has v as it divides,
     which Keras does not debias. The quantiles
     but for the largest are of a sample: of every leaf each k-th element, with the least k
-    that leaves no more than 8192 in all (one more a leaf). A figure is NaN where what it
-    is made of is not known: the rate of an optimizer that is not of adam_tx, unless
-    Optax injects it, parameters that are not given to `update`.
+    that leaves no more than 8192 in all (one more a leaf). What is known of some leaves
+    only, because others are frozen or have another optimizer, is of these. A figure is
+    NaN where what it is made of is known of none: the rate of an optimizer that is not of
+    adam_tx, unless Optax injects it, parameters that are not given to `update`. No
+    derivative goes through figures.
 
     Args:
       inner: a link, a chain, or any transformation. Put the monitor around all of it, and a
@@ -94,7 +97,7 @@ class Monitor(Declaration):
         self.links = {"inner": as_link(inner)}
         self._inner = self.links["inner"].declaration
         self._patterns = {f"{name}/": Pattern(of) for name, of in (groups or {}).items()}
-        self.reads_grad, self.changes_gradient = self._inner.reads_grad, self._inner.changes_gradient
+        self.reads_grad, self.changes_gradient = self._inner.reads_grad, may_change_gradient(self._inner)
         self.terminal, self.elementwise = self._inner.terminal, self._inner.elementwise
         self.averages = self._inner.averages
 
@@ -107,12 +110,13 @@ class Monitor(Declaration):
 
     def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The link's step, and figures of it."""
+        states.check(self.name, state, _MONITOR)
         emitted, inner = walk.through("inner", self._inner, updates, state.inner)
         figures: Any = functools.partial(self._figures, walk, updates, emitted, inner)
         if self._every == 1:
             return emitted, _MONITOR(figures(), inner)
         due = increment(walk.count) % self._every == 0
-        return emitted, _MONITOR(jax.lax.cond(due, figures, lambda: dict(state.metrics)), inner)
+        return emitted, _MONITOR(lax.cond(due, figures, lambda: dict(state.metrics)), inner)
 
     def _groups(self, walk: Walk) -> dict[str, list[int]]:
         """The leaves of every group by its prefix."""
@@ -131,6 +135,8 @@ class Monitor(Declaration):
 
     def _figures(self, walk: Walk, updates: Column, emitted: Column, inner: Any) -> dict[str, jax.Array]:
         grad = updates if walk.grad is None else walk.grad
+        still = lax.stop_gradient  # no derivative goes through figures
+        walk, grad, emitted, inner = walk.with_params(still(walk.params)), still(grad), still(emitted), still(inner)
         known = _known(self.links["inner"], inner, walk, None if walk.count is None else increment(walk.count))
         leaves = {
             i: _Leaf(
@@ -195,7 +201,11 @@ def _known(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict[s
         for order, weight in held.link.weights_corrected(held.state):
             for i in own:
                 known[i].setdefault(f"weight_{order}", weight)
-        for slot, weight, column in held.link.averages_in(walk, held.state):
+        try:
+            averages = list(held.link.averages_in(walk, held.state))
+        except ValueError:  # a wrapper has made another tree of it
+            continue
+        for slot, weight, column in averages:
             for i in own:
                 x = column[i]
                 if x is None or x.shape != walk.updates[i].shape:
@@ -220,7 +230,7 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             # explicit, because XLA takes float32 -> bfloat16 -> float32 for the identity
             precision = jnp.finfo(leaf.dtype)
-            new = jax.lax.reduce_precision(leaf.param + leaf.update, precision.nexp, precision.nmant)
+            new = lax.reduce_precision(leaf.param + leaf.update, precision.nexp, precision.nmant)
             terms["rounded_away"] = moved & (new == leaf.param)
     if leaf.v is not None:
         terms |= {"seen": leaf.v != 0, "below_eps": leaf.divisor < leaf.eps}
@@ -237,7 +247,7 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
 
     # all at once, so that the leaf is read once; row by row first, so that no sum is of too many numbers
     if arrays[0].ndim > 1:
-        arrays = jax.lax.reduce(arrays, [jnp.zeros((), dtype)] * len(arrays), together, [arrays[0].ndim - 1])
+        arrays = lax.reduce(arrays, [jnp.zeros((), dtype)] * len(arrays), together, [arrays[0].ndim - 1])
     *sums, largest = arrays
     reduced = [*map(jnp.sum, sums), jnp.max(largest, initial=0.0)]
     found = {name: value.astype(jnp.float32) for name, value in zip(terms, reduced, strict=True)}
@@ -252,10 +262,11 @@ def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -
     size = jnp.float32(elements)
 
     def total(name: str) -> Any:
-        return sum(of[name] for of in sums) if sums and all(name in of for of in sums) else jnp.nan
+        known = [of[name] for of in sums if name in of]
+        return jnp.sum(numerics.sorted_apart(known)) if known else jnp.float32(jnp.nan)
 
     update, param = jnp.sqrt(total("update")), jnp.sqrt(total("param"))
-    rates = [jnp.nan if leaf.rate is None else leaf.rate for leaf in leaves]
+    rates = [jnp.float32(leaf.rate) for leaf in leaves if leaf.rate is not None]
     figures = {
         "learning_rate": functools.reduce(jnp.maximum, rates) if rates else jnp.nan,
         "grad_norm": jnp.sqrt(total("grad")),
@@ -263,7 +274,7 @@ def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -
         "update_rms": update / jnp.sqrt(size),
         "update_to_param": update / param,
         "signal_to_noise": total("signal") / total("seen"),
-        "eps_share": total("below_eps") / size,
+        "eps_share": total("below_eps") / jnp.float32(sum(leaf.grad.size for leaf in leaves if leaf.v is not None)),
         "rounded_away": total("rounded_away") / jnp.maximum(total("moved"), 1.0),
         **_step_sizes(leaves, sums, max(-(-elements // SAMPLE), 1)),
     }
@@ -272,17 +283,21 @@ def _figures(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]]) -
 
 def _step_sizes(leaves: Sequence[_Leaf], sums: Sequence[Mapping[str, jax.Array]], every: int) -> dict[str, Any]:
     """Quantiles of |u| / learning rate, of a sample; the largest of all."""
-    if not leaves or any(leaf.rate is None for leaf in leaves):
+    stepped = [k for k, leaf in enumerate(leaves) if leaf.rate is not None and leaf.grad.size]
+    leaves, sums = [leaves[k] for k in stepped], [sums[k] for k in stepped]
+    if not leaves:
         return dict.fromkeys(QUANTILES, jnp.nan)
 
     def relative(size: jax.Array, leaf: _Leaf) -> jax.Array:
         rate = numerics.scalar(leaf.rate, size)
         return jnp.where(size == 0, 0.0, size / rate).astype(jnp.float32)  # no step is none at a rate of zero too
 
-    sample = jnp.concatenate([relative(jnp.abs(leaf.update.ravel()[::every]), leaf) for leaf in leaves])
+    sample = jnp.concatenate(
+        [relative(jnp.abs(sharding.gathered(leaf.update).ravel()[::every]), leaf) for leaf in leaves]
+    )
     found = jnp.quantile(sample, jnp.asarray(list(QUANTILES.values())[:-1], jnp.float32))
     largest = [relative(of["largest"], leaf) for of, leaf in zip(sums, leaves, strict=True)]
-    return dict(zip(QUANTILES, [*found, functools.reduce(jnp.maximum, largest)], strict=True))
+    return dict(zip(QUANTILES, [*found, numerics.sorted_apart(largest)[-1]], strict=True))
 
 
 def metrics(state: optax.OptState) -> dict[str, jax.Array]:
@@ -358,6 +373,7 @@ def _reported(kind: str, node: Any) -> dict[str, Any]:
 def _first_count(state: State) -> dict[str, jax.Array]:
     """The first count of updates in a state."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        if any(getattr(key, "key", getattr(key, "name", None)) == "count" for key in path):
+        named = getattr(path[-1], "key", getattr(path[-1], "name", None)) if path else None
+        if named == "count" and jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
             return {"step": jnp.asarray(leaf, jnp.float32)}
     return {}

@@ -52,7 +52,8 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     """Draw what `metrics` has said, step by step.
 
     Args:
-      history: one dict for each logged step, as `metrics` returns them; a `loss` that was
+      history: one dict for each logged step, as `metrics` returns them, or one of stacked
+        figures, as `lax.scan` returns them; a `loss` that was
         added is drawn too, figures of groups are drawn beside those of all.
       title: over the page.
 
@@ -83,6 +84,10 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
         raise ImportError(
             "plot_metrics: it draws with matplotlib, which is not installed: pip install matplotlib."
         ) from error
+    if isinstance(history, Mapping):  # stacked, as a scan returns them
+        figures = {key: np.atleast_1d(np.asarray(column, np.float64)) for key, column in history.items()}
+        history = [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)]
+    history = list(history)
     if not history:
         raise ValueError("plot_metrics: history is empty; append metrics(state) to it after every step.")
     keys = list(dict.fromkeys(key for figures in history for key in figures))
@@ -92,7 +97,8 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     if not panels:
         raise ValueError(f"plot_metrics: history has none of the figures of metrics, only {keys}.")
     steps = columns.get("step", np.arange(1.0, len(history) + 1))
-    skipped = np.diff(columns.get("skipped", np.zeros(len(history))), prepend=0.0) > 0
+    skips = columns.get("skipped", np.zeros(len(history)))
+    skipped = np.diff(skips, prepend=0.0 if skips[0] == 1.0 else skips[0]) > 0
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 2.5 * rows + 0.6), layout="constrained")
     if title:
@@ -102,8 +108,8 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
         _draw(ax, panel, columns, groups, steps)
         for step in steps[skipped]:
             ax.axvline(step, color=BAD, linewidth=0.8, alpha=0.5, zorder=0)
-    if skipped.any():
-        figure.text(0.99, 0.995, f"│ {skipped.sum()} skipped", ha="right", va="top", fontsize=10, color=BAD)
+    if skips[-1] > 0:
+        figure.text(0.99, 0.995, f"│ {skips[-1]:.0f} skipped", ha="right", va="top", fontsize=10, color=BAD)
     return figure
 
 
