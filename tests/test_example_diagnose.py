@@ -2,12 +2,23 @@
 
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diagnose.py"
+
+
+class Page(NamedTuple):
+    """In place of a figure, which takes seconds to lay out and is drawn in tests/test_monitor.py."""
+
+    steps: int
+    title: str
+
+    def savefig(self, path, **_):
+        path.write_text(f"{self.steps} steps of {self.title}")
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +32,7 @@ def played(tmp_path_factory):
         for name, steps in {"STEPS": 260, "TOO_LARGE": 130, "MISSING": 240}.items():
             patch.setattr(module, name, steps)
         patch.setenv("COLUMNS", "140")
+        patch.setattr(module.adam_tx, "plot_metrics", lambda history, title: Page(len(history), title))
         runs = module.main(["--plot", str(folder / "page.png")])
         accuracy = module.accuracy(runs["guarded"].params, module.load_data()[1])
     return accuracy, runs, folder
@@ -49,4 +61,6 @@ def test_the_guarded_run_skips_both_batches_and_goes_on(played):
 
 def test_it_writes_both_pages(played):
     _, _, folder = played
-    assert {path.name for path in folder.iterdir()} == {"page.png", "page_guarded.png"}
+    pages = {path.name: path.read_text() for path in folder.iterdir()}
+    assert pages["page.png"] == "260 steps of AdamW on digits, the plain run"
+    assert pages["page_guarded.png"] == "260 steps of AdamW on digits, the guarded run"

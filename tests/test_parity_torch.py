@@ -146,7 +146,7 @@ def test_groups_without_a_name_or_a_pattern_are_refused():
     group = RECORDS[0]["group"]
     with pytest.raises(ValueError, match=r"groups\[0\] has no param_names to go by.*patterns="):
         interop.torch.from_param_groups([group])
-    with pytest.raises(ValueError, match="a pattern is needed for each of the 2 groups, got 1"):
+    with pytest.raises(ValueError, match="patterns needs one for each of the 2 groups, got 1"):
         interop.torch.from_param_groups([group, group], patterns=["*"])
     with pytest.raises(TypeError, match="use from_param_group"):
         interop.torch.from_param_groups(group)
