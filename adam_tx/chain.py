@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams, numerics, states
-from adam_tx._core.declaration import Call, Declaration
+from adam_tx._core.declaration import Call, Declaration, Keyed
 from adam_tx._core.hyperparams import ScalarOrSchedule
 from adam_tx._core.trees import Column, State, Walk
 from adam_tx.link import Foreign, Link, as_link, link_of, may_change_gradient
@@ -137,7 +137,7 @@ def with_gradient(
     return link_of(WithGradient(member, gradient))
 
 
-class Chain(Declaration):
+class Chain(Keyed):
     """Links in turn."""
 
     formula = "its links in turn"
@@ -189,10 +189,6 @@ class Chain(Declaration):
         name, last = list(self._members.items())[-1]
         return last.whole(walk, state.get(name)) if last.terminal else walk
 
-    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
-        """The dict with other entries."""
-        return {**state, **inside}
-
     def layout(self) -> Hashable:
         """That of its members."""
         return self._layout_of_members()
@@ -202,15 +198,6 @@ class Chain(Declaration):
         if not isinstance(state, Mapping) or "count" not in state:
             raise ValueError(self._of_another(state))
         return state["count"]
-
-    def with_count(self, state: State, count: Any) -> State:
-        """The dict with a count."""
-        return {"count": count, **state}
-
-    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """The count, and the members."""
-        own = {"count": state["count"]} if "count" in state else {}
-        return own, [(name, link, state.get(name)) for name, link in self.links.items()]
 
     def _of_another(self, state: State) -> str:
         keys = ["count", *(name for name in self._members if name in self._keys)]

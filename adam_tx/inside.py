@@ -9,6 +9,7 @@ import optax
 from adam_tx._core import introspect
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.trees import Walk
+from adam_tx.chain import Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.training.groups import Groups
 
@@ -67,12 +68,12 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
             if group.link is not None:
                 own = own if leaves is None else own & leaves
                 yield from held(group.link, state.get(group.key), walk, count, own)
-    elif declaration.name == "parallel":
+    elif isinstance(declaration, Parallel):
         return  # whose rates and averages are not those of one step
     else:
         members = [(name, link, None) for name, link in declaration.links.items()]
         for name, link, part in members if state is None else declaration.parts(state)[1]:
-            if (declaration.name, name) != ("with_gradient", "gradient"):
+            if not isinstance(declaration, WithGradient) or name == "member":
                 yield from held(link, part, walk, count, leaves)
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import adam_tx
+from adam_tx._core.trees import WATCH
 
 
 def parameters():
@@ -115,6 +116,7 @@ def test_nothing_is_watched_after_an_error():
     with pytest.raises(ValueError, match="different trees"):
         explained(adam_tx.adam(0.1), {"w": jnp.ones((2, 3))})
     assert names(explained(adam_tx.sgd(0.1)))[:2] == ["gradient", "params"]
+    assert WATCH.get() is None
 
 
 def test_injected_schedules_are_explained_at_the_value_of_this_update():

@@ -232,6 +232,7 @@ def test_a_state_of_another_guard_is_refused():
         lambda: adam_tx.monitor(optax.clip(0.1)),
         lambda: adam_tx.groups({"*": optax.clip(0.1)}),
         lambda: adam_tx.guard(optax.identity(), loss_scale=adam_tx.LossScale()),
+        lambda: adam_tx.guard(adam_tx.scale_by_momentum(), loss_scale=adam_tx.LossScale()),
     ],
 )
 def test_what_changes_the_gradient_cannot_hide_in_first_place(first):

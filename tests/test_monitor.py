@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 import adam_tx
 from adam_tx.storage import EightBit
 from adam_tx.training.monitor import FIGURES, SAMPLE
+from adam_tx.training.plot import BAD
 
 RATE = optax.linear_schedule(0.0, 0.1, 10)
 
@@ -183,6 +184,14 @@ def test_the_learning_rate_in_force_is_readable(case, standard_promotion):
     np.testing.assert_allclose(figures(state)["learning_rate"], rate, rtol=1e-6)
 
 
+def test_nothing_is_known_of_leaves_that_a_mask_hides(standard_promotion):
+    tx = optax.masked(adam_tx.adam(RATE), {"w": True, "bias": False})
+    state, _ = after(adam_tx.monitor(tx, groups={"hidden": "bias"}), 2)
+    found = figures(state)
+    assert np.isnan([found["hidden/learning_rate"], found["hidden/step_size_max"]]).all()
+    np.testing.assert_allclose(found["learning_rate"], 0.01, rtol=1e-6)
+
+
 def unknown_of(found):
     return {name for name, value in found.items() if np.isnan(value)}
 
@@ -288,6 +297,8 @@ def test_the_page_of_metrics_has_a_panel_for_every_figure_and_marks_skipped_step
         *("signal to noise", "shares", "norm of the parameters"),
     ]
     assert "1 skipped" in page.texts[-1].get_text()
+    marks = [[line.get_xdata()[0] for line in ax.lines if line.get_color() == BAD] for ax in page.axes]
+    assert marks == [[3.0]] * len(page.axes)  # the monitor's count stands still at the step before
     page.savefig(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
 

@@ -187,6 +187,23 @@ class Declaration:
         return _make_anew, (self.call,)
 
 
+class Keyed(Declaration):
+    """A link whose state is a dict of what its members keep, and of the count where it is the outermost."""
+
+    def with_count(self, state: State, count: Any) -> State:
+        """The dict with a count."""
+        return {"count": count, **state}
+
+    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+        """The count, and the members."""
+        own = {"count": state["count"]} if "count" in state else {}
+        return own, [(name, link, state.get(name)) for name, link in self.links.items()]
+
+    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
+        """The dict with other entries."""
+        return {**state, **inside}
+
+
 LIFTED: ContextVar[str] = ContextVar("lifted", default="")
 """The transformation from elsewhere that is being initialised with bfloat16 parameters lifted to float32, if one is."""
 

@@ -301,16 +301,16 @@ class Leafwise(Declaration):
                 columns[name] = walk.grad if name == "grad" else required_params(walk, self.name)
         return columns | self._slots(walk, state)
 
-    def _slots(self, walk: Walk, state: State) -> dict[str, Column]:
-        """What is stored of every slot; where a leaf has none, what stands in its place."""
+    def _slots(self, walk: Walk, state: State, *, masked: bool = False) -> dict[str, Column]:
+        """What is stored of every slot; where a leaf has none, what stands in its place; any may, if masked."""
         columns = {}
         for name in self.kind.slots:
-            values = walk.column(getattr(state, name), name, optional=name in self._optional)
+            values = walk.column(getattr(state, name), name, optional=masked or name in self._optional)
             key = self._scaled.get(name)
             scales = values if key is None else walk.column(state.scales[key], "scales", optional=True)
             columns[name] = column = list(values)
             for i in walk.present:
-                if values[i] is not None:
+                if not is_absent(values[i]):
                     column[i] = Stored(values[i], None if key is None else scales[i])
         return columns
 
@@ -351,17 +351,12 @@ class Leafwise(Declaration):
 
         Where the state has none for a leaf, as in a mask, there is None.
         """
+        stored = self._slots(walk, state, masked=True) if self.kind.slots else {}
         for name, slot in self.kind.slots.items():
             if slot.decay is None:
                 continue
-            values = walk.column(getattr(state, name), name, optional=True)
-            key = self._scaled.get(name)
-            scales = values if key is None else walk.column(state.scales[key], "scales", optional=True)
-            column: Column = [None] * len(walk)
-            for i in walk.present:
-                if not is_absent(values[i]):
-                    stored = Stored(values[i], None if key is None else scales[i])
-                    column[i] = self._decoded(walk, i, name, stored)
+            kept = enumerate(stored[name])
+            column = [self._decoded(walk, i, name, x) if isinstance(x, Stored) else None for i, x in kept]
             weighed = slot.decay in self.rule.debias
             yield slot, jnp.sum(getattr(state, self.kind.weights[slot.decay])) if weighed else None, column
 

@@ -17,6 +17,7 @@ from adam_tx._core import introspect
 from adam_tx._core.declaration import Declaration
 from adam_tx._core.paths import slashed
 from adam_tx._core.trees import WATCH, Column, Walk, is_absent
+from adam_tx.chain import Chain
 from adam_tx.link import declared
 
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
@@ -133,7 +134,7 @@ def _updated(
         return
 
     def watch(at: tuple[str, ...], link: Declaration, walk: Walk, emitted: Column) -> None:
-        if type(link).__name__ != "Chain":  # that emits what its last link does
+        if type(link) is not Chain:  # that emits what its last link does
             name = "/".join(at) or link.name
             leaves = ((walk.paths[i], emitted[i]) for i in walk.present)
             rows.extend(_row(name, path, leaf) for path, leaf in leaves if not isinstance(leaf, Tracer))

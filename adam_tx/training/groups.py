@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams
-from adam_tx._core.declaration import Call, Declaration, Remembered
+from adam_tx._core.declaration import Call, Keyed, Remembered
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
 from adam_tx._core.trees import Column, State, Walk, is_absent
 from adam_tx.chain import unique
@@ -135,7 +135,7 @@ class Group(NamedTuple):
     key: str
 
 
-class Groups(Declaration):
+class Groups(Keyed):
     """Several links, each for leaves of its own."""
 
     name, formula = "groups", "each leaf by the link of its group"
@@ -264,19 +264,6 @@ class Groups(Declaration):
         """The count in the dict."""
         self._check_state(state, "count")
         return state["count"]
-
-    def with_count(self, state: State, count: Any) -> State:
-        """The dict with a count."""
-        return {"count": count, **state}
-
-    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """The count, and what the links of each layout keep."""
-        own = {"count": state["count"]} if "count" in state else {}
-        return own, [(key, link, state.get(key)) for key, link in self.links.items()]
-
-    def rebuilt(self, state: State, inside: Mapping[str, Any]) -> State:
-        """The dict with other entries."""
-        return {**state, **inside}
 
     def unknown_in_a_basis(self) -> Iterator[str]:
         """Its links each have a basis of their own, if any."""
