@@ -1,5 +1,7 @@
 """The debiasing weight 1 - Π decay is right at every step, and what it debiases has no bias."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,7 @@ CHECKPOINTS = (1, 10, 100, 1000, 5000, 20_000)
 DECAYS = [0.9, 0.99, 0.999, 0.9999]
 
 
+@functools.cache
 def debiased(values, decay):
     """What `oracles.debiased_ema` gives at the checkpoints, without keeping all the rest."""
     average, out = np.zeros(NOISE.shape[1]), []
@@ -74,10 +77,14 @@ def debiased(values, decay):
 
 def at_checkpoints(init, update):
     """The states at the checkpoints, `update(grad, state) -> state` over the noise."""
-    scan = jax.jit(lambda state, grads: jax.lax.scan(lambda s, g: (update(g, s), None), state, grads)[0])
+
+    @jax.jit
+    def steps(state, grads, start, stop):
+        return jax.lax.fori_loop(start, stop, lambda t, state: update(grads[t], state), state)
+
     state, start = init(jnp.zeros(NOISE.shape[1])), 0
     for stop in CHECKPOINTS:
-        state, start = scan(state, jnp.asarray(NOISE[start:stop])), stop
+        state, start = steps(state, NOISE, start, stop), stop
         yield state
 
 
