@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import adam_tx
 from adam_tx import interop, schedules, storage
@@ -153,3 +154,9 @@ AT_RANDOM = {
 }
 """Those whose moments are rounded at random, by where an element stands."""
 SMALL_STATE |= AT_RANDOM
+
+
+def costly(makers):
+    """Their names, for a test that compiles much: one setting of an optimizer for every run, the others for all."""
+    every_run = {*adam_tx.optimizers.__all__, *AT_RANDOM}
+    return [name if name in every_run else pytest.param(name, marks=pytest.mark.exhaustive) for name in makers]

@@ -53,9 +53,9 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def usual_compiler():
-    """What is jitted in this module is compiled as for users, for tests of the last bit and of what a program costs."""
+    """What is jitted in a test is compiled as for users, for tests of the last bit and of what a program costs."""
     with run.compiled_for_users():
         yield
 

@@ -21,6 +21,12 @@ def compiled_for_users():
         yield
 
 
+def asked_for(request):
+    """The `name`s of the tests that will use this fixture, which need not prepare any other."""
+    users = (item for item in request.session.items if request.fixturename in item.fixturenames)
+    return [item.callspec.params["name"] for item in users if item.path == request.path]
+
+
 def trajectory(tx, params, grads, dtype=None):
     """Parameters after every step, as `oracles` returns them; one jitted scan over the gradients."""
     params, grads = (jnp.asarray(x, dtype) for x in (params, grads))

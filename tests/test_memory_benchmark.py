@@ -1,9 +1,11 @@
 """The race of benchmarks/memory.py: what it says of bytes, and that one contender's failure is not the others'."""
 
+import dataclasses
 import io
 import json
 
 import compiled_memory
+import jax
 import jax.numpy as jnp
 import memory
 import optax
@@ -50,6 +52,15 @@ def in_jax(tx, dtype=jnp.float32):
 BASELINE = {memory.BASELINE: in_jax(adam_tx.adamw(1e-3))}
 
 
+@pytest.fixture(scope="module")
+def measured():
+    """AdamW beside SGD with gradients of bfloat16."""
+    halves = {"halves": in_jax(optax.sgd(1e-3), jnp.bfloat16)}
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(memory, "torch_module", lambda: None)
+        return memory.measure(PROBLEM, 1, BASELINE | halves, memory.Attempts(Console(quiet=True)))
+
+
 def test_a_contender_that_does_not_compile_is_left_out_and_named(attempt):
     broken = optax.GradientTransformation(optax.sgd(1e-3).init, lambda *_: 1 / 0)
     measured = memory.measure(PROBLEM, 2, {"broken": in_jax(broken)} | BASELINE, attempt)
@@ -73,24 +84,22 @@ def test_without_the_baseline_there_is_nothing_to_compare_with(attempt):
         memory.measure(PROBLEM, 1, {"sgd": in_jax(optax.sgd(1e-3))}, attempt)
 
 
-def test_least_bytes_of_adamw_are_28_a_parameter_and_their_share_is_beside_the_copys_speed(attempt):
-    record = memory.measure(PROBLEM, 1, BASELINE, attempt).contenders[memory.BASELINE]
+def test_least_bytes_of_adamw_are_28_a_parameter_and_their_share_is_beside_the_copys_speed(measured):
+    record = dataclasses.replace(measured.contenders[memory.BASELINE], shares={})
     scalars = 2 * 64  # a count, two debiasing weights and the like, read and written
     assert 28 * PARAMETERS <= record.least <= 28 * PARAMETERS + scalars
 
-    measured = memory.Measured({memory.BASELINE: record}, copy_bytes=2 * record.least)
-    memory.judge(measured, {(memory.BASELINE, "default"): [1.0, 4.0], (memory.COPY, "default"): [1.0, 2.0]})
-    assert measured.bandwidth == 2 * record.least / 1.5
+    judged = memory.Measured({memory.BASELINE: record}, copy_bytes=2 * record.least)
+    memory.judge(judged, {(memory.BASELINE, "default"): [1.0, 4.0], (memory.COPY, "default"): [1.0, 2.0]})
+    assert judged.bandwidth == 2 * record.least / 1.5
     assert record.shares["default"] == (0.5 + 0.25) / 2
 
 
-def test_gradients_of_bfloat16_count_two_bytes(attempt):
-    halves = {"halves": in_jax(optax.sgd(1e-3), jnp.bfloat16)}
-    assert memory.measure(PROBLEM, 1, BASELINE | halves, attempt).contenders["halves"].least == 6 * PARAMETERS
+def test_gradients_of_bfloat16_count_two_bytes(measured):
+    assert measured.contenders["halves"].least == 6 * PARAMETERS
 
 
-def test_what_is_measured_can_be_printed_and_written(attempt, tmp_path):
-    measured = memory.measure(PROBLEM, 1, BASELINE, attempt)
+def test_what_is_measured_can_be_printed_and_written(measured, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
     memory.print_tables(console, PROBLEM, measured)
     assert "share of copy bandwidth" in console.export_text()
@@ -98,8 +107,8 @@ def test_what_is_measured_can_be_printed_and_written(attempt, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["contenders"][memory.BASELINE]["shares"]["default"] > 0
 
 
-def test_checksums_are_taken_only_to_compare_two_ways_of_compiling(attempt, monkeypatch):
-    assert set(memory.measure(PROBLEM, 1, BASELINE, attempt).contenders[memory.BASELINE].digests) == set(memory.ways())
+def test_checksums_are_taken_only_to_compare_two_ways_of_compiling(measured, attempt, monkeypatch):
+    assert set(measured.contenders[memory.BASELINE].digests) == set(memory.ways())
     monkeypatch.setattr(compiled_memory, "ways", lambda: {"default": {}})
     assert memory.measure(PROBLEM, 1, BASELINE, attempt).contenders[memory.BASELINE].digests == {}
 

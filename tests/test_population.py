@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import population
 import pytest
+import run
 
 import adam_tx
 
 
 @pytest.fixture(scope="module")
-def trained(usual_compiler):
+def trained():
     """The population, its results in one call and in 64, and how often the training was traced for the latter."""
     settings, traced = population.population(), []
     function = partial(population.train, population.PROBLEMS["elementwise, 256"], steps=20)
@@ -21,8 +22,9 @@ def trained(usual_compiler):
         traced.append(member)
         return function(member)
 
-    batched = jax.jit(jax.vmap(function))(settings)
-    return settings, batched, population.one_by_one(jax.jit(single), settings), traced
+    with run.compiled_for_users():
+        batched = jax.jit(jax.vmap(function))(settings)
+        return settings, batched, population.one_by_one(jax.jit(single), settings), traced
 
 
 def test_64_settings_of_adamw_in_one_call_end_with_the_bits_of_64_single_runs(trained):

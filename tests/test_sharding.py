@@ -1,16 +1,20 @@
 """On eight virtual devices the state is sharded as the parameters are, and no number changes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import OPTIMIZERS, PER_TENSOR
+import run
+from catalogue import OPTIMIZERS, PER_TENSOR, costly
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adam_tx
 
+ALL = OPTIMIZERS | PER_TENSOR
 SPEC = {"w": P("rows", "columns"), "b": P("rows")}
 
 pytestmark = pytest.mark.usefixtures("usual_compiler")
@@ -44,48 +48,48 @@ def steps(tx, params, n=5):
     return params, state
 
 
-def on_one_and_on_many(makers, start, mesh, jit):
+def on_one_and_on_many(names, start, mesh):
     """Parameters and state of each optimizer after five steps, on one device and on eight, each in one program."""
-    optimizers = {name: make() for name, make in makers.items()}
+    optimizers = {name: ALL[name]() for name in names}
 
-    @jit
-    def step(carries):
+    def step(_, carries):
         new = {}
         for name, (p, s) in carries.items():
             updates, s = optimizers[name].update(jax.tree.map(jnp.sin, p), s, p)
             new[name] = optax.apply_updates(p, updates), s
         return new
 
+    @functools.partial(jax.jit, compiler_options=run.AS_FOR_USERS)
+    def five_steps(carries):
+        return jax.lax.fori_loop(0, 5, step, carries)
+
     def after_five(params):
-        carries = {name: (params, tx.init(params)) for name, tx in optimizers.items()}
-        for _ in range(5):
-            carries = step(carries)
-        return carries
+        return five_steps({name: (params, tx.init(params)) for name, tx in optimizers.items()})
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return after_five(start), after_five(place(start, mesh))
 
 
 @pytest.fixture(scope="module")
-def elementwise(mesh, usual_compiler):
-    return on_one_and_on_many(OPTIMIZERS, parameters(), mesh, jax.jit)
+def elementwise(mesh, request):
+    return on_one_and_on_many(run.asked_for(request), parameters(), mesh)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", costly(OPTIMIZERS))
 def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(name, elementwise):
     one, many = elementwise
     jax.tree.map(np.testing.assert_array_equal, one[name], many[name])
 
 
 @pytest.fixture(scope="module")
-def per_tensor(mesh):
+def per_tensor(mesh, request):
     rng = np.random.default_rng(0)  # square, because SOAP's basis of a null space is arbitrary
     with jax.enable_x64(True):
         params = {"w": jnp.asarray(rng.standard_normal((8, 8))), "b": jnp.ones(8)}
-        return on_one_and_on_many(PER_TENSOR, params, mesh, jax.jit)
+        return on_one_and_on_many(run.asked_for(request), params, mesh)
 
 
-@pytest.mark.parametrize("name", PER_TENSOR)
+@pytest.mark.parametrize("name", costly(PER_TENSOR))
 def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_sums(name, per_tensor):
     (one, _), (many, _) = (after[name] for after in per_tensor)
     # eigenvectors answer to rounding with it over the gap between eigenvalues
