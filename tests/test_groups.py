@@ -100,7 +100,7 @@ SPLITS = {
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_leaf_trains_as_under_optax_partition_bit_for_bit(split, standard_promotion):
+def test_every_leaf_trains_as_under_optax_partition_bit_for_bit(split, standard_promotion, usual_compiler):
     tx, transforms, by_label = SPLITS[split]
     ours, _ = after_five(tx)
     theirs, _ = after_five(optax.partition(transforms, by_label))
@@ -272,7 +272,9 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_groups_stand_in_every_wrapper_and_come_back_from_config_and_pickle(wrapper, standard_promotion):
+def test_groups_stand_in_every_wrapper_and_come_back_from_config_and_pickle(
+    wrapper, standard_promotion, usual_compiler
+):
     of = {EMBED: {"weight_decay": 0.0}} if wrapper == "groups" else {NO_DECAY: {"weight_decay": 0.0}, EMBED: "freeze"}
     tx = WRAPPED[wrapper](adam_tx.groups(of, {}, **RECIPE))
     weights, _ = after_five(tx)
@@ -300,7 +302,7 @@ def test_master_weights_may_stand_in_a_group_or_behind_them():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
 
 
-def test_a_pattern_is_a_mask_for_weight_decay_and_for_optax():
+def test_a_pattern_is_a_mask_for_weight_decay_and_for_optax(usual_compiler):
     masked = adam_tx.adamw(1e-2, weight_decay=0.1, mask=adam_tx.matching(f"!{NO_DECAY.replace('|', '|!')}"))
     grouped = adam_tx.groups({NO_DECAY: {"weight_decay": 0.0}}, {}, **RECIPE)
     jax.tree.map(np.testing.assert_array_equal, after_five(masked)[0], after_five(grouped)[0])

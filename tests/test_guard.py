@@ -19,7 +19,7 @@ BAD = {"nan": np.nan, "inf": np.inf, "spike": 1e6}
 @pytest.fixture(scope="module")
 def runs(request):
     """The optimizers over the good gradients of a thousand, and over all; one program for both."""
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), run.compiled_for_users():
         rng = np.random.default_rng(0)
         grads = np.float32(rng.normal(size=(1000, 2, 4)) + 0.5)
         bad = rng.random(1000) < 0.1

@@ -226,6 +226,16 @@ def test_a_monitor_changes_no_bit_and_no_type():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), same) == jax.tree.map(lambda x: (x.shape, x.dtype), watched_state)
 
 
+def test_compiled_for_users_the_moments_keep_every_bit_and_updates_all_but_the_last(usual_compiler):
+    (state, seen), (watched_state, watched_seen) = (
+        after(adam_tx.adamw(RATE)),
+        after(adam_tx.monitor(adam_tx.adamw(RATE))),
+    )
+    for name in ("scale_by_momentum", "scale_by_rms"):
+        jax.tree.map(np.testing.assert_array_equal, watched_state.inner[name], state[name])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), watched_seen, seen)
+
+
 def test_what_a_monitor_costs_is_what_the_docs_say(usual_compiler):
     shapes = [(512, 512)] * 4
     size = 4 * 512 * 512
@@ -316,7 +326,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("case", STRANGE)
-def test_a_monitor_stops_no_step(case, standard_promotion):
+def test_a_monitor_stops_no_step(case, standard_promotion, usual_compiler):
     tx, params = STRANGE[case]
     params = {"enc": {"w": jnp.ones((2, 2))}, "head": {"w": jnp.ones(2)}} if params is None else params
     watched = adam_tx.monitor(tx)
@@ -335,7 +345,7 @@ def test_figures_are_of_the_leaves_of_which_they_are_known():
     assert np.isnan(figures(state)["learning_rate"])  # there are two
 
 
-def test_derivatives_are_those_without_a_monitor():
+def test_derivatives_are_those_without_a_monitor(usual_compiler):
     def end(rate, around):
         tx = around(adam_tx.adam(rate))
         updates, _ = tx.update(gradient(0, parameters()), tx.init(parameters()), parameters())

@@ -289,7 +289,7 @@ def test_hypergradients_at_a_zero_gradient_are_finite(make):
             params = jax.tree.map(jnp.add, params, updates)
         return jnp.sum(params["kernel"]) + jnp.sum(params["bias"].astype(jnp.float32))
 
-    first, second = jax.jit(lambda at: jax.jvp(jax.grad(moved), (at,), (jnp.float32(1.0),)))(jnp.float32(0.0))
+    first, second = jax.jit(jax.value_and_grad(jax.grad(moved)))(0.0)
     assert np.isfinite(first)
     assert np.isfinite(second)
 

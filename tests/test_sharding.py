@@ -79,6 +79,7 @@ def elementwise(mesh, request):
 def test_sharded_parameters_give_bitwise_the_numbers_of_one_device(name, elementwise):
     one, many = elementwise
     jax.tree.map(np.testing.assert_array_equal, one[name], many[name])
+    assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many[name][0]))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def per_tensor(mesh, request):
 @pytest.mark.parametrize("name", costly(PER_TENSOR))
 def test_where_a_whole_tensor_counts_sharding_changes_only_the_order_of_sums(name, per_tensor):
     (one, _), (many, _) = (after[name] for after in per_tensor)
+    assert not any(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many))
     # eigenvectors answer to rounding with it over the gap between eigenvalues
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), one, many)
 
