@@ -156,7 +156,12 @@ AT_RANDOM = {
 SMALL_STATE |= AT_RANDOM
 
 
-def costly(makers):
-    """Their names, for a test that compiles much: one setting of an optimizer for every run, the others for all."""
-    every_run = {*adam_tx.optimizers.__all__, *AT_RANDOM}
-    return [name if name in every_run else pytest.param(name, marks=pytest.mark.exhaustive) for name in makers]
+ONE_SETTING = {*adam_tx.optimizers.__all__, *AT_RANDOM}
+"""An entry for each optimizer, and those whose moments are rounded at random."""
+
+
+def costly(cases, every_run=ONE_SETTING):
+    """Names, or cases of several parameters, for a test that compiles much: the others run with `-m exhaustive`."""
+    rest = pytest.mark.exhaustive
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*v, marks=() if c in every_run else rest) for c, v in zip(cases, values, strict=True)]

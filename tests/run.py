@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,11 @@ def compiled_for_users():
         yield
 
 
-def asked_for(request):
-    """The `name`s of the tests that will use this fixture, which need not prepare any other."""
-    users = (item for item in request.session.items if request.fixturename in item.fixturenames)
-    return [item.callspec.params["name"] for item in users if item.path == request.path]
+def asked_for(request, *parameters):
+    """What the tests that will use this fixture have as these parameters (`name` if none): all that it must prepare."""
+    values = operator.itemgetter(*(parameters or ["name"]))
+    users = [item for item in request.session.items if request.fixturename in item.fixturenames]
+    return list(dict.fromkeys(values(item.callspec.params) for item in users if item.path == request.path))
 
 
 def trajectory(tx, params, grads, dtype=None):

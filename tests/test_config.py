@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE
+from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from flax.core import FrozenDict
 from rebuild import program, through_json, unknown
 
@@ -67,7 +67,7 @@ def evaluated(text):
     return eval(text.replace(f"{__name__}.", ""))
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", costly(CATALOGUE))
 def test_an_optimizer_comes_back_from_json_and_from_its_code_to_the_last_bit(name, standard_promotion):
     tx = CATALOGUE[name]()
     config, text = through_json(tx), code.value(tx)

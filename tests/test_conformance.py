@@ -20,11 +20,6 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")  # float64 leaves mee
 ALL = catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE
 
 
-@pytest.fixture(params=ALL.items(), ids=lambda item: item[0])
-def member(request):
-    return request.param
-
-
 def pairs_for(name):
     return [pair for pair in PAIRS if name not in catalogue.SMALL_STATE or jnp.complex64 not in pair]
 
@@ -40,10 +35,10 @@ def types(tree):
     return jax.tree.structure(tree), jax.tree.leaves(described)
 
 
-def test_update_changes_no_type_of_the_state_for_any_pair_of_dtypes_and_so_compiles_once(member, x64):
+@pytest.mark.parametrize("name", catalogue.costly(ALL))
+def test_update_changes_no_type_of_the_state_for_any_pair_of_dtypes_and_so_compiles_once(name, x64):
     """For all pairs as leaves of one tree, and for one alone, by which the state's numbers go."""
-    name, make = member
-    tx, pairs = make(), pairs_for(name)
+    tx, pairs = ALL[name](), pairs_for(name)
     for some in (pairs, [(jnp.bfloat16, jnp.float32)], [(jnp.float16, jnp.bfloat16)]):
         params, grads = tree(some, 0), tree(some, 1)
         state = tx.init(params)
@@ -66,11 +61,11 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_every_optimizer_keeps_the_types_of_its_state_in_every_wrapper(wrapper):
+@pytest.mark.parametrize("name", catalogue.costly(catalogue.OPTIMIZERS | catalogue.PER_TENSOR))
+def test_every_optimizer_keeps_the_types_of_its_state_in_every_wrapper(name):
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
-    for make in (catalogue.OPTIMIZERS | catalogue.PER_TENSOR).values():
-        tx = WRAPPERS[wrapper](make())
+    for wrapper in WRAPPERS.values():
+        tx = wrapper(ALL[name]())
         state = tx.init(params)
         updates, new_state = jax.eval_shape(tx.update, params, state, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(state, new_state)
@@ -162,7 +157,7 @@ def test_the_second_moment_of_bfloat16_params_forgets_at_its_rate(b2, grad_dtype
     np.testing.assert_allclose(last.nu / state.nu, b2**300, rtol=0.01)
 
 
-@pytest.mark.parametrize("name", catalogue.costly(ALL))
+@pytest.mark.parametrize("name", catalogue.costly(ALL, every_run={"adam", "adamw, eight bit"}))
 def test_hypergradients_at_a_zero_gradient_are_finite(name):
     """First and second derivative of three updates of a matrix and a bfloat16 with respect to their gradient."""
     tx = ALL[name]()

@@ -293,6 +293,7 @@ def test_soap_without_axes_to_turn_is_adam_one_update_late_bit_for_bit():
     np.testing.assert_array_equal(ours[1:], late[:-1])
 
 
+@pytest.mark.exhaustive
 def test_soap_beats_adam_on_an_ill_conditioned_problem_for_every_seed():
     """Each with its best learning rate; `benchmarks/soap.py` has more seeds, steps, and noise."""
     losses = soap.race(seeds=3, steps=150)

@@ -277,6 +277,7 @@ def test_a_number_out_of_range_is_refused_by_its_name(wrong, message):
         wrong()
 
 
+@pytest.mark.exhaustive
 def test_hypergradients_at_a_zero_gradient_are_finite(make):
     """First and second derivative of two updates of leaves of two dtypes with respect to their gradient."""
     tx = make()

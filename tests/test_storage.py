@@ -2,6 +2,7 @@
 
 import inspect
 
+import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -325,19 +326,20 @@ def test_every_optimizer_with_a_moment_is_tried():
 
 
 @pytest.fixture(scope="module")
-def paths():
-    """Where every optimizer gets from the same gradients, with each storage and without, from one program."""
+def paths(request):
+    """Where every optimizer gets from the same gradients, with these storages and without, from one program."""
     grads = np.float32(np.random.default_rng(0).normal(size=(20, 4, 8)) + 1.0)
+    asked = {kind: STORAGES[kind] for kind in run.asked_for(request, "kind")}
     makers = {
         f"{name}, {kind}": lambda name=name, storage=storage: small(name, storage)
         for name in SMALL
-        for kind, storage in (STORAGES | {"float32": None}).items()
+        for kind, storage in (asked | {"float32": None}).items()
     }
     return run.ends(makers, np.ones((4, 8), np.float32), grads)
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("kind", catalogue.costly(STORAGES, every_run={"eight bit"}))
 def test_every_optimizer_gets_about_as_far_with_every_storage(name, kind, paths):
     exact, got = (paths[f"{name}, {which}"].astype(np.float64) for which in ("float32", kind))
     moved = np.sqrt(np.mean((exact - 1.0) ** 2))
