@@ -125,6 +125,11 @@ from adam_tx.optimizers import (
     stable_adamw,
     yogi,
 )
+from adam_tx.state import (
+    export_state,
+    import_state,
+    migrate,
+)
 from adam_tx.summary import summary
 from adam_tx.training import (
     Explanation,
@@ -179,6 +184,7 @@ __all__ = [
     "decay_stepped_weights",
     "decay_weights",
     "explain",
+    "export_state",
     "float32_weights",
     "fourth_root",
     "from_config",
@@ -186,6 +192,7 @@ __all__ = [
     "gradient_difference",
     "groups",
     "guard",
+    "import_state",
     "in_basis",
     "in_eigenbasis",
     "interop",
@@ -201,6 +208,7 @@ __all__ = [
     "matrix_axes",
     "mean",
     "metrics",
+    "migrate",
     "monitor",
     "nadam",
     "nadamw",

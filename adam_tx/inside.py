@@ -53,8 +53,8 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
     if declaration is None:
         _, members = parts(tx, state) or ({}, [])
         for key, member, part in members:
-            chosen = _chosen(tx, key, walk)
-            own = chosen if leaves is None or chosen is None else chosen & leaves
+            marked = chosen(tx, key, walk)
+            own = marked if leaves is None or marked is None else marked & leaves
             yield from held(member, part, walk, None, leaves if own is None else own)
         return
     if isinstance(state, Mapping):
@@ -77,7 +77,7 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
                 yield from held(link, part, walk, count, leaves)
 
 
-def _chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:
+def chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:
     """The leaves that a wrapper of Optax gives to this member; None for all."""
     maker, found = introspect.name(tx.update), introspect.values(tx)
     if maker == "masked":

@@ -27,10 +27,10 @@ class Leafwise(Declaration):
         self.kind, self.rule = kind, rule
         kind.check_rule(rule)
         self.hyperparams = dict(arguments)
-        self._storage = storage.of_slots(kind.name, rule.dtype, kind.slots)
-        self._scaled = {name: kept.scales_of(name) for name, kept in self._storage.items() if kept.scaled}
-        self._optional = {*rule.shape, *(name for name, stored_as in self._storage.items() if stored_as.optional)}
-        self._type = kind.state_type(rule.debias, scaled=bool(self._scaled))
+        self.storage = storage.of_slots(kind.name, rule.dtype, kind.slots)
+        self.scaled = {name: kept.scales_of(name) for name, kept in self.storage.items() if kept.scaled}
+        self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
+        self._type = kind.state_type(rule.debias, scaled=bool(self.scaled))
         self.keeps = bool(self._type._fields)
         self._readers = kind.parameters.readers(arguments)
         self._absent: dict[str, Any] = {name: None for name in kind.parameters.ranges if name not in self._readers}
@@ -46,7 +46,7 @@ class Leafwise(Declaration):
         self.elementwise = rule.elementwise and not rule.statistics and not rule.shape
         self.averages = self._averages()
         for name, slot in kind.slots.items():
-            self._storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
+            self.storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
 
     def _names_of(self, function: Callable[..., Any]) -> tuple[str, ...]:
         """What a rule reads, from the names of its parameters."""
@@ -104,12 +104,12 @@ class Leafwise(Declaration):
     def _kept(self, walk: Walk, slots: Mapping[str, Column]) -> dict[str, Any]:
         """The parts of the state that hold what is stored of slots."""
         trees: dict[str, Any] = {name: walk.tree([_values(x) for x in column]) for name, column in slots.items()}
-        if self._scaled:
-            trees["scales"] = {key: walk.tree([_scales(x) for x in slots[name]]) for name, key in self._scaled.items()}
+        if self.scaled:
+            trees["scales"] = {key: walk.tree([_scales(x) for x in slots[name]]) for name, key in self.scaled.items()}
         return trees
 
     def _slot(self, walk: Walk, name: str) -> Column:
-        kind, stored_as, column = self.kind.slots[name].kind, self._storage[name], list(walk.params)
+        kind, stored_as, column = self.kind.slots[name].kind, self.storage[name], list(walk.params)
         start = self.rule.start.get(name, 0.0)
         for i in walk.present:
             param, dtype = column[i], stored_as.dtype(walk.dtypes[i])
@@ -124,7 +124,7 @@ class Leafwise(Declaration):
                 first = jnp.array(param, dtype=dtype, copy=True)
             else:
                 first = self._smaller(walk, i, name, jnp.full_like(param, start, dtype=dtype))
-            noise = self._noise(jnp.full((), -1, jnp.int32), i, name)
+            noise = self.noise(jnp.full((), -1, jnp.int32), i, name)
             column[i] = first if first is None else stored_as.begin(walk.path(i), first, param, kind, noise)
         return column
 
@@ -142,7 +142,7 @@ class Leafwise(Declaration):
         # reduced from the leaf, so that its sharding is what a reduction of the gradient has
         return None if smaller is None else blocks.mean(first, tuple(smaller))
 
-    def _noise(self, count: Any, i: int, what: str) -> storage.Noise:
+    def noise(self, count: Any, i: int, what: str) -> storage.Noise:
         """Random bits for a leaf at this update, for one of its slots or for the rule."""
         return lambda like: rounding.bits(like, rounding.seed(count, i, f"{self.name}.{what}"))
 
@@ -179,7 +179,7 @@ class Leafwise(Declaration):
         """What is kept of a slot: the only place where a moment changes dtype, of which rules know nothing."""
         if slot is None:
             return None
-        return self._storage[name].encode(slot, like, self._noise(walk.count, i, name))
+        return self.storage[name].encode(slot, like, self.noise(walk.count, i, name))
 
     def whole(self, walk: Walk, state: State) -> Walk:
         """Parameters joined with their residuals."""
@@ -192,7 +192,7 @@ class Leafwise(Declaration):
             for i in walk.present:
                 if (stored := slots[name][i]) is not None:
                     self._check_slot(walk, i, name, stored)
-                    params[i] = self._storage[name].whole(params[i], stored)
+                    params[i] = self.storage[name].whole(params[i], stored)
         return walk.with_params(params)
 
     def follow(self, walk: Walk, state: State, move: Callable[[str, str, Any], Any]) -> State:
@@ -218,7 +218,7 @@ class Leafwise(Declaration):
         if self.kind.numbers:
             return object()  # of the leaves that it is given, all together
         decays = [self.hyperparams[decay] for decay in self.rule.debias]
-        stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self._storage.values()]
+        stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self.storage.values()]
         return self._type, *stored, *(float(d) if isinstance(d, int | float | np.generic) else id(d) for d in decays)
 
     def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
@@ -226,9 +226,9 @@ class Leafwise(Declaration):
         trees: dict[str, Any] = {
             name: walk.joined(owners, [getattr(state, name) for state in states]) for name in self.kind.slots
         }
-        if self._scaled:
+        if self.scaled:
             trees["scales"] = {
-                key: walk.joined(owners, [state.scales[key] for state in states]) for key in self._scaled.values()
+                key: walk.joined(owners, [state.scales[key] for state in states]) for key in self.scaled.values()
             }
         return states[0]._replace(**trees)
 
@@ -265,7 +265,7 @@ class Leafwise(Declaration):
                 f"{type(state).__name__} of {list(fields)} came. Give update the state that init returned, of a link "
                 "with the same dtype; the order is update(updates, state, params)."
             )
-        if self._scaled and (came := sorted(state.scales)) != (ours := sorted(self._scaled.values())):
+        if self.scaled and (came := sorted(state.scales)) != (ours := sorted(self.scaled.values())):
             raise ValueError(
                 f"{self.name}: its scales are {ours}, but {came} came. Blocks of another size cannot be read: give the "
                 "link the EightBit(block=...) that the state was made with, or call init anew."
@@ -306,7 +306,7 @@ class Leafwise(Declaration):
         columns = {}
         for name in self.kind.slots:
             values = walk.column(getattr(state, name), name, optional=masked or name in self._optional)
-            key = self._scaled.get(name)
+            key = self.scaled.get(name)
             scales = values if key is None else walk.column(state.scales[key], "scales", optional=True)
             columns[name] = column = list(values)
             for i in walk.present:
@@ -321,20 +321,20 @@ class Leafwise(Declaration):
             if name not in self.kind.slots:
                 row[name] = numerics.cast(column[i], walk.dtypes[i])
             elif column[i] is None:
-                self._storage[name].check_leaf(walk, i, None)
+                self.storage[name].check_leaf(walk, i, None)
                 row[name] = None
             else:
                 self._check_slot(walk, i, name, column[i])
                 row[name] = self._decoded(walk, i, name, column[i])
         if self._reads_noise:
-            row["noise"] = self._noise(walk.count, i, "rule")(walk.updates[i])
+            row["noise"] = self.noise(walk.count, i, "rule")(walk.updates[i])
         return row
 
     def _decoded(self, walk: Walk, i: int, name: str, stored: Stored) -> jax.Array:
         """A slot in working precision."""
         dtype = walk.dtypes[i]
         square = self.kind.slots[name].kind == "square"
-        return self._storage[name].decode(stored, numerics.real_dtype(dtype) if square else dtype)
+        return self.storage[name].decode(stored, numerics.real_dtype(dtype) if square else dtype)
 
     def hyperparams_at(self, count: Any) -> dict[str, Any]:
         """The values of the hyperparameters at this count; a decay as `DecayNow`."""
@@ -370,7 +370,7 @@ class Leafwise(Declaration):
                 "parameter is real. Give update the params, so that the gradient can be projected, or take its real "
                 "part."
             )
-        self._storage[name].check_leaf(walk, i, stored)
+        self.storage[name].check_leaf(walk, i, stored)
 
     def _reduced(self, name: str, statistic: Reduction, values: Mapping[str, Any]) -> jax.Array:
         terms = statistic.term(*[values[read] for read in self._terms[name]])

@@ -29,10 +29,14 @@ class Slot(NamedTuple):
         "square": a size of the gradient or its square: real, at least zero; a change of
         basis sorts it. "params": starts as a copy of the parameters.
       decay: the hyperparameter by which it is an average that starts from zero; None if it is none.
+      role: what it is to other links and frameworks, such as "trace". None for what the
+        declaration says: "mu" if it is the link's only average of kind "gradient", "nu" if
+        it is that of kind "square", and what is no other link's in all other cases.
     """
 
     kind: str
     decay: str | None = None
+    role: str | None = None
 
 
 class Reduction(NamedTuple):
@@ -76,6 +80,7 @@ class Rule:
         None for float32, or wider where the parameter is.
       start: what slots and numbers start from, by name; where it is not said slots start
         from zero, numbers from what the link declares.
+      roles: of slots whose role depends on the arguments, by name; see `Slot`.
       shape: of slots that stand for blocks of their leaf: `(path, shape) -> shape`, or None where there is none.
       statistics: by name, sums and means that the rule reads.
       numbers: `(now, …) -> numbers` for a link with numbers: their new values by name,
@@ -99,6 +104,7 @@ class Rule:
     debias: Sequence[str] = ()
     dtype: StorageLike | Mapping[str, StorageLike | None] | None = None
     start: Mapping[str, float] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
     shape: Mapping[str, ShapeOf] = field(default_factory=dict)
     statistics: Mapping[str, Reduction] = field(default_factory=dict)
     numbers: Callable[..., Mapping[str, Any]] | None = None
@@ -189,6 +195,7 @@ class Kind:
         for what, given, allowed in (
             ("debias", rule.debias, self.debiases),
             ("start", rule.start, kept),
+            ("roles", rule.roles, self.slots),
             ("shape", rule.shape, self.slots),
         ):
             if unknown := [name for name in given if name not in allowed]:

@@ -264,7 +264,7 @@ class Walk:
         tree = next(iter(self._given.values()))
         ours, theirs = ({path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, other))
         only = {"updates": sorted(ours - theirs), name: sorted(theirs - ours)}
-        found = [f"only {name} has {_some(paths)}" for name, paths in only.items() if paths]
+        found = [f"only {name} has {some(paths)}" for name, paths in only.items() if paths]
         return (
             f"updates and {name} are different trees: {', '.join(found) or 'the same leaves in other containers'}. "
             "Give update(updates, state, params) trees like the one that init was given, or call init anew."
@@ -290,6 +290,7 @@ def _is_leaf(node: Any) -> bool:
     return not is_absent(node) and jax.tree_util.all_leaves([node])
 
 
-def _some(paths: list[str], most: int = 5) -> str:
+def some(paths: list[str], most: int = 5) -> str:
+    """The first of some paths, and how many more there are."""
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(paths[:most]) + more

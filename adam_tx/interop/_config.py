@@ -1,6 +1,7 @@
 """Reading another framework's configuration: every key is honoured, known to be irrelevant, or an error."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -51,3 +52,8 @@ def whole(what: str, key: str, value: Any, low: int) -> int:
 def unsupported(what: str, key: str, value: Any, reason: str) -> ValueError:
     """An error for a key whose value cannot be honoured."""
     return ValueError(f"{what}: {key}={value!r} cannot be honoured: {reason}")
+
+
+def keras_class(name: object) -> str:
+    """The key of the class that Keras derived this name from: `adam_w_2` is the third AdamW of its process."""
+    return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()

@@ -19,7 +19,11 @@ from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.trees import Mask
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
-from adam_tx.interop._config import check_keys, number, unsupported, whole
+from adam_tx.interop._config import check_keys, keras_class, number, unsupported, whole
+from adam_tx.interop._keras_files import read_file as read_file
+from adam_tx.interop._keras_files import write_file as write_file
+from adam_tx.interop._keras_state import from_variables as from_variables
+from adam_tx.interop._keras_state import to_variables as to_variables
 from adam_tx.link import Link, as_link, link
 from adam_tx.link import optimizer as made_by
 from adam_tx.links.bias_correction import bias_correction
@@ -123,10 +127,10 @@ def from_config(
         raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
     if "class_name" in config:
         optimizer, config = optimizer or config["class_name"], config["config"]
-    if _class_name(optimizer or config.get("name")) == "lossscaleoptimizer":
+    if keras_class(optimizer or config.get("name")) == "lossscaleoptimizer":
         return _loss_scaled(config, exclude_from_weight_decay=exclude_from_weight_decay)
     what = f"keras.optimizers.{optimizer or config.get('name')}"
-    kind = _CLASSES.get(_class_name(optimizer or config.get("name")))
+    kind = _CLASSES.get(keras_class(optimizer or config.get("name")))
     if kind is None:
         raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
     check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
@@ -260,11 +264,6 @@ _CLASSES = {
 }
 
 
-def _class_name(name: object) -> str:
-    """The class that Keras derived this name from: `adam_w_2` is the third AdamW of its process."""
-    return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()
-
-
 def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> Link:
     """What Keras's base class does to the gradient before and to the weights after an update."""
     clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
@@ -275,8 +274,9 @@ def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> 
         limit = number(what, key, limit, 0.0)
         tx = chain((key, _clip(key, limit)), ("update", tx))
     if accumulate > 1:
-        # float64 gradients are not to be summed in MultiSteps's default float32
-        steps = optax.MultiSteps(tx, accumulate, accumulator_dtype=jnp.result_type(float))
+        # the sum is kept, as in Keras; and float64 gradients are not to be summed in MultiSteps's default float32
+        tx = chain(("mean", optax.stateless_with_tree_map(lambda total, _: total / accumulate)), ("update", tx))
+        steps = optax.MultiSteps(tx, accumulate, use_grad_mean=False, accumulator_dtype=jnp.result_type(float))
         tx = as_link(steps.gradient_transformation(), name="MultiSteps", formula=f"the mean of {accumulate} gradients")
     if config["loss_scale_factor"] is not None:
         factor = number(what, "loss_scale_factor", config["loss_scale_factor"], 1e-30)
@@ -304,7 +304,7 @@ def _clip(key: str, limit: float) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(lambda grad, _: optax.projections.projection_l2_ball(grad, limit))
 
 
-@link(slots={"average": Slot("gradient")})
+@link(slots={"average": Slot("params", role="average")})
 def average_weights(momentum: NonNegative, overwrite_every: int | None, accumulate: int) -> Rule:
     """Average the weights as Keras does: from the first update's weights on, at every micro-step.
 

@@ -14,6 +14,9 @@ from adam_tx import schedules
 from adam_tx._core.paths import PathPattern
 from adam_tx.chain import chain
 from adam_tx.interop._config import check_keys, number, unsupported
+from adam_tx.interop._parameters import flax_axes as flax_axes
+from adam_tx.interop._torch_state import from_state_dict as from_state_dict
+from adam_tx.interop._torch_state import to_state_dict as to_state_dict
 from adam_tx.link import Link
 from adam_tx.link import optimizer as made_by
 from adam_tx.links.bias_correction import bias_correction

@@ -11,7 +11,7 @@ from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay")}, debiases=("decay", "look_ahead"))
+@link(slots={"nu": Slot("square", decay="decay", role="nu_belief")}, debiases=("decay", "look_ahead"))
 def scale_by_belief_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-16,

@@ -12,7 +12,10 @@ from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
 
-@link(slots={"mean": Slot("gradient", decay="decay"), "nu": Slot("square", decay="decay")}, debiases=("decay",))
+@link(
+    slots={"mean": Slot("gradient", decay="decay", role="mean"), "nu": Slot("square", decay="decay")},
+    debiases=("decay",),
+)
 def scale_by_centered_rms(
     decay: Decay = 0.99,
     eps: NonNegative = 1e-8,

@@ -11,7 +11,7 @@ from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
-@link(slots={"previous": Slot("gradient")})
+@link(slots={"previous": Slot("gradient", role="previous_gradient")})
 def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
     """Replace the updates by how they changed since the last update.
 
@@ -41,7 +41,7 @@ def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
     return Rule(rule, formula="u - previous", dtype=dtype)
 
 
-@link(slots={"previous": Slot("gradient")})
+@link(slots={"previous": Slot("gradient", role="previous_gradient")})
 def add_gradient_change(gamma: NonNegative = 0.025, b1: Decay = 0.95, *, dtype: StorageLike | None = None) -> Rule:
     """Add to the updates a multiple of how they changed: MARS's variance reduction.
 

@@ -12,7 +12,7 @@ from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
 
-@link(slots={"trace": Slot("gradient")})
+@link(slots={"trace": Slot("gradient", role="trace")})
 def scale_by_heavy_ball(
     decay: Decay = 0.9, *, dampening: Decay = 0.0, nesterov: bool = False, dtype: StorageLike | None = None
 ) -> Rule:

@@ -22,7 +22,7 @@ from adam_tx.storage.bfloat16 import stochastic_bfloat16
 _LARGEST = 0x7F7F  # the bits of the largest bfloat16
 
 
-@link(slots={"residual": Slot("residual")})
+@link(slots={"residual": Slot("residual", role="residual")})
 def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     """Train bfloat16 weights as if they had 24 or 32 bits: the last link of a chain.
 

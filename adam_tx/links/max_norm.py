@@ -12,7 +12,7 @@ from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx.link import link
 
 
-@link(slots={"nu": Slot("square")})
+@link(slots={"nu": Slot("square", role="nu_inf")})
 def scale_by_max_norm(
     decay: Decay = 0.999, eps: NonNegative = 0.0, *, eps_stored: NonNegative = 1e-8, dtype: StorageLike | None = None
 ) -> Rule:
@@ -52,5 +52,7 @@ def scale_by_max_norm(
         nu = jnp.maximum(nu * scalar(now.decay.value, nu), size)
         return divide(updates, nu, now.eps), nu
 
+    bare = isinstance(eps_stored, int | float) and eps_stored == 0.0
+    roles = {} if bare else {"nu": "nu_inf_of_stored_eps"}
     as_storage("nu", dtype).check("nu", "square", decay)
-    return Rule(rule, formula="v = max(decay · v, |g| + eps_stored); u / (v + eps)", dtype=dtype)
+    return Rule(rule, formula="v = max(decay · v, |g| + eps_stored); u / (v + eps)", dtype=dtype, roles=roles)

@@ -12,7 +12,7 @@ from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay"), "nu_max": Slot("square")}, debiases=("decay",))
+@link(slots={"nu": Slot("square", decay="decay"), "nu_max": Slot("square", role="nu_max")}, debiases=("decay",))
 def scale_by_max_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -67,5 +67,6 @@ def scale_by_max_rms(
         formula=f"v = max over time of nu += (1 - decay)(|g|² - nu); u / (sqrt({v} + eps_root) + eps)",
         debias=["decay"] if debias else [],
         dtype=dtype,
+        roles={"nu_max": "nu_max_of_debiased"} if before else {},
         correctable=True,
     )

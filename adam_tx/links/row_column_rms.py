@@ -49,7 +49,7 @@ def largest_axes(path: str, shape: Shape, least: int = 128) -> tuple[int, int] |
 ADAFACTOR_DECAY = schedules.power_decay(0.8)
 
 
-@link(slots={name: Slot("square", decay="decay") for name in ("nu_row", "nu_col", "nu")})
+@link(slots={name: Slot("square", decay="decay", role=name) for name in ("nu_row", "nu_col", "nu")})
 def scale_by_row_column_rms(
     decay: Decay = ADAFACTOR_DECAY,
     eps: NonNegative | None = 0.0,

@@ -11,7 +11,7 @@ from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
 
-@link(slots={"nu": Slot("square")})
+@link(slots={"nu": Slot("square", role="sum_of_squares")})
 def scale_by_summed_rms(
     eps: NonNegative = 1e-10, *, eps_root: NonNegative = 0.0, initial: float = 0.0, dtype: StorageLike | None = None
 ) -> Rule:

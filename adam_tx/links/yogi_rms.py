@@ -12,7 +12,7 @@ from adam_tx._core.storage import StorageLike
 from adam_tx.link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay")}, debiases=("decay",))
+@link(slots={"nu": Slot("square", decay="decay", role="nu_yogi")}, debiases=("decay",))
 def scale_by_yogi_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-3,

@@ -32,10 +32,14 @@ CASES = {
     "Adafactor matrix": ADAFACTOR | FLAGS,
     "SGD nesterov": {"lr": [0.01], "momentum": [0.9], "nesterov": [True]} | FLAGS,
 }
+CARRIED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
 
 
 def record():
-    """One record a combination: optimizer, its param group as a state_dict has it, the last parameters."""
+    """One record a combination: optimizer, its param group as a state_dict has it, the last parameters.
+
+    And of the classes whose state can be carried over, parameters and state half way.
+    """
     torch.set_default_dtype(torch.float64)  # that of NAdam's product of decays
     records = []
     for name, grid in CASES.items():
@@ -43,11 +47,15 @@ def record():
             params, grads = oracles.matrix_problem() if name.endswith("matrix") else oracles.problem()
             weights = torch.tensor(params, dtype=torch.float64, requires_grad=True)
             optimizer = getattr(torch.optim, name.split()[0])([weights], **dict(zip(grid, values, strict=True)))
-            for grad in grads:
+            half = {}
+            for n, grad in enumerate(grads, start=1):
                 weights.grad = torch.tensor(grad, dtype=torch.float64)
                 optimizer.step()
+                if name in CARRIED and n == len(grads) // 2:
+                    state = {slot: value.tolist() for slot, value in optimizer.state_dict()["state"][0].items()}
+                    half = {"half": {"params": weights.tolist(), "state": state}}
             (group,) = optimizer.state_dict()["param_groups"]
-            records.append({"optimizer": name.split()[0], "group": group, "params": weights.tolist()})
+            records.append({"optimizer": name.split()[0], "group": group, "params": weights.tolist()} | half)
     return records
 
 

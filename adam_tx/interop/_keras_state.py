@@ -1,0 +1,265 @@
+"""Keras: what `optimizer.variables` and saved models hold, from and to the form of `adam_tx.export_state`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from adam_tx.interop._config import keras_class
+from adam_tx.interop._parameters import Parameters, check_nothing_is_lost
+from adam_tx.state.export import key_of
+from adam_tx.state.weights import exact_pair
+
+
+class Slot(NamedTuple):
+    """A slot of Keras.
+
+    Attributes:
+      name: what the paths of its variables end with.
+      role: what it is; with a minus before it where Keras keeps it with the other sign.
+      together: whether the variables of all parameters stand together, instead of those of one parameter.
+      only_if: the setting without which it is not there.
+      unless_factored: whether Keras keeps it of parameters with rows and columns too, and does not use it.
+    """
+
+    name: str
+    role: str
+    together: bool = False
+    only_if: str = ""
+    unless_factored: bool = False
+
+
+_MOMENTS = (Slot("momentum", "mu"), Slot("velocity", "nu"))
+_SLOTS: Mapping[str, Sequence[Slot]] = {
+    "adam": (*_MOMENTS, Slot("velocity_hat", "nu_max", together=True, only_if="amsgrad")),
+    "adamw": (*_MOMENTS, Slot("velocity_hat", "nu_max", together=True, only_if="amsgrad")),
+    "nadam": _MOMENTS,
+    "adamax": (Slot("momentum", "mu"), Slot("norm", "nu_inf")),
+    "rmsprop": (
+        Slot("velocity", "nu", together=True),
+        Slot("momentum", "-trace_of_scaled_steps", together=True, only_if="momentum"),
+        Slot("average_gradient", "mean", together=True, only_if="centered"),
+    ),
+    "adagrad": (Slot("accumulator", "sum_of_squares"),),
+    "lamb": _MOMENTS,
+    "lion": (Slot("momentum", "mu"),),
+    "sgd": (Slot("momentum", "trace_of_steps", only_if="momentum"),),
+    "adafactor": (Slot("", "nu_row"), Slot("", "nu_col"), Slot("velocity", "nu", unless_factored=True)),
+}
+_READ = "weight_mu_read"  # 1 - the product of the decays that Nadam looks ahead with
+_GUARDED = {"guard.skipped": np.int32(0), "guard.skipped_in_a_row": np.int32(0), "guard.norm": np.float32(0)}
+
+
+class Place(NamedTuple):
+    """One of Keras's variables: the end of its path, its role, the path of its parameter, and what it has there."""
+
+    ending: str
+    role: str
+    path: str = ""
+    shape: tuple[int, ...] = ()
+    sign: int = 1
+
+
+def from_variables(
+    variables: Sequence[Any],
+    config: Mapping[str, Any],
+    params: optax.Params,
+    names: Sequence[str],
+    optimizer: str | None = None,
+) -> dict[str, Any]:
+    """What a Keras optimizer keeps, for `adam_tx.import_state`.
+
+    Args:
+      variables: `optimizer.variables`, or the arrays that `read_file` gives.
+      config: `optimizer.get_config()`, as for `from_config`.
+      params: our parameters, or their shapes.
+      names: the paths of our parameters in the order of `model.trainable_variables`.
+      optimizer: the class, as for `from_config`.
+
+    Returns:
+      The dict. Of a LossScaleOptimizer, the steps that were skipped are not known and are 0.
+
+    Raises:
+      ValueError: more or fewer variables than the configuration has, a variable of another
+        shape or another name than is expected in its place, names that do not cover the
+        parameters. Keras itself would load what fits by chance.
+
+    Reference: keras/src/optimizers in Keras 3.15.
+    """
+    what, kind, config = _described(config, optimizer)
+    parameters = Parameters(what, params, names)
+    given = list(variables)
+    found: dict[str, Any] = {}
+    if kind == "lossscaleoptimizer":
+        if len(given) < 4:
+            raise ValueError(f"{what}: it has at least 4 variables, but {len(given)} came.")
+        found |= {"guard.good_in_a_row": _array(given[2]), "guard.scale": _array(given[3]), **_GUARDED}
+        what, kind, config = _described(config["inner_optimizer"], None)
+        given = given[4:]
+    places = list(_places(kind, config, parameters))
+    if len(given) != len(places):
+        raise ValueError(
+            f"{what}: with this configuration it has {len(places)} variables for {len(names)} parameters, but "
+            f"{len(given)} came. amsgrad, momentum, centered, use_ema, accumulation and a schedule change their number."
+        )
+    for place, variable in zip(places, given, strict=True):
+        value = _array(variable)
+        if (name := _name(variable)) and not name.endswith(place.ending):
+            raise ValueError(f"{what}: {name} stands where …{place.ending} is expected; is it of another class?")
+        if value.shape != place.shape:
+            where = f"{place.ending.strip('_')} of {place.path}" if place.path else place.ending
+            raise ValueError(f"{what}: {where} has shape {value.shape}, but {place.shape} is expected.")
+        if place.role:
+            found |= _read(place, value)
+    return found | _counts(found.pop("iteration"), config, "guard.scale" in found)
+
+
+def to_variables(
+    exported: Mapping[str, Any],
+    config: Mapping[str, Any],
+    params: optax.Params,
+    names: Sequence[str],
+    optimizer: str | None = None,
+    *,
+    drop: str = "",
+) -> list[np.ndarray[Any, Any]]:
+    """The values of `optimizer.variables`, in Keras's order, from what `adam_tx.export_state` gave.
+
+    `for variable, value in zip(optimizer.variables, values): variable.assign(value)` puts
+    them where they belong.
+
+    Args:
+      exported: the dict.
+      config: as for `from_variables`.
+      params: as for `from_variables`.
+      names: as for `from_variables`.
+      optimizer: as for `from_variables`.
+      drop: a pattern, as for `adam_tx.groups`, of roles that Keras has no place for and that may be lost.
+
+    Returns:
+      The arrays.
+
+    Raises:
+      ValueError: what Keras needs and is not there, and what it has no place for.
+    """
+    what, kind, config = _described(config, optimizer)
+    parameters, outer = Parameters(what, params, names), list[np.ndarray[Any, Any]]()
+    if kind == "lossscaleoptimizer":
+        good, scale = (_needed(what, exported, f"guard.{name}") for name in ("good_in_a_row", "scale"))
+        outer = [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
+        what, kind, config = _described(config["inner_optimizer"], None)
+    used = set[str]()
+    values = [_written(what, place, exported, config, used) for place in _places(kind, config, parameters)]
+    check_nothing_is_lost(what, exported, used, drop)
+    return outer + values
+
+
+def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
+    """What to call it, the key of its class, and the configuration itself."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
+    if "class_name" in config:
+        optimizer, config = optimizer or config["class_name"], config["config"]
+    kind = keras_class(optimizer or config.get("name"))
+    what = f"keras.optimizers.{optimizer or config.get('name')}"
+    if kind not in _SLOTS and kind != "lossscaleoptimizer":
+        raise ValueError(f"{what} is not known, only {sorted(_SLOTS)}; pass optimizer= if it is one by another name.")
+    return what, kind, config
+
+
+def _places(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Place]:
+    """All of Keras's variables in their order."""
+    yield Place("iteration", "iteration")
+    if not isinstance(config["learning_rate"], Mapping):
+        yield Place("learning_rate", "")
+    for flag, ending, role in (
+        ("use_ema", "_average", "average"),
+        ("gradient_accumulation_steps", "_gradient_accumulator", "MultiSteps.acc_grads"),
+    ):
+        if config[flag]:
+            yield from (Place(ending, role, path, parameters.shape(path)) for path in parameters.paths)
+    slots = [slot for slot in _SLOTS[kind] if not slot.only_if or config[slot.only_if]]
+    for path in parameters.paths:
+        for slot in slots:
+            if not slot.together:
+                yield _place(slot, path, parameters.shape(path))
+    for slot in slots:
+        if slot.together:
+            yield from (_place(slot, path, parameters.shape(path)) for path in parameters.paths)
+    if kind == "nadam":
+        yield Place("", _READ)
+
+
+def _place(slot: Slot, path: str, shape: tuple[int, ...]) -> Place:
+    ending, role = f"_{slot.name}" if slot.name else "", slot.role.removeprefix("-")
+    factored = len(shape) > 1
+    if role in ("nu_row", "nu_col"):  # without the axis that ours keep
+        without = shape[:-1] if role == "nu_row" else (*shape[:-2], shape[-1])
+        return Place(ending, role, path, without) if factored else Place(ending, "")
+    if slot.unless_factored and factored:
+        return Place(ending, "", path, shape)
+    return Place(ending, role, path, shape, -1 if slot.role.startswith("-") else 1)
+
+
+def _read(place: Place, value: np.ndarray[Any, Any]) -> dict[str, Any]:
+    if place.role == _READ:
+        return {_READ: exact_pair(value)}
+    if place.role in ("nu_row", "nu_col"):
+        value = np.expand_dims(value, -1 if place.role == "nu_row" else -2)
+    return {key_of(place.role, place.path): value if place.sign > 0 else -value}
+
+
+def _counts(iteration: np.ndarray[Any, Any], config: Mapping[str, Any], guarded: bool) -> dict[str, Any]:
+    """Our counts from Keras's, which is of micro-steps."""
+    every = config["gradient_accumulation_steps"] or 1
+    count, within = (np.asarray(number, np.int32) for number in divmod(int(iteration), every))
+    counts: dict[str, Any] = {"count": count}
+    if every > 1:
+        counts |= {"MultiSteps.mini_step": within, "MultiSteps.gradient_step": count}
+    if guarded or (every > 1 and (config["use_ema"] or config["loss_scale_factor"] is not None)):
+        counts["steps"] = np.asarray(iteration, np.int32)
+    return counts
+
+
+def _written(
+    what: str, place: Place, exported: Mapping[str, Any], config: Mapping[str, Any], used: set[str]
+) -> np.ndarray[Any, Any]:
+    """The value of one of Keras's variables."""
+    every = config["gradient_accumulation_steps"] or 1
+    if place.role == "iteration":
+        within = _needed(what, exported, "MultiSteps.mini_step") if every > 1 else 0
+        return np.asarray(int(_needed(what, exported, "count")) * every + int(within), np.int32)
+    if place.ending == "learning_rate":
+        return np.asarray(config["learning_rate"], np.float32)
+    if place.role == _READ:
+        first, rest = _needed(what, exported, _READ)
+        return np.asarray((1 - first) - rest)
+    if not place.role:
+        return np.zeros(place.shape, np.float32)
+    key = key_of(place.role, place.path)
+    used.add(key)
+    value = np.asarray(_needed(what, exported, key))
+    if place.role in ("nu_row", "nu_col"):
+        value = np.squeeze(value, -1 if place.role == "nu_row" else -2)
+    if value.shape != place.shape:
+        raise ValueError(f"{what}: {key} has shape {value.shape}, but Keras keeps {place.shape}.")
+    return value if place.sign > 0 else -value
+
+
+def _needed(what: str, exported: Mapping[str, Any], key: str) -> Any:
+    if key not in exported:
+        raise ValueError(f"{what}: it needs {key}, which exported does not have.")
+    return exported[key]
+
+
+def _array(variable: Any) -> np.ndarray[Any, Any]:
+    value = np.asarray(getattr(variable, "value", variable))
+    return value.astype(np.float32) if value.dtype.kind == "V" or value.dtype.name == "bfloat16" else value
+
+
+def _name(variable: Any) -> str:
+    path = getattr(variable, "path", "")
+    return path.split("/")[-1] if isinstance(path, str) and path != "variable" else ""

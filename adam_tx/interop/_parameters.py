@@ -1,0 +1,117 @@
+"""Parameters of another framework: which of ours each is, and how its axes are turned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from adam_tx._core.paths import Pattern, shape_of, slashed
+from adam_tx._core.trees import is_absent, some
+from adam_tx.state.export import key_of
+
+Axes = Mapping[str, Sequence[int]] | Callable[[str, tuple[int, ...]], Sequence[int] | None] | None
+"""By pattern of paths, or by a function of path and shape, the other framework's axes in the order of ours."""
+
+
+def flax_axes(path: str, shape: tuple[int, ...]) -> Sequence[int] | None:
+    """How PyTorch's weights turn into Flax's kernels: the first two axes go to the end, input before output.
+
+    A `Linear`'s (out, in) becomes (in, out), a `Conv2d`'s (out, in, height, width) becomes
+    (height, width, in, out). Other parameters, embeddings among them, stay as they are.
+
+    >>> import adam_tx
+    >>> adam_tx.interop.torch.flax_axes("conv/kernel", (3, 3, 8, 16))
+    (2, 3, 1, 0)
+    """
+    n = len(shape)
+    return (*range(2, n), 1, 0) if path.split("/")[-1] == "kernel" and n > 1 else None
+
+
+class Parameters:
+    """Our parameters in the order of another framework's.
+
+    Args:
+      what: the framework's optimizer, for errors.
+      params: the tree of parameters, or their shapes.
+      paths: the path of ours for each of theirs, in their order.
+      axes: see `Axes`.
+    """
+
+    def __init__(self, what: str, params: Any, paths: Sequence[str], axes: Axes = None) -> None:
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
+        self._shapes = {slashed(path): shape_of(leaf) for path, leaf in leaves if not is_absent(leaf)}
+        self._what, self.paths = what, list(paths)
+        twice = sorted({path for path in self.paths if self.paths.count(path) > 1})
+        unknown = [path for path in self.paths if path not in self._shapes]
+        without = [path for path in self._shapes if path not in self.paths]
+        for problem, found in (("twice", twice), ("no parameter", unknown), ("left out", without)):
+            if found:
+                raise ValueError(
+                    f"{what}: names must say for each of its {len(self.paths)} parameters, in its order, which of the "
+                    f"{len(self._shapes)} in params it is; {problem}: {some(found)}."
+                )
+        self._axes = {path: self._order(path, axes) for path in self.paths}
+
+    def _order(self, path: str, axes: Axes) -> tuple[int, ...] | None:
+        shape = self._shapes[path]
+        if callable(axes):
+            given = axes(path, shape)
+        else:
+            given = next((order for of, order in (axes or {}).items() if Pattern(of).matches(path, shape)), None)
+        if given is not None and sorted(given) != list(range(len(shape))):
+            raise ValueError(f"{self._what}: axes gives {tuple(given)} for {path}, which has {len(shape)} axes.")
+        return None if given is None else tuple(given)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """The shape of our parameter."""
+        return self._shapes[path]
+
+    def ours(self, path: str, slot: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Their array of a slot, in the axes of our parameter."""
+        order, shape = self._axes[path], self._shapes[path]
+        turned = value if order is None or value.ndim != len(order) else np.transpose(value, order)
+        if turned.shape != shape:
+            hint = (
+                "" if order is not None or sorted(value.shape) != sorted(shape) else " Are its axes in another order?"
+            )
+            raise ValueError(
+                f"{self._what}: {slot} of {path} has shape {value.shape}, which does not give the parameter's {shape}. "
+                f"Mend names, or give axes.{hint}"
+            )
+        return turned
+
+    def theirs(self, path: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Our array of a slot, in the axes of their parameter."""
+        order = self._axes[path]
+        return value if order is None else np.ascontiguousarray(np.transpose(value, np.argsort(order)))
+
+
+def collapsed(values: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """One entry if all parameters have the same number, else one for each."""
+    given = list(values.values())
+    if given and all(np.array_equal(value, given[0]) for value in given):
+        return {role: given[0]}
+    return {key_of(role, path): value for path, value in values.items()}
+
+
+def of_parameter(exported: Mapping[str, Any], role: str, path: str) -> Any:
+    """The entry of a parameter, or the one that all share; None without either."""
+    return exported.get(key_of(role, path), exported.get(role))
+
+
+def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str], drop: str) -> None:
+    """Refuse to leave out what is kept of a parameter, unless that is said."""
+    dropped = Pattern(drop or "!*")
+    left = [
+        key
+        for key in exported
+        if "/" in key and "@" not in key and key not in used and not key.startswith(("count/", "weight_", "steps/"))
+        if not dropped.matches(key, ()) and not dropped.matches(key.partition("/")[0], ())
+    ]
+    if left:
+        raise ValueError(
+            f"{what} has no place for {some(left)}. If that may be lost, say so: drop={left[0].partition('/')[0]!r}."
+        )

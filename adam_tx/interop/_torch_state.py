@@ -1,0 +1,253 @@
+"""PyTorch: what `optimizer.state_dict()["state"]` holds, from and to the form of `adam_tx.export_state`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, collapsed, of_parameter
+from adam_tx.state.export import key_of
+from adam_tx.state.weights import exact_pair
+
+_ADAM = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+_SLOTS: Mapping[str, Mapping[str, str]] = {
+    "Adam": {**_ADAM, "max_exp_avg_sq": "nu_max"},
+    "AdamW": {**_ADAM, "max_exp_avg_sq": "nu_max"},
+    "NAdam": _ADAM,
+    "RAdam": _ADAM,
+    "Adamax": {"exp_avg": "mu", "exp_inf": "nu_inf_of_stored_eps"},
+    "RMSprop": {"square_avg": "nu", "momentum_buffer": "trace_of_scaled", "grad_avg": "mean"},
+    "Adagrad": {"sum": "sum_of_squares"},
+}
+"""The slots of each class, in its order, and their roles."""
+_ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
+"""The slots that are there only if a setting of the group is not zero."""
+_READ = "weight_mu_read"  # 1 - the product of the decays that NAdam looks ahead with
+
+
+def from_state_dict(
+    state_dict: Mapping[str, Any],
+    params: optax.Params,
+    optimizer: str = "Adam",
+    *,
+    names: Sequence[str] | Mapping[str, str] | None = None,
+    axes: Axes = None,
+) -> dict[str, Any]:
+    """What a PyTorch optimizer keeps, for `adam_tx.import_state`.
+
+    Args:
+      state_dict: `optimizer.state_dict()`, of tensors as `torch.load` gives them or of NumPy
+        arrays. PyTorch itself is not needed. bfloat16 becomes float32; bitsandbytes' 8-bit
+        states and torchao's are decoded.
+      params: our parameters, or their shapes.
+      optimizer: the class that it is of: "Adam", "AdamW", "NAdam", "RAdam", "Adamax",
+        "RMSprop" or "Adagrad".
+      names: the paths of our parameters in the order of PyTorch's, or by PyTorch's names;
+        None where the groups have `param_names`, which are our paths with dots for slashes.
+      axes: where PyTorch has other axes than ours: by pattern of paths the numbers of its
+        axes in our order, `{"*/kernel": (1, 0)}`, or a function such as `flax_axes`.
+
+    Returns:
+      The dict; with `count/<path>` where parameters have made different numbers of steps,
+      which asks for an optimizer that counts them apart, such as `optax.partition`.
+
+    Raises:
+      ValueError: another class than said; a slot that is missing or of another shape; names
+        that do not cover the parameters of both sides.
+
+    Reference: torch/optim in PyTorch 2.13.
+
+    >>> import adam_tx
+    >>> import numpy as np
+    >>> slots = {"step": np.float32(3), "exp_avg": np.ones((1, 2)), "exp_avg_sq": np.ones((1, 2))}
+    >>> state_dict = {"state": {0: slots}, "param_groups": [{"params": [0], "amsgrad": False}]}
+    >>> params = {"kernel": np.zeros((2, 1), np.float32)}
+    >>> read = adam_tx.interop.torch.from_state_dict(state_dict, params, names=["kernel"], axes={"kernel": (1, 0)})
+    >>> read["count"], read["mu/kernel"].shape
+    (array(3, dtype=int32), (2, 1))
+    """
+    what = f"torch.optim.{optimizer}"
+    groups = _groups(what, optimizer, state_dict)
+    ids, parameters = [i for group in groups for i in group["params"]], _parameters(what, groups, params, names, axes)
+    group_of = {i: group for group in groups for i in group["params"]}
+    if not state_dict["state"]:
+        raise ValueError(f"{what}: its state is empty, because it has made no step; begin with init.")
+    found: dict[str, Any] = {}
+    counts, products = {}, {}
+    for i, path in zip(ids, parameters.paths, strict=True):
+        entry = _entry(state_dict["state"].get(i))
+        counts[path] = _step(what, path, entry.pop("step", 0))
+        if "mu_product" in entry:
+            products[path] = exact_pair(_array(entry.pop("mu_product")))
+        for slot, role in _expected(what, optimizer, group_of[i], path, entry if counts[path] else None).items():
+            if slot in entry:
+                found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
+            else:  # no step yet, which is another thing than zeros to PyTorch, but not to us
+                found[key_of(role, path)] = np.zeros(parameters.shape(path), np.float32)
+    return found | collapsed(counts, "count") | (collapsed(products, _READ) if products else {})
+
+
+def to_state_dict(
+    exported: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    params: optax.Params,
+    optimizer: str = "Adam",
+    *,
+    names: Sequence[str] | Mapping[str, str] | None = None,
+    axes: Axes = None,
+    drop: str = "",
+    tensor: Callable[[np.ndarray[Any, Any]], Any] | None = None,
+) -> dict[str, Any]:
+    """What `load_state_dict` of a PyTorch optimizer takes, from what `adam_tx.export_state` gave.
+
+    Args:
+      exported: the dict.
+      state_dict: that of the PyTorch optimizer, of which the groups are taken over.
+      params: as for `from_state_dict`.
+      optimizer: as for `from_state_dict`.
+      names: as for `from_state_dict`.
+      axes: as for `from_state_dict`.
+      drop: a pattern, as for `adam_tx.groups`, of roles that PyTorch has no place for and that may be lost.
+      tensor: what makes tensors: `torch.from_numpy`. None for NumPy arrays.
+
+    Returns:
+      `{"state": …, "param_groups": …}`.
+
+    Raises:
+      ValueError: what PyTorch needs and is not there, what it has no place for, and a debiasing
+        weight that its `betas` would not give after so many steps.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> params, tx = {"w": jnp.ones(2)}, adam_tx.adam(1e-3)
+    >>> like = {"state": {}, "param_groups": [{"params": [0], "betas": (0.9, 0.999), "amsgrad": False}]}
+    >>> _, state = tx.update(params, tx.init(params), params)
+    >>> exported = adam_tx.export_state(state, params, tx)
+    >>> adam_tx.interop.torch.to_state_dict(exported, like, params, names=["w"])["state"][0]["exp_avg"]
+    array([0.1, 0.1], dtype=float32)
+    """
+    what = f"torch.optim.{optimizer}"
+    groups = _groups(what, optimizer, state_dict)
+    parameters = _parameters(what, groups, params, names, axes)
+    paths = iter(parameters.paths)
+    made, used, make = {}, set[str](), tensor or np.asarray
+    for group in groups:
+        for i, path in zip(group["params"], paths, strict=False):
+            if (count := of_parameter(exported, "count", path)) is None:
+                raise ValueError(f"{what}: exported has no count.")
+            entry: dict[str, Any] = {"step": np.asarray(count, np.float32)}
+            if optimizer == "NAdam":
+                entry["mu_product"] = _product(what, exported, path)
+            for slot, role in _expected(what, optimizer, group, path, None).items():
+                if (value := exported.get(key_of(role, path))) is None:
+                    raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key_of(role, path)}.")
+                used.add(key_of(role, path))
+                entry[slot] = parameters.theirs(path, np.asarray(value))
+            _check_weights(what, exported, path, group, int(count))
+            if count:
+                made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
+    check_nothing_is_lost(what, exported, used, drop)
+    return {"state": made, "param_groups": groups}
+
+
+def _groups(what: str, optimizer: str, state_dict: Any) -> Sequence[Mapping[str, Any]]:
+    if optimizer not in _SLOTS:
+        raise ValueError(f"{what}: optimizer must be one of {sorted(_SLOTS)}, got {optimizer!r}.")
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        raise ValueError(f"{what}: state_dict must be what optimizer.state_dict() gives, with state and param_groups.")
+    return state_dict["param_groups"]
+
+
+def _parameters(what: str, groups: Sequence[Mapping[str, Any]], params: Any, names: Any, axes: Axes) -> Parameters:
+    """Our parameters in the order of PyTorch's."""
+    count = sum(len(group["params"]) for group in groups)
+    given = [name for group in groups for name in group.get("param_names", ())]
+    if names is None or isinstance(names, Mapping):
+        if len(given) != count:
+            raise ValueError(
+                f"{what}: its groups have no param_names, which PyTorch keeps where the optimizer was given "
+                f"named_parameters(). Say which parameter is which: names=[...], the paths of the {count} in its order."
+            )
+        names = [name.replace(".", "/") if names is None else names.get(name, name) for name in given]
+    if len(names) != count:
+        raise ValueError(f"{what}: names has {len(names)} paths, but there are {count} parameters in param_groups.")
+    return Parameters(what, params, names, axes)
+
+
+def _expected(
+    what: str, optimizer: str, group: Mapping[str, Any], path: str, entry: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """The slots that a parameter of this group has, and their roles; refuses an entry with others."""
+    slots = {
+        slot: role
+        for slot, role in _SLOTS[optimizer].items()
+        if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
+    }
+    if optimizer == "Adamax" and group.get("eps") == 0:
+        slots["exp_inf"] = "nu_inf"
+    if entry is not None and entry.keys() != slots.keys():
+        missing, unknown = sorted(slots.keys() - entry.keys()), sorted(entry.keys() - slots.keys())
+        fitting = [name for name, known in _SLOTS.items() if entry.keys() <= known.keys()]
+        raise ValueError(
+            f"{what}: the state of {path} has {sorted(entry)}: {f'{unknown} too many' if unknown else ''}"
+            f"{' and ' if unknown and missing else ''}{f'{missing} missing' if missing else ''}. It may be of another "
+            f"class{f', such as {fitting[0]}' if fitting else ''}; say which: optimizer=..."
+        )
+    return slots
+
+
+def _entry(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is kept of a parameter under PyTorch's names, bitsandbytes' states decoded."""
+    entry = dict(entry or {})
+    entry |= entry.pop("__bnb_optimizer_quant_state__", {})
+    for n, slot in ((1, "exp_avg"), (2, "exp_avg_sq")):
+        if (state := entry.pop(f"state{n}", None)) is not None:
+            qmap, largest = entry.pop(f"qmap{n}", None), entry.pop(f"absmax{n}", None)
+            entry[slot] = state if qmap is None else _of_blocks(_array(state), _array(qmap), _array(largest))
+    return {slot: value for slot, value in entry.items() if value is not None}
+
+
+def _of_blocks(codes: np.ndarray[Any, Any], qmap: np.ndarray[Any, Any], largest: np.ndarray[Any, Any]) -> Any:
+    """Numbers that are stored as codes of a map, times the largest of their block."""
+    blocks = [size for size in (256, 2048, 4096) if -(-codes.size // size) == largest.size]
+    if not blocks:
+        raise ValueError(f"torch: {codes.size} codes came with {largest.size} scales; blocks of 256 or 2048 are known.")
+    return qmap[codes] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    """A tensor as a NumPy array; PyTorch's bfloat16 as float32."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    if type(value).__name__ not in ("Tensor", "Parameter") and hasattr(value, "dequantize"):
+        value = value.dequantize()  # torchao's
+    value = value.detach().cpu()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+
+
+def _step(what: str, path: str, step: Any) -> np.ndarray[Any, Any]:
+    number = float(_array(step))
+    if not (number >= 0 and number.is_integer() and number < 2**31):
+        raise ValueError(f"{what}: the step of {path} is {number}; it must be a whole number of at least 0.")
+    return np.asarray(number, np.int32)
+
+
+def _product(what: str, exported: Mapping[str, Any], path: str) -> np.ndarray[Any, Any]:
+    """NAdam's product of decays, from one minus it as two numbers."""
+    if (weight := of_parameter(exported, _READ, path)) is None:
+        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {_READ}.")
+    return np.asarray((1 - weight[0]) - weight[1], weight.dtype)
+
+
+def _check_weights(what: str, exported: Mapping[str, Any], path: str, group: Mapping[str, Any], count: int) -> None:
+    """Refuse a weight that PyTorch, which takes it from betas and the step, would not have."""
+    for role, beta in zip(("weight_mu", "weight_nu"), group.get("betas", ()), strict=False):
+        ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
+        if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
+            raise ValueError(
+                f"{what}: {role} is {np.sum(ours):.6g}, but after {count} steps PyTorch debiases by 1 - {beta}^{count} "
+                f"= {theirs:.6g}. It knows only constant betas, and only those of all steps; set betas to the decays."
+            )

@@ -1,0 +1,142 @@
+"""`export_state`: a state as a flat dict of NumPy arrays, by role and parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+
+from adam_tx._core import numerics
+from adam_tx._core.storage import Stored
+from adam_tx._core.trees import Walk
+from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, parts_of
+
+
+def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation) -> dict[str, Any]:
+    """The state as a flat dict of NumPy arrays, which no other code has to know adam_tx to read.
+
+    Its keys are roles, and paths of parameters behind them::
+
+        mu/decoder/kernel     the average of gradients
+        nu/decoder/kernel     the average of their squares
+        count                 the number of updates
+        weight_mu, weight_nu  1 - Π decay of these averages, as two numbers to add
+
+    They do not depend on the order of links in a chain, on what links are called, on
+    wrappers and groups around them, nor on how moments are stored. Other roles are
+
+        nu_max, nu_max_of_debiased    AMSGrad's maximum of nu, or of nu debiased (Optax)
+        nu_inf, nu_inf_of_stored_eps  AdaMax's maximum, or that with epsilon in it
+        sum_of_squares, trace, mean   of Adagrad, SGD's momentum, centered RMSprop
+        nu_row, nu_col, nu_of_blocks  of Adafactor, Adam-mini
+        steps                         of what may skip updates, where count is of those made
+        guard.skipped, …              whatever else, as <link>.<field>
+
+    An average of something else than the gradient says so: `mu_of_scaled` of updates that
+    were divided by their size before (LaProp), `trace_of_steps` of such that had been
+    multiplied by the learning rate (with `trace_of_steps.rate`, while that is a constant),
+    `_of_basis` in another basis (SOAP), `_of_changed` of what another link made of it. A
+    second one of a role and parameter is numbered, `mu_2`.
+
+    Moments are float32, or wider where they are. What is stored in eight bits is there once
+    more as it is, under `<key>@codes_by_128` and `<key>@scales_by_128`. Where a count is not
+    the same for all parameters, it is given for each, `count/decoder/kernel`.
+
+    Args:
+      opt_state: a state, of adam_tx, of Optax or of both.
+      params: the parameters, or their shapes (`jax.eval_shape`).
+      tx: the transformation that made the state. Only it knows what stands where: the
+        states of Optax's Adam and AdaMax have one type.
+
+    Returns:
+      A dict for `import_state`, `numpy.savez`, or code of other frameworks. On several
+      hosts every one gets all of it.
+
+    Raises:
+      ValueError: a state of another transformation, or of other parameters.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones(2)}
+    >>> tx = adam_tx.adam(1e-3)
+    >>> sorted(adam_tx.export_state(tx.init(params), params, tx))
+    ['count', 'mu/kernel', 'nu/kernel', 'weight_mu', 'weight_nu']
+    """
+    return written(opt_state, params, parts_of(tx, opt_state, params))
+
+
+def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
+    """The dict of a state whose parts are known."""
+    walk, leaves, found = Walk.of_params(params), jax.tree.leaves(state), {}
+    scalars: dict[Role, dict[int | None, np.ndarray[Any, Any]]] = {}
+    for part in parts:
+        values = to_host(leaves[part.values])
+        if isinstance(part, OfMany):
+            scalars.setdefault(part.role._replace(rate=1.0), {}).update(dict.fromkeys(part.leaves or [None], values))
+            continue
+        key = key_of(part.role, walk.paths[part.leaf])
+        if key in found:
+            raise ValueError(f"params: two leaves have the path {walk.paths[part.leaf]}; rename one of them.")
+        found[key] = _decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
+        if part.scales is not None:
+            found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))
+        if "steps" in part.role.of and part.role.rate is not None:
+            found[f"{part.role}.rate"] = np.asarray(part.role.rate)
+    for role, values in scalars.items():
+        found |= _of_many(role, walk, values, found)
+    return found
+
+
+def _of_many(role: Role, walk: Walk, values: Mapping[int | None, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry if all parameters have the same, else one for each; none for a second count that is the first."""
+    first = next(iter(values.values()))
+    if not all(np.array_equal(value, first) for value in values.values()):
+        return {key_of(role, walk.paths[leaf]): value for leaf, value in values.items() if leaf is not None}
+    before = first_count(str(role))
+    if before is not None and before in found and np.array_equal(found[before], first):
+        return {}
+    return {str(role): first}
+
+
+def first_count(key: str) -> str | None:
+    """The key of the first count, for that of a second."""
+    return "count" if key.startswith("count_") else None
+
+
+def key_of(role: Role | str, path: str) -> str:
+    """The key of what has this role for the parameter at this path, which is empty where there is only one."""
+    return f"{role}/{path}" if path else str(role)
+
+
+def to_host(array: Any) -> np.ndarray[Any, Any]:
+    """The array as NumPy's, all of it on every host."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.array(array)
+
+
+def _decoded(part: OfLeaf, values: Any, scales: Any) -> np.ndarray[Any, Any]:
+    """What is stored, in float32 or wider; whole numbers as they are."""
+    if part.link is None:
+        return values.astype(np.float32) if values.dtype in NARROW else values
+    stored = Stored(jnp.asarray(values), None if scales is None else jnp.asarray(scales))
+    dtype = jnp.dtype(jnp.float32) if scales is not None else numerics.working(values.dtype)
+    decoded = part.link.storage[part.slot].decode(stored, dtype)
+    return np.array(decoded)
+
+
+NARROW = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+
+
+def raw_keys(part: OfLeaf, key: str) -> tuple[str, str]:
+    """The keys of what is stored in codes and scales."""
+    assert part.link is not None
+    format_ = part.link.storage[part.slot].scales_of("")
+    return f"{key}@codes{format_}", f"{key}@scales{format_}"

@@ -1,0 +1,97 @@
+"""`migrate`: go on with the state of one recipe under another."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from adam_tx.state.export import export_state
+from adam_tx.state.imports import Choice, imported
+
+
+def migrate(
+    old_state: optax.OptState,
+    old_tx: optax.GradientTransformation,
+    new_tx: optax.GradientTransformation,
+    params: optax.Params,
+    *,
+    old_params: optax.Params | None = None,
+    rename: Mapping[str, str] | None = None,
+    fresh: str = "",
+    report: Callable[[str], object] | None = print,
+) -> optax.OptState:
+    """The state for a changed recipe, with all that has the same meaning in both.
+
+    Moments, counts and debiasing weights are kept, to the last bit where both sides store
+    them alike, whatever stands around them: schedules, decay, clipping, masks, groups, a
+    guard, a monitor, `optax.chain`. What only the new recipe has starts as its `init`
+    starts it, and what only the old one had is dropped. An account of all that is printed::
+
+        kept:           mu (2), nu (2), count, weight_mu, weight_nu
+        started fresh:  nu_max (2)
+
+    A quantity that looks alike and is another is converted where that is exact: a momentum
+    with a constant learning rate inside it, Adam's nu to Adam-mini's. Where it is not, as
+    for AMSGrad's maximum of nu and that of nu debiased, migrate refuses, and says why.
+
+    Args:
+      old_state: the state.
+      old_tx: the transformation that made it.
+      new_tx: the one that is to go on.
+      params: the parameters of the new one.
+      old_params: those of the old one, or their shapes (`jax.eval_shape`), where they were
+        others.
+      rename: new paths of parameters by old ones; of a part of the tree all below it move:
+        `{"encoder/old": "encoder/new"}`.
+      fresh: a pattern as for `adam_tx.groups`, of roles or whole keys that start fresh
+        although something looks alike: `"nu_max_of_debiased"`.
+      report: what to do with the account; None for nothing.
+
+    Returns:
+      A state of `new_tx`, with the structure, dtypes and shardings of `new_tx.init(params)`.
+
+    Raises:
+      ValueError: a state that is not of `old_tx` and `old_params`; a quantity that cannot be
+        converted; moments of another shape than their parameter; a rename of nothing.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones(2)}
+    >>> old, new = adam_tx.adamw(1e-3), adam_tx.guard(adam_tx.lion(1e-4))
+    >>> state = adam_tx.migrate(old.init(params), old, new, params)
+    kept:           mu (1), steps, count
+    started fresh:  guard.skipped, guard.skipped_in_a_row, guard.norm
+    dropped:        nu (1), weight_nu, weight_mu
+    """
+    exported = export_state(old_state, params if old_params is None else old_params, old_tx)
+    if rename:
+        exported = _renamed(exported, rename)
+    state, account = imported(new_tx, params, exported, Choice(fresh, recipe=True))
+    if report is not None:
+        report(str(account))
+    return state
+
+
+def _renamed(exported: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+    """The dict with other paths; a path is moved by the longest part of it that is named."""
+    unused, moved = set(rename), {}
+    for key, value in exported.items():
+        role, slash, whole = key.partition("/")
+        path, at, stored = whole.partition("@")
+        ends = [n for n, letter in enumerate(path) if letter == "/"] + [len(path)]
+        named = [path[:end] for end in ends if slash and path[:end] in rename]
+        if named:
+            unused.discard(named[-1])
+            path = rename[named[-1]] + path[len(named[-1]) :]
+        new = f"{role}{slash}{path}{at}{stored}"
+        if new in moved:
+            raise ValueError(f"rename: two parameters would be called {path}; rename the other one too.")
+        moved[new] = value
+    if unused:
+        paths = sorted({key.partition("/")[2].partition("@")[0] for key in exported if "/" in key})
+        close = difflib.get_close_matches(min(unused), paths, cutoff=0.3) or paths[:3]
+        raise ValueError(f"rename: there is no parameter {min(unused)!r}; there are, for example, {', '.join(close)}.")
+    return moved
