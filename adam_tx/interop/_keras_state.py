@@ -22,7 +22,7 @@ class Slot(NamedTuple):
       role: what it is; with a minus before it where Keras keeps it with the other sign.
       together: whether the variables of all parameters stand together, instead of those of one parameter.
       only_if: the setting without which it is not there.
-      unless_factored: whether Keras keeps it of parameters with rows and columns too, and does not use it.
+      unless_factored: whether it follows from rows and columns where a parameter has them.
     """
 
     name: str
@@ -233,12 +233,15 @@ def _written(
         within = _needed(what, exported, "MultiSteps.mini_step") if every > 1 else 0
         return np.asarray(int(_needed(what, exported, "count")) * every + int(within), np.int32)
     if place.ending == "learning_rate":
-        return np.asarray(config["learning_rate"], np.float32)
+        return np.asarray(config["learning_rate"])
     if place.role == _READ:
         first, rest = _needed(what, exported, _READ)
         return np.asarray((1 - first) - rest)
     if not place.role:
-        return np.zeros(place.shape, np.float32)
+        if not place.path:
+            return np.zeros((), np.int32)
+        rows, columns = (_needed(what, exported, key_of(role, place.path)) for role in ("nu_row", "nu_col"))
+        return rows / np.mean(rows, -2, keepdims=True) * columns  # which Keras makes anew in every step
     key = key_of(place.role, place.path)
     used.add(key)
     value = np.asarray(_needed(what, exported, key))

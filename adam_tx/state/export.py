@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,15 +98,18 @@ def _of_many(role: Role, walk: Walk, values: Mapping[int | None, Any], found: Ma
     first = next(iter(values.values()))
     if not all(np.array_equal(value, first) for value in values.values()):
         return {key_of(role, walk.paths[leaf]): value for leaf, value in values.items() if leaf is not None}
-    before = first_count(str(role))
-    if before is not None and before in found and np.array_equal(found[before], first):
-        return {}
-    return {str(role): first}
+    before = _NUMBERED_COUNT.fullmatch(str(role))
+    return {} if before and np.array_equal(found.get(before[1]), first) else {str(role): first}
 
 
-def first_count(key: str) -> str | None:
-    """The key of the first count, for that of a second."""
-    return "count" if key.startswith("count_") else None
+_NUMBERED_COUNT = re.compile(r"(count|steps)_\d+")
+
+
+def keys_of_count(name: str) -> tuple[str, ...]:
+    """The keys to look for a shared number under: a second count may be the first, and steps the updates made."""
+    numbered = _NUMBERED_COUNT.fullmatch(name)
+    first = numbered[1] if numbered else name
+    return tuple(dict.fromkeys((name, first, "count" if first == "steps" else first)))
 
 
 def key_of(role: Role | str, path: str) -> str:

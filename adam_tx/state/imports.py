@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from adam_tx._core.storage import Stored
 from adam_tx._core.trees import Walk, some
 from adam_tx.state import weights
 from adam_tx.state.account import Account
-from adam_tx.state.export import NARROW, first_count, key_of, raw_keys
+from adam_tx.state.export import NARROW, key_of, keys_of_count, raw_keys
 from adam_tx.state.roles import OfLeaf, OfMany, Role, parts_of
 
 Exported = Mapping[str, Any]
@@ -233,7 +234,10 @@ class _Reading:
         if len(found) < len(leaves or [None]):
             self._missing(part, leaves)
             return
-        self._share(part, {leaf: self._number(key) for leaf, key in found.items()}, self.account.keep)
+        source = next(iter(found.values()))
+        elsewhere = name.startswith("steps") and source.startswith("count")
+        tell = functools.partial(self.account.convert, source=source) if elsewhere else self.account.keep
+        self._share(part, {leaf: self._number(key) for leaf, key in found.items()}, tell)
 
     def _missing(self, part: OfMany, leaves: list[int]) -> None:
         name = str(part.role)
@@ -288,9 +292,8 @@ class _Reading:
             )
 
     def _shared_key(self, part: OfMany, leaf: int | None) -> str | None:
-        name = str(part.role)
-        before = "count" if name == "steps" else first_count(name)
-        return self._count_key(name, leaf) or (self._count_key(before, leaf) if before else None)
+        found = (self._count_key(name, leaf) for name in keys_of_count(str(part.role)))
+        return next((key for key in found if key is not None), None)
 
     def _count_key(self, name: str, leaf: int | None) -> str | None:
         keys = [name] if leaf is None else [key_of(name, self._walk.paths[leaf]), name]

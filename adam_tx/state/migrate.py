@@ -62,7 +62,8 @@ def migrate(
     >>> params = {"kernel": jnp.ones(2)}
     >>> old, new = adam_tx.adamw(1e-3), adam_tx.guard(adam_tx.lion(1e-4))
     >>> state = adam_tx.migrate(old.init(params), old, new, params)
-    kept:           mu (1), steps, count
+    kept:           mu (1), count
+    converted:      steps from count
     started fresh:  guard.skipped, guard.skipped_in_a_row, guard.norm
     dropped:        nu (1), weight_nu, weight_mu
     """

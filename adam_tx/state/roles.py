@@ -200,6 +200,8 @@ class _Reader:
         self._emitted = place.updates
         if declaration is None:
             yield from self._foreign(tx, state, dataclasses.replace(place, grad=place.updates))
+        elif isinstance(declaration, Leafwise) and not declaration.keeps:
+            self._emitted = _after(declaration, place.updates)
         elif state is None and not declaration.keeps:
             yield from self._members(
                 declaration, [(name, link, None) for name, link in declaration.links.items()], place
