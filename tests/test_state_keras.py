@@ -223,8 +223,8 @@ def test_variables_of_another_class_order_or_setting_are_refused():
         from_variables([np.asarray(v.value) for v in adam.variables], config, params, NAMES[::-1])
     with pytest.raises(ValueError, match="left out: dense/bias"):
         from_variables(adam.variables, config, params, NAMES[:1])
+    exported = from_variables(adam.variables, config, params, NAMES)
     with pytest.raises(ValueError, match="it needs nu_max/dense/kernel"):
-        exported = from_variables(adam.variables, config, params, NAMES)
         to_variables(exported, config | {"amsgrad": True}, params, NAMES)
     with pytest.raises(ValueError, match="has no place for nu/dense/kernel, nu/dense/bias"):
         to_variables(exported, built("Lion", "float32").get_config(), params, NAMES)

@@ -31,7 +31,8 @@ def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
     return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
-@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
+# one dispatch where nothing is compiled, and no call where something is; only `like` says on which devices
+@functools.partial(jax.jit, inline=True, keep_unused=True)
 def bits(like: jax.Array, seed: jax.Array) -> jax.Array:
     """32 random bits for every element of an array, uint32, from its place in the whole array."""
     place, stride = jnp.zeros((), jnp.uint32), 1

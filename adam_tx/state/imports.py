@@ -190,7 +190,8 @@ class _Reading:
             self._new[part.values] = stored.values
             if part.scales is not None:
                 self._new[part.scales] = stored.scales
-        self._kept.add((_unnumbered(part.role.base), part.leaf))
+        if _is_average(part):
+            self._kept.add((_unnumbered(part.role.base), part.leaf))
         self.account.keep(key) if source == key else self.account.convert(key, source)
 
     def _alike(self, role: Role, key: str) -> list[str]:
@@ -283,7 +284,8 @@ class _Reading:
             return
         self._new[part.values] = first
         tell(name)
-        young = [self._walk.paths[leaf] for leaf in sorted(part.leaves) if (part.average, leaf) in self._started]
+        started = sorted(leaf for base, leaf in self._started if leaf in part.leaves and _debiased(base, part))
+        young = [self._walk.paths[leaf] for leaf in dict.fromkeys(started)]
         if part.link is not None and young and np.any(first):
             self.account.note(
                 f"note: {part.average} of {some(young)} starts from zero, but is debiased by {name} like that of older "
@@ -301,7 +303,7 @@ class _Reading:
 
     def _has_average(self, part: OfMany) -> bool:
         """Whether one of the averages that a weight belongs to was kept."""
-        return any((part.average, leaf) in self._kept for leaf in part.leaves)
+        return any(leaf in part.leaves and _debiased(base, part) for base, leaf in self._kept)
 
     def _number(self, key: str) -> np.ndarray[Any, Any] | None:
         """The array under a key, if it is one of numbers."""
@@ -323,7 +325,7 @@ class _Reading:
 
     def _start(self, key: str, part: OfLeaf | None = None) -> None:
         self.account.start(key)
-        if part is not None:
+        if part is not None and _is_average(part):
             self._started.add((_unnumbered(part.role.base), part.leaf))
 
     def finished(self) -> list[Any]:
@@ -353,6 +355,15 @@ def _misfit(value: np.ndarray[Any, Any], like: Any, *, coded: bool) -> str:
     if kind in "iub" and not np.array_equal(value, value.astype(like.dtype)):
         return f"is {value.dtype}, whose values the state's {like.dtype} does not have"
     return ""
+
+
+def _is_average(part: OfLeaf) -> bool:
+    return part.link is None or part.link.kind.slots[part.slot].decay is not None
+
+
+def _debiased(base: str, part: OfMany) -> bool:
+    """Whether a slot is an average that this weight debiases, as `nu_yogi` is a `nu`."""
+    return base == part.average or base.startswith(f"{part.average}_")
 
 
 def _unnumbered(base: str) -> str:

@@ -72,7 +72,7 @@ class OfMany(NamedTuple):
       values: the number of its array among the leaves of the state.
       link: whose debiasing weight it is; None if it is none.
       decay: the decay of that weight.
-      average: the base of the averages that it debiases.
+      average: how the bases of the averages begin that it debiases, "mu" or "nu".
     """
 
     role: Role

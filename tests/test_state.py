@@ -1,0 +1,324 @@
+"""A state survives a change of its recipe: exported, imported and migrated by role and parameter."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import run
+from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
+
+import adam_tx
+from adam_tx import export_state, import_state, migrate, storage
+
+EVERY = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+RATE = 1e-3
+
+
+def parameters():
+    return {"dense": {"kernel": jnp.ones((4, 6)), "bias": jnp.ones(6)}, "scale": jnp.ones(())}
+
+
+def filled(tx, params, seed=0):
+    """A state of this structure, each array with numbers of its own."""
+    rng = np.random.default_rng(seed)
+
+    def fill(array):
+        if array.shape == (2,):  # a debiasing weight, which groups may share
+            return jnp.array([0.25, 0.5], array.dtype)
+        if array.dtype.kind in "iu":
+            return jnp.asarray(rng.integers(0, 100, array.shape), array.dtype)
+        return jnp.asarray(rng.uniform(0.1, 1, array.shape), array.dtype)
+
+    return jax.tree.map(fill, tx.init(params))
+
+
+def assert_same_bits(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_exported_and_imported_again_is_the_same_state_to_the_last_bit(name):
+    tx, params = EVERY[name](), parameters()
+    state = filled(tx, params)
+    said = []
+    exported = export_state(state, params, tx)
+    assert all(type(value) is np.ndarray for value in exported.values())
+    assert_same_bits(import_state(tx, params, exported, report=said.append), state)
+    assert not said
+
+
+def adamw(**options):
+    return adam_tx.adamw(RATE, **options)
+
+
+STORAGES = {
+    "float32": {},
+    "bfloat16 mu": {"mu_dtype": jnp.bfloat16},
+    "rounded at random": {"mu_dtype": storage.StochasticBFloat16(), "nu_dtype": storage.StochasticBFloat16()},
+    "eight bit": {"mu_dtype": storage.EightBit(4, 1), "nu_dtype": storage.EightBit(4, 1)},
+}
+EDITS = {
+    "adam": lambda **o: adam_tx.adam(RATE, **o),
+    "adamw": adamw,
+    "scheduled": lambda **o: adam_tx.adamw(optax.linear_schedule(RATE, 0.0, 10), **o),
+    "no decay": lambda **o: adamw(weight_decay=0.0, **o),
+    "masked decay": lambda **o: adamw(mask=adam_tx.matching("!*/bias"), **o),
+    "clipped": lambda **o: optax.chain(optax.clip_by_global_norm(1.0), adamw(**o)),
+    "in optax.chain": lambda **o: optax.chain(adamw(**o)),
+    "guarded": lambda **o: adam_tx.guard(adamw(**o), deviations=6.0, loss_scale=adam_tx.LossScale()),
+    "monitored": lambda **o: adam_tx.monitor(adamw(**o)),
+    "monitored and guarded": lambda **o: adam_tx.guard(adam_tx.monitor(adam_tx.adam(RATE, **o))),
+    "in groups": lambda **o: adam_tx.groups(
+        {"*/bias": {"weight_decay": 0.0}}, {}, optimizer=lambda **s: adamw(**o, **s)
+    ),
+    "named groups": lambda **o: adam_tx.groups({"*/bias": ("one", adamw(**o))}, ("other", adam_tx.adam(RATE, **o))),
+    "accumulated": lambda **o: optax.MultiSteps(adamw(**o), 4).gradient_transformation(),
+    "amsgrad": lambda **o: adam_tx.amsgrad(RATE, **o),
+}
+KEPT = ("mu", "nu", "count", "weight_mu", "weight_nu")
+
+
+def cases():
+    """Every edit in every storage, and every change of storage; beside those from and to AdamW, only on request."""
+    for (old, new), of in itertools.product(itertools.permutations(EDITS, 2), STORAGES):
+        usual = "adamw" in (old, new) and of in ("float32", "eight bit")
+        yield pytest.param(old, new, of, of, id=f"{old} to {new}, {of}", marks=() if usual else pytest.mark.exhaustive)
+    for old, new in itertools.permutations(STORAGES, 2):
+        yield pytest.param("adamw", "guarded", old, new, id=f"{old} to {new}")
+
+
+@pytest.mark.parametrize(("old", "new", "stored", "stored_then"), list(cases()))
+def test_every_edit_of_the_recipe_keeps_moments_counts_and_weights(old, new, stored, stored_then):
+    params = parameters()
+    old, new, same = EDITS[old](**STORAGES[stored]), EDITS[new](**STORAGES[stored_then]), stored == stored_then
+    state = filled(old, params)
+    before = export_state(state, params, old)
+    after = export_state(migrate(state, old, new, params, report=None), params, new)
+    for key, value in before.items():
+        if key.partition("/")[0] not in KEPT or ("@" in key and not same):
+            continue
+        if same or stored_then == "float32" or key.startswith(("weight", "count")):
+            np.testing.assert_array_equal(after[key], value, err_msg=key)
+        else:  # as near as the narrower format can
+            block = np.abs(value).max()
+            np.testing.assert_allclose(after[key], value, rtol=2**-4, atol=block * 2**-6, err_msg=key)
+
+
+@pytest.mark.parametrize("stored", costly(STORAGES, ("eight bit",)))
+def test_a_training_goes_on_under_a_guard_as_if_nothing_had_happened(stored, usual_compiler):
+    params = jnp.linspace(-1, 1, 12).reshape(2, 6)
+    plain, around = adamw(**STORAGES[stored]), adam_tx.guard(adamw(**STORAGES[stored]))
+
+    def steps(tx, params, state):
+        step = jax.jit(lambda p, s: tx.update(jnp.sin(p), s, p))
+        for _ in range(3):
+            updates, state = step(params, state)
+            params = run.apply_updates(params, updates)
+        return params, state
+
+    params, state = steps(plain, params, plain.init(params))
+    moved = migrate(state, plain, around, params, report=None)
+    alone, (there, _) = steps(plain, params, state), steps(around, params, moved)
+    np.testing.assert_array_equal(there, alone[0])
+
+
+def told(old, new, params, **options):
+    """The account of a migration, and what is exported after it."""
+    said = []
+    state = filled(old, params)
+    moved = migrate(state, old, new, params, report=said.append, **options)
+    return said[0], export_state(state, options.get("old_params", params), old), export_state(moved, params, new)
+
+
+def test_the_account_says_what_was_kept_converted_computed_started_and_dropped():
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    said, _, _ = told(adam_tx.amsgrad(RATE), adam_tx.guard(adam_tx.rmsprop(RATE, momentum=0.9)), params)
+    assert said.splitlines() == [
+        "kept:           nu (2), count",
+        "converted:      steps from count",
+        "started fresh:  trace_of_scaled_steps (2), guard.skipped, guard.skipped_in_a_row, guard.norm",
+        "dropped:        mu (2), nu_max_of_debiased (2), weight_nu, weight_mu",
+    ]
+    said, _, _ = told(adam_tx.adam(RATE), adam_tx.groups({"bias": adam_tx.sgd(1.0)}, adam_tx.adam(RATE)), params)
+    assert said.splitlines() == [
+        "kept:           mu/kernel, nu/kernel, count, weight_nu, weight_mu",
+        "dropped:        mu/bias, nu/bias",
+    ]
+    said, _, _ = told(optax.adam(RATE), adam_tx.adam(RATE), params)
+    assert said.splitlines() == ["kept:           mu (2), nu (2), count", "from the count: weight_nu, weight_mu"]
+
+
+def test_parameters_are_added_removed_and_renamed_with_their_moments():
+    old = {"encoder": {"old": jnp.ones((2, 3)), "same": jnp.ones(3)}, "gone": jnp.ones(2)}
+    new = {"encoder": {"same": jnp.ones(3)}, "trunk": {"new": jnp.ones((2, 3))}, "head": jnp.ones(4)}
+    tx, said = adam_tx.adam(RATE), []
+    state = filled(tx, old)
+    rename = {"encoder/old": "trunk/new"}
+    moved = migrate(state, tx, tx, new, old_params=jax.eval_shape(lambda: old), rename=rename, report=said.append)
+    before, after = export_state(state, old, tx), export_state(moved, new, tx)
+    for role in ("mu", "nu"):
+        np.testing.assert_array_equal(after[f"{role}/trunk/new"], before[f"{role}/encoder/old"])
+        np.testing.assert_array_equal(after[f"{role}/encoder/same"], before[f"{role}/encoder/same"])
+        assert not after[f"{role}/head"].any()
+    assert "started fresh:  mu/head, nu/head" in said[0]
+    assert "dropped:        mu/gone, nu/gone" in said[0]
+    assert "note: nu of head starts from zero, but is debiased by weight_nu like that of older parameters" in said[0]
+    assert after["count"] == before["count"]
+
+
+def test_a_rename_moves_a_whole_part_of_the_tree_and_names_what_is_not_there():
+    old = {"encoder": {"a": jnp.ones(2), "b": jnp.ones(3)}}
+    new, tx = {"trunk": {"a": jnp.ones(2), "c": jnp.ones(3)}}, adam_tx.adam(RATE)
+    state = filled(tx, old)
+    both = {"encoder": "trunk", "encoder/b": "trunk/c"}
+    moved = migrate(state, tx, tx, new, old_params=old, rename=both, report=None)
+    np.testing.assert_array_equal(
+        optax.tree.get(moved, "mu")["trunk"]["c"], optax.tree.get(state, "mu")["encoder"]["b"]
+    )
+    with pytest.raises(ValueError, match=r"rename: there is no parameter 'encodr'; there are, for example, encoder/"):
+        migrate(state, tx, tx, new, old_params=old, rename={"encodr": "trunk"})
+    with pytest.raises(ValueError, match="rename: two parameters would be called encoder/b"):
+        migrate(state, tx, tx, old, rename={"encoder/a": "encoder/b"})
+
+
+LOOKALIKES = {
+    "AMSGrad's two maxima": (
+        lambda: adam_tx.amsgrad(RATE),
+        lambda: adam_tx.chain(adam_tx.scale_by_momentum(), adam_tx.scale_by_max_rms(), adam_tx.bias_correction()),
+        "nu_max/kernel is missing, and nu_max_of_debiased/kernel is another quantity: one is the maximum of v",
+    ),
+    "averages of gradients and of updates": (
+        lambda: adam_tx.adam(RATE),
+        lambda: adam_tx.laprop(RATE),
+        "mu_of_scaled/kernel is missing, and mu/kernel is another quantity: one is of updates that were divided",
+    ),
+    "a varying learning rate in a momentum": (
+        lambda: optax.sgd(optax.linear_schedule(RATE, 0.0, 10), momentum=0.9),
+        lambda: adam_tx.chain(adam_tx.scale_by_learning_rate(lambda count: RATE), adam_tx.scale_by_heavy_ball(0.9)),
+        "trace_of_steps/kernel is missing, and trace/kernel is another quantity: the learning rate is inside one",
+    ),
+    "epsilon in a maximum": (
+        lambda: adam_tx.adamax(RATE),
+        lambda: adam_tx.chain(adam_tx.scale_by_momentum(), adam_tx.scale_by_max_norm(eps_stored=0.0)),
+        "nu_inf/kernel is missing, and nu_inf_of_stored_eps/kernel is another quantity: in one of them epsilon",
+    ),
+    "another basis": (
+        lambda: adam_tx.adamw(RATE),
+        lambda: adam_tx.soap(RATE),
+        "mu_of_basis/kernel is missing, and mu/kernel is another quantity: one is in another basis",
+    ),
+    "blocks": (
+        lambda: adam_tx.adam_mini(RATE),
+        lambda: adam_tx.adam(RATE),
+        "nu/kernel is missing, and nu_of_blocks/kernel is another quantity: one stands for blocks of the other",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOOKALIKES)
+def test_what_looks_alike_and_is_another_quantity_is_refused_with_the_reason_and_the_way_out(what):
+    old, new, reason = LOOKALIKES[what]
+    old, new, params = old(), new(), {"kernel": jnp.ones((2, 3))}
+    state = filled(old, params)
+    with pytest.raises(ValueError, match="(?s)" + reason + ".*say what may start"):
+        migrate(state, old, new, params)
+    said = []
+    migrate(state, old, new, params, fresh=f"{reason.split('/')[0]}|*_of_basis", report=said.append)
+    assert f"{reason.split('/')[0]} (1)" in said[0].partition("started fresh:")[2]
+
+
+def test_a_constant_learning_rate_moves_out_of_a_momentum_and_back_in():
+    params = {"kernel": jnp.ones((2, 3))}
+    inside, scale = optax.rmsprop(0.5, momentum=0.9), adam_tx.scale_by_rms(0.9)
+    outside = adam_tx.chain(scale, adam_tx.scale_by_heavy_ball(0.9), adam_tx.scale_by_learning_rate(0.25))
+    said, before, after = told(inside, outside, params)
+    np.testing.assert_array_equal(after["trace_of_scaled/kernel"], before["trace_of_scaled_steps/kernel"] / -0.5)
+    assert "converted:      trace_of_scaled from trace_of_scaled_steps" in said
+    _, before, after = told(outside, inside, params)
+    np.testing.assert_array_equal(after["trace_of_scaled_steps/kernel"], before["trace_of_scaled/kernel"] * -0.5)
+
+
+def test_adams_second_moment_becomes_adam_minis_as_the_means_of_its_blocks():
+    params = {"kernel": jnp.ones((4, 3))}
+    said, before, after = told(adam_tx.adamw(RATE), adam_tx.adam_mini(RATE), params)
+    np.testing.assert_allclose(after["nu_of_blocks/kernel"], before["nu/kernel"].mean(0, keepdims=True), rtol=1e-6)
+    assert "converted:      nu_of_blocks from nu" in said
+
+
+def test_a_debiasing_weight_that_is_not_there_is_computed_from_the_count_and_the_decay():
+    params, count = {"w": jnp.ones(2)}, 1_000_000
+    zeros, decay = np.zeros(2, np.float32), optax.linear_schedule(0.9, 0.99999, 1000)
+    for b2, weight in ((0.9999999, -np.expm1(count * np.log(0.9999999))), (0.0, 1.0)):
+        tx = adam_tx.adam(RATE, b2=b2)
+        state = import_state(tx, params, {"count": np.int32(count), "mu/w": zeros, "nu/w": zeros})
+        kept = np.asarray(state["scale_by_rms"].weight, np.float64)
+        np.testing.assert_allclose(kept.sum(), weight, rtol=2e-9)
+    tx = adam_tx.adam(RATE, b2=decay)
+    state = import_state(tx, params, {"count": np.int32(30), "mu/w": zeros, "nu/w": zeros})
+    exact = 1 - np.prod([float(decay(k)) for k in range(30)])
+    np.testing.assert_allclose(np.sum(state["scale_by_rms"].weight), exact, rtol=1e-6)
+    injected = optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(learning_rate=RATE)
+    with pytest.raises(ValueError, match="weight_nu is missing, and decay of scale_by_rms is injected"):
+        import_state(injected, params, {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}, fresh="inject*")
+
+
+@adam_tx.link(
+    slots={
+        "velocity": adam_tx.Slot("gradient", decay="b1"),
+        "size": adam_tx.Slot("square", decay="b2"),
+        "nu": adam_tx.Slot("square"),
+    },
+    numbers={"level": 1.0},
+    debiases=("b1", "b2"),
+)
+def scale_by_mine(b1: adam_tx.Decay = 0.9, b2: adam_tx.Decay = 0.999):
+    """Adam as a researcher may write it: in one link, with names of its own, and a third slot called nu."""
+
+    def rule(now, updates, grad, velocity, size, nu):
+        velocity = adam_tx.numerics.ema(velocity, updates, now.b1.step)
+        size = adam_tx.numerics.ema(size, adam_tx.numerics.square(grad), now.b2.step)
+        root = jnp.sqrt(size / now.b2.weight) + 1e-8
+        return velocity / now.b1.weight / root, velocity, size, jnp.maximum(nu, size)
+
+    return adam_tx.Rule(rule, debias=("b1", "b2"), numbers=lambda level: {"level": level + 1.0})
+
+
+def test_a_link_of_ones_own_goes_on_with_adams_state_because_its_slots_say_what_they_are():
+    params = {"w": jnp.array([1.0, -2.0, 3.0])}
+    adam, mine = adam_tx.adam(RATE), adam_tx.chain(scale_by_mine(), adam_tx.scale_by_learning_rate(RATE))
+    step = jax.jit(lambda tx, p, s: tx.update(jax.tree.map(jnp.sin, p), s, p), static_argnums=0)
+    state = adam.init(params)
+    for _ in range(3):
+        _, state = step(adam, params, state)
+    said = []
+    moved = migrate(state, adam, mine, params, report=said.append)
+    assert said[0].splitlines() == [
+        "kept:           mu (1), nu (1), count, weight_mu, weight_nu",
+        "started fresh:  scale_by_mine.nu (1), scale_by_mine.level",
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        step(mine, params, moved)[0],
+        step(adam, params, state)[0],
+    )
+    assert_same_bits(import_state(mine, params, export_state(moved, params, mine)), moved)
+
+
+def test_two_averages_of_a_kind_in_one_link_have_roles_of_their_own():
+    two = {name: adam_tx.Slot("gradient", decay="b1") for name in ("near", "far")}
+    link = adam_tx.link(slots=two)(lambda_of_two)()
+    assert {key.split("/")[0] for key in export_state(link.init(jnp.ones(2)), jnp.ones(2), link)} == {
+        "count",
+        "lambda_of_two.near",
+        "lambda_of_two.far",
+    }
+
+
+def lambda_of_two(b1: adam_tx.Decay = 0.9):
+    return adam_tx.Rule(lambda now, updates, near, far: (updates, near, far))
