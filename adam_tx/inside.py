@@ -105,6 +105,11 @@ def _fields(state: Any) -> dict[str, Any]:
     return {"": state} if named is None else named()
 
 
+def is_wrapper(maker: str) -> bool:
+    """Whether it is known how to take apart the states of what this function of Optax makes."""
+    return maker in _WRAPPERS
+
+
 def holds_transformation(value: Any, depth: int = 4) -> bool:
     """Whether a transformation is in this, or in what it contains."""
     if isinstance(value, optax.GradientTransformation):

@@ -322,3 +322,80 @@ def test_two_averages_of_a_kind_in_one_link_have_roles_of_their_own():
 
 def lambda_of_two(b1: adam_tx.Decay = 0.9):
     return adam_tx.Rule(lambda now, updates, near, far: (updates, near, far))
+
+
+def test_every_entry_that_does_not_fit_is_named_and_nothing_is_loaded():
+    tx, params = adam_tx.adam(RATE), {"a": jnp.ones((2, 3)), "b": jnp.ones(3), "c": jnp.ones(2), "d": jnp.ones(2)}
+    exported = export_state(tx.init(params), params, tx)
+    del exported["mu/a"]
+    exported |= {
+        "nu/a": np.ones((3, 2)),
+        "mu/b": np.array(["x", "y", "z"]),
+        "nu/b": np.ones(3, complex),
+        "mu/c": object(),
+        "trace/d": np.ones(2),
+        "count": np.float32(2.5),
+        "weight_mu": np.float32(0.1),
+    }
+    with pytest.raises(ValueError, match="exported: 8 of the entries do not fit") as error:
+        import_state(tx, params, exported)
+    for line in (
+        "mu/a is missing",
+        "nu/a has shape (3, 2), but the state has (2, 3)",
+        "mu/b is no array of numbers, but of <U1",
+        "nu/b is complex, but the state is float32",
+        "mu/c is no array of numbers, but of object",
+        "trace/d is left over",
+        "count is float32, whose values the state's int32 does not have",
+        "weight_mu has shape (), but the state has (2,)",
+    ):
+        assert f"\n  {line}\n" in str(error.value)
+    with pytest.raises(TypeError, match="exported must be a dict as export_state gives it, got a tuple"):
+        import_state(tx, params, ())
+
+
+def test_what_may_start_fresh_and_what_may_be_dropped_is_said_by_role_or_key_and_reported():
+    params = {"body": jnp.ones(2), "head": jnp.ones(3)}
+    old, new = adam_tx.sgd(RATE, 0.9), adam_tx.adam(RATE)
+    exported = export_state(filled(new, params), params, new) | export_state(filled(old, params), params, old)
+    del exported["mu/head"], exported["nu/head"]
+    said = []
+    state = import_state(new, params, exported, fresh="*/head", drop="trace", report=said.append)
+    assert said[0].splitlines()[:3] == [
+        "kept:           mu/body, nu/body, count, weight_nu, weight_mu",
+        "started fresh:  mu/head, nu/head",
+        "dropped:        trace (2)",
+    ]
+    assert not optax.tree.get(state, "mu")["head"].any()
+
+
+def test_a_state_of_another_transformation_or_of_other_parameters_is_refused():
+    params, adam, lion = {"w": jnp.ones(2)}, adam_tx.adam(RATE), adam_tx.lion(RATE)
+    for tx, state, of in (
+        (adam, lion.init(params), params),
+        (lion, adam.init(params), params),
+        (adam, optax.adam(RATE).init(params), params),
+        (optax.adam(RATE), adam.init(params), params),
+        (adam, adam.init({"v": jnp.ones(2)}), params),
+        (adam_tx.guard(adam), adam.init(params), params),
+        (adam, adam.init(params)["scale_by_rms"], params),
+    ):
+        with pytest.raises(ValueError, match=r"^opt_state: .*(belong together|made it|not of these params)"):
+            export_state(state, of, tx)
+
+
+def test_two_parameters_of_one_path_are_refused():
+    params, tx = {"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}, adam_tx.adam(RATE)
+    with pytest.raises(ValueError, match="params: two leaves have the path a/b; rename one of them"):
+        export_state(tx.init(params), params, tx)
+
+
+def test_what_comes_back_lies_where_init_puts_it():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = {"w": jax.device_put(jnp.ones((8, 6)), place)}
+    tx = adam_tx.adam(RATE, nu_dtype=storage.EightBit(2, 1))
+    moved = migrate(filled(adam_tx.adam(RATE), params), adam_tx.adam(RATE), tx, params, report=None)
+    for array, new in zip(jax.tree.leaves(moved), jax.tree.leaves(tx.init(params)), strict=True):
+        assert array.sharding.is_equivalent_to(new.sharding, array.ndim)
+        assert array.dtype == new.dtype

@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import oracles
 import pytest
 import run
@@ -147,3 +148,127 @@ def test_fifty_steps_there_fifty_here_and_fifty_there_are_150_there(optimizer, d
                 assert error <= (1e-6 if dtype == "float32" else 1e-12), (setting, error)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+TWO = {"a": {"kernel": np.zeros((2, 3), np.float32)}, "b": np.zeros(3, np.float32)}
+
+
+def two_entries(steps=(5, 5), **extra):
+    """A state_dict of two parameters, a Linear and a bias, that have made these steps."""
+    rng = np.random.default_rng(0)
+    entries = {
+        i: {
+            "step": np.float32(step),
+            **{slot: rng.uniform(0.1, 1, shape).astype(np.float32) for slot in ("exp_avg", "exp_avg_sq")},
+        }
+        for i, (step, shape) in enumerate(zip(steps, [(3, 2), (3,)], strict=True))
+    }
+    group = {"params": [0, 1], "betas": (0.9, 0.999), "amsgrad": False, "param_names": ["a.kernel", "b"]}
+    return {"state": entries, "param_groups": [group | extra]}
+
+
+def test_names_come_from_the_groups_or_from_the_caller():
+    given, axes = two_entries(), {"*/kernel": (1, 0)}
+    by_group = from_state_dict(given, TWO, axes=axes)
+    np.testing.assert_array_equal(by_group["mu/a/kernel"], given["state"][0]["exp_avg"].T)
+    renamed = two_entries(param_names=["layer.0.weight", "b"])
+    for names in ({"layer.0.weight": "a/kernel"}, ["a/kernel", "b"]):
+        again = from_state_dict(renamed, TWO, names=names, axes=axes)
+        assert again.keys() == by_group.keys()
+        np.testing.assert_array_equal(again["mu/a/kernel"], by_group["mu/a/kernel"])
+
+
+def test_parameters_that_made_different_steps_need_counts_of_their_own_and_go_on_with_them():
+    late = from_state_dict(two_entries(steps=(5, 2)), TWO, axes=flax_axes)
+    assert (int(late["count/a/kernel"]), int(late["count/b"])) == (5, 2)
+    adam = adam_tx.adam(1e-3)
+    with pytest.raises(ValueError, match=r"count is one for all parameters .* a/kernel 5, b 2; .* optax.partition"):
+        adam_tx.import_state(adam, TWO, late)
+    apart = optax.partition({"early": adam, "late": adam}, {"a": {"kernel": "early"}, "b": "late"})
+    state = adam_tx.import_state(apart, TWO, late)
+    updates, _ = apart.update(jax.tree.map(jnp.ones_like, TWO), state, TWO)
+    for path, update, steps in (("a/kernel", updates["a"]["kernel"], 6), ("b", updates["b"], 3)):
+        mu, nu = 0.9 * late[f"mu/{path}"] + 0.1, 0.999 * late[f"nu/{path}"] + 0.001
+        exact = -1e-3 * mu / (1 - 0.9**steps) / (np.sqrt(nu / (1 - 0.999**steps)) + 1e-8)
+        np.testing.assert_allclose(update, exact, rtol=1e-6)
+
+
+def test_a_parameter_without_a_step_has_zeros_and_a_count_of_zero():
+    given = two_entries(steps=(0, 0))
+    del given["state"][1]
+    given["state"][0]["step"] = np.float32(4)
+    read = from_state_dict(given, TWO, axes=flax_axes)
+    assert (int(read["count/b"]), read["mu/b"].tolist()) == (0, [0, 0, 0])
+    back = to_state_dict(read, given, TWO, axes=flax_axes)
+    assert list(back["state"]) == [0]
+
+
+def test_eight_bit_states_of_bitsandbytes_are_decoded():
+    rng, n = np.random.default_rng(0), 600
+    qmap, codes = np.linspace(-1, 1, 256, dtype=np.float32), rng.integers(0, 256, n).astype(np.uint8)
+    largest = np.array([1.0, 2.0, 4.0], np.float32)
+    quantised = {f"{key}{k}": v for k in (1, 2) for key, v in (("state", codes), ("qmap", qmap), ("absmax", largest))}
+    given = {"state": {0: {"step": 7, "__bnb_optimizer_quant_state__": quantised}}, "param_groups": [{"params": [0]}]}
+    read = from_state_dict(given, np.zeros(n, np.float32), names=[""])
+    np.testing.assert_array_equal(read["mu"], qmap[codes] * np.repeat(largest, 256)[:n])
+    assert int(read["count"]) == 7
+    whole = {"state": {0: {"step": 7, "state1": np.ones(3), "state2": np.ones(3)}}, "param_groups": [{"params": [0]}]}
+    assert from_state_dict(whole, np.zeros(3, np.float32), names=[""])["nu"].tolist() == [1, 1, 1]
+
+
+def test_foreign_damaged_and_misnamed_state_dicts_are_refused_by_what_is_wrong_with_them():
+    good = {"axes": flax_axes}
+    for change, options, reason in (
+        (lambda d: d.pop("state"), good, "state_dict must be what optimizer.state_dict"),
+        (lambda d: d["state"].clear(), good, "its state is empty"),
+        (lambda d: d["state"][0].pop("exp_avg"), good, r"state of a/kernel has .*\['exp_avg'\] missing"),
+        (lambda d: d["state"][0].update(square_avg=1), good, r"\['square_avg'\] too many"),
+        (lambda d: d["state"][0].update(step=2.5), good, "the step of a/kernel is 2.5"),
+        (lambda d: d["state"][0].update(step=np.nan), good, "the step of a/kernel is nan"),
+        (lambda d: d["state"][1].update(exp_avg=np.ones(4)), good, r"exp_avg of b has shape \(4,\)"),
+        (lambda d: None, {}, r"exp_avg of a/kernel has shape \(3, 2\), .* Are its axes in another order"),
+        (lambda d: None, {"names": ["b", "a/kernel"]}, r"exp_avg of b has shape \(3, 2\)"),
+        (lambda d: None, {"names": ["b", "c"]}, "no parameter: c"),
+        (lambda d: None, {"names": ["b", "b"]}, "twice: b"),
+        (lambda d: None, {"names": ["b"]}, "names has 1 paths, but there are 2 parameters"),
+        (lambda d: d["param_groups"][0].pop("param_names"), good, "its groups have no param_names"),
+        (lambda d: None, {"axes": {"b": (1, 0)}}, r"axes gives \(1, 0\) for b, which has 1 axes"),
+        (lambda d: None, {"optimizer": "RMSprop"}, r"too many .* such as Adam; say which"),
+        (lambda d: None, {"optimizer": "Lion"}, "optimizer must be one of"),
+    ):
+        given = two_entries()
+        change(given)
+        with pytest.raises(ValueError, match=reason):
+            from_state_dict(given, TWO, **options)
+
+
+def test_what_torch_needs_or_cannot_hold_is_an_error_on_the_way_out():
+    like, read = two_entries(), from_state_dict(two_entries(), TWO, axes=flax_axes)
+    with pytest.raises(ValueError, match="needs max_exp_avg_sq of a/kernel, but exported has no nu_max/a/kernel"):
+        to_state_dict(read, two_entries(amsgrad=True), TWO, axes=flax_axes)
+    with pytest.raises(ValueError, match="exported has no count"):
+        to_state_dict({key: v for key, v in read.items() if key != "count"}, like, TWO, axes=flax_axes)
+    with pytest.raises(ValueError, match=r"has no place for trace/b. If that may be lost, say so: drop='trace'"):
+        to_state_dict(read | {"trace/b": np.ones(3)}, like, TWO, axes=flax_axes)
+    assert to_state_dict(read | {"trace/b": np.ones(3)}, like, TWO, axes=flax_axes, drop="trace")["state"]
+    with pytest.raises(ValueError, match=r"weight_nu is 0.5, but after 5 steps PyTorch debiases by 1 - 0.999\^5"):
+        to_state_dict(read | {"weight_nu": np.array([0.5, 0.0])}, like, TWO, axes=flax_axes)
+
+
+@pytest.mark.torch
+def test_bfloat16_tensors_become_float32_and_come_back_to_the_last_bit():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    weight = torch.nn.Parameter(torch.arange(6.0, dtype=torch.bfloat16).reshape(3, 2))
+    made = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight) / 3
+    made.step()
+    given, params = made.state_dict(), {"kernel": np.zeros((2, 3), np.float32)}
+    there = {"names": ["kernel"], "axes": flax_axes}
+    read = from_state_dict(given, params, "AdamW", **there)
+    assert read["mu/kernel"].dtype == np.float32
+    back = to_state_dict(read, given, params, "AdamW", **there, tensor=torch.from_numpy)
+    again = torch.optim.AdamW([weight])
+    again.load_state_dict(back)
+    for slot, value in given["state"][0].items():
+        assert torch.equal(again.state[weight][slot], value)
+        assert again.state[weight][slot].dtype == value.dtype

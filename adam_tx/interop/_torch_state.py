@@ -199,9 +199,9 @@ def _expected(
     return slots
 
 
-def _entry(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+def _entry(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is kept of a parameter under PyTorch's names, bitsandbytes' states decoded."""
-    entry = dict(entry or {})
+    entry: dict[str, Any] = dict(given or {})
     entry |= entry.pop("__bnb_optimizer_quant_state__", {})
     for n, slot in ((1, "exp_avg"), (2, "exp_avg_sq")):
         if (state := entry.pop(f"state{n}", None)) is not None:

@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from adam_tx._core import numerics
 from adam_tx._core.storage import Stored
 from adam_tx._core.trees import Walk
-from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, parts_of
+from adam_tx.state.parts import parts_of
+from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
 
 
 def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
         key = key_of(part.role, walk.paths[part.leaf])
         if key in found:
             raise ValueError(f"params: two leaves have the path {walk.paths[part.leaf]}; rename one of them.")
-        found[key] = _decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
+        found[key] = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
         if part.scales is not None:
             found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))
         if "steps" in part.role.of and part.role.rate is not None:
@@ -99,7 +100,7 @@ def _of_many(role: Role, walk: Walk, values: Mapping[int | None, Any], found: Ma
     if not all(np.array_equal(value, first) for value in values.values()):
         return {key_of(role, walk.paths[leaf]): value for leaf, value in values.items() if leaf is not None}
     before = _NUMBERED_COUNT.fullmatch(str(role))
-    return {} if before and np.array_equal(found.get(before[1]), first) else {str(role): first}
+    return {} if before and before[1] in found and np.array_equal(found[before[1]], first) else {str(role): first}
 
 
 _NUMBERED_COUNT = re.compile(r"(count|steps)_\d+")
@@ -126,7 +127,7 @@ def to_host(array: Any) -> np.ndarray[Any, Any]:
     return np.array(array)
 
 
-def _decoded(part: OfLeaf, values: Any, scales: Any) -> np.ndarray[Any, Any]:
+def decoded(part: OfLeaf, values: Any, scales: Any) -> np.ndarray[Any, Any]:
     """What is stored, in float32 or wider; whole numbers as they are."""
     if part.link is None:
         return values.astype(np.float32) if values.dtype in NARROW else values

@@ -9,7 +9,8 @@ from typing import Any
 import optax
 
 from adam_tx.state.export import export_state
-from adam_tx.state.imports import Choice, imported
+from adam_tx.state.imports import imported
+from adam_tx.state.reading import Choice
 
 
 def migrate(

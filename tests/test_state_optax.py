@@ -1,0 +1,75 @@
+"""The state of Optax's optimizers goes on here, and there again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import run
+
+import adam_tx
+from adam_tx import migrate
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+RATE, STEPS = 1e-2, 20
+SCHEDULE = optax.exponential_decay(RATE, 10, 0.9)
+PAIRS = {
+    "adam": (lambda: optax.adam(RATE), lambda: adam_tx.adam(RATE)),
+    "adam, nesterov": (lambda: optax.adam(RATE, nesterov=True), lambda: adam_tx.adam(RATE, nesterov=True)),
+    "adamw": (lambda: optax.adamw(SCHEDULE), lambda: adam_tx.adamw(SCHEDULE)),
+    "adamw, clipped": (
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(RATE)),
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), adam_tx.adamw(RATE)),
+    ),
+    "amsgrad": (lambda: optax.amsgrad(RATE), lambda: adam_tx.amsgrad(RATE)),
+    "adamax": (lambda: optax.adamax(RATE), lambda: adam_tx.adamax(RATE)),
+    "adabelief": (lambda: optax.adabelief(RATE), lambda: adam_tx.adabelief(RATE)),
+    "yogi": (lambda: optax.yogi(RATE), lambda: adam_tx.yogi(RATE)),
+    "radam": (lambda: optax.radam(RATE), lambda: adam_tx.radam(RATE)),
+    "lamb": (lambda: optax.lamb(RATE), lambda: adam_tx.lamb(RATE)),
+    "lion": (lambda: optax.lion(RATE), lambda: adam_tx.lion(RATE)),
+    "adagrad": (lambda: optax.adagrad(RATE), lambda: adam_tx.adagrad(RATE)),
+    "rmsprop": (
+        lambda: optax.rmsprop(SCHEDULE, momentum=0.9, centered=True),
+        lambda: adam_tx.rmsprop(SCHEDULE, momentum=0.9, centered=True),
+    ),
+    "sgd": (lambda: optax.sgd(RATE, momentum=0.9), lambda: adam_tx.sgd(RATE, 0.9)),
+    "accumulated": (
+        lambda: optax.MultiSteps(optax.adam(RATE), 3).gradient_transformation(),
+        lambda: optax.MultiSteps(adam_tx.adam(RATE), 3).gradient_transformation(),
+    ),
+}
+
+
+def steps(tx, params, state, grads):
+    def step(carry, grad):
+        params, state = carry
+        updates, state = tx.update(grad, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, state), grads)[0]
+
+
+def test_steps_of_optax_then_ours_then_optax_again_are_optaxs_to_1e_12(x64):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.standard_normal((3, 4))), "b": jnp.asarray(rng.standard_normal(4))}
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.standard_normal((3 * STEPS, *p.shape))), params)
+    first, second, third = (jax.tree.map(lambda g, k=k: g[k * STEPS : (k + 1) * STEPS], grads) for k in range(3))
+    made = {name: (theirs(), ours()) for name, (theirs, ours) in PAIRS.items()}
+
+    def run_all(which, begun, grads):
+        return jax.jit(lambda: {n: steps(made[n][which], *begun[n], grads) for n in made})()
+
+    start = {name: (params, theirs.init(params)) for name, (theirs, _) in made.items()}
+    there = run_all(0, start, first)
+    moved = {n: (p, migrate(s, *made[n], p, report=None)) for n, (p, s) in there.items()}
+    here = run_all(1, moved, second)
+    back = {n: (p, migrate(s, *made[n][::-1], p, report=None)) for n, (p, s) in here.items()}
+    ends, whole = run_all(0, back, third), run_all(0, start, grads)
+    for name in made:
+        for path, leaf in params.items():
+            error = run.relative_error(
+                np.asarray(ends[name][0][path]), np.asarray(whole[name][0][path]), np.asarray(leaf)
+            )
+            assert error <= 1e-12, (name, path, error)
