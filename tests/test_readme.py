@@ -69,7 +69,8 @@ def claimed(part):
     said = []
     for (language, text), following in zip(part.blocks, [*part.blocks[1:], ("", "")], strict=True):
         if language == "python":
-            said += [following[1]] if following[0] == "text" and "print(" in text else CLAIM.findall(text)
+            prints = "print(" in text or "migrate(" in text
+            said += [following[1]] if following[0] == "text" and prints else CLAIM.findall(text)
     return said
 
 
@@ -239,19 +240,32 @@ def the_state_follows_its_parameters_also_under_the_mesh_as_context(found):
     assert updates["kernel"].sharding.is_equivalent_to(spec, 2)
 
 
-def every_way_to_save_and_every_change_of_recipe_goes_on_from_the_state(found):
-    state, params = found["state"], found["params"]
+def every_way_to_save_gives_the_state_back(found):
+    state = found["tx"].init(found["params"])
+    for again in (found["restored"]["opt_state"], found["state"]):
+        assert jax.tree.structure(again) == jax.tree.structure(state)
+        jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def every_change_of_recipe_goes_on_from_the_state(found):
+    state, params = found["tx"].init(found["params"]), found["params"]
     structure = jax.tree.structure(state)
-    assert jax.tree.structure(found["restored"]) == jax.tree.structure(found["longer"].init(params)) == structure
     kept = [
+        found["longer"],
         adam_tx.adam(optax.constant_schedule(1e-3)),
         adam_tx.adamw(1e-2, b1=0.8),
         adam_tx.adamw(1e-3, mask={"dense": {"kernel": True, "bias": False}}),
         adam_tx.chain(*adam_tx.adam(1e-3).links.values(), adam_tx.clip_by_rms(1.0)),
     ]
     assert all(jax.tree.structure(tx.init(params)) == structure for tx in kept)
-    assert found["clipped_state"][1]["count"] == found["amsgrad_state"]["count"] == 2
-    assert jax.tree.structure(found["amsgrad_state"]) == jax.tree.structure(found["amsgrad"].init(params))
+    assert jax.tree.structure(found["state"]) == jax.tree.structure(found["bigger"].init(params))
+    assert found["state"][1].inner["count"] == 2
+
+
+def a_state_of_torch_comes_in_and_goes_out_again(found):
+    assert found["state"]["count"] == 11
+    assert found["back"]["state"][0]["exp_avg"].shape == (2, 3)
+    assert found["back"]["state"][1]["step"] == 11
 
 
 def a_config_gives_the_same_optimizer(found):
@@ -323,7 +337,9 @@ CHECKS = {
     "Find where a NaN came from": the_explanation_has_found_the_bias,
     "Skip steps that would spoil training": a_guard_holds_whatever_comes_and_divides_by_the_loss_scale,
     "Use a GPU, or several devices": the_state_follows_its_parameters_also_under_the_mesh_as_context,
-    "Save and restore": every_way_to_save_and_every_change_of_recipe_goes_on_from_the_state,
+    "Save and restore": every_way_to_save_gives_the_state_back,
+    "Change the recipe of a run": every_change_of_recipe_goes_on_from_the_state,
+    "Go on from PyTorch, Keras or Optax": a_state_of_torch_comes_in_and_goes_out_again,
     "Keep the settings of a run": a_config_gives_the_same_optimizer,
     "Write your own link": the_link_is_its_formula_and_the_rest_comes_for_nothing,
     "The dialects of Adam": the_dialects_are_what_the_chains_say,
