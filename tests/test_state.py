@@ -350,7 +350,7 @@ def test_every_entry_that_does_not_fit_is_named_and_nothing_is_loaded():
         "weight_mu has shape (), but the state has (2,)",
     ):
         assert f"\n  {line}\n" in str(error.value)
-    with pytest.raises(TypeError, match="exported must be a dict as export_state gives it, got a tuple"):
+    with pytest.raises(TypeError, match="exported: it must be a dict as export_state gives it, got a tuple"):
         import_state(tx, params, ())
 
 
@@ -386,7 +386,7 @@ def test_a_state_of_another_transformation_or_of_other_parameters_is_refused():
 
 def test_two_parameters_of_one_path_are_refused():
     params, tx = {"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}, adam_tx.adam(RATE)
-    with pytest.raises(ValueError, match="params: two leaves have the path a/b; rename one of them"):
+    with pytest.raises(ValueError, match="params: two leaves have the path a/b; give one of them another name"):
         export_state(tx.init(params), params, tx)
 
 

@@ -232,7 +232,7 @@ def test_foreign_damaged_and_misnamed_state_dicts_are_refused_by_what_is_wrong_w
         (lambda d: None, {"names": ["b", "b"]}, "twice: b"),
         (lambda d: None, {"names": ["b"]}, "names has 1 paths, but there are 2 parameters"),
         (lambda d: d["param_groups"][0].pop("param_names"), good, "its groups have no param_names"),
-        (lambda d: None, {"axes": {"b": (1, 0)}}, r"axes gives \(1, 0\) for b, which has 1 axes"),
+        (lambda d: None, {"axes": {"b": (1, 0)}}, r"axes gives \(1, 0\) for b, but must give each of its 1 axes once"),
         (lambda d: None, {"optimizer": "RMSprop"}, r"too many .* such as Adam; say which"),
         (lambda d: None, {"optimizer": "Lion"}, "optimizer must be one of"),
     ):

@@ -54,7 +54,10 @@ def write_file(
         datasets = _datasets(file, like)
         shapes, given = [d.shape for d in datasets], [np.shape(value) for value in variables]
         if shapes != given:
-            raise ValueError(f"{like}: its optimizer has variables of the shapes {shapes}, but {given} came.")
+            raise ValueError(
+                f"{like}: its optimizer has variables of the shapes {shapes}, but {given} came; give what to_variables "
+                "made for the same model and configuration."
+            )
         inner = "optimizer/inner_optimizer"
         again = _datasets(file, like, f"{inner}/vars") if inner in file else []
         for copies, values in ((datasets, variables), (again, variables[_OUTER:])):
@@ -71,7 +74,7 @@ def write_file(
 def _opened(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, io.BytesIO]:
     """The configuration of the optimizer, and the file of weights."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: there is no such file.")
+        raise ValueError(f"{path}: there is no such file; give the path of one that Keras saved.")
     if str(path).endswith(".weights.h5"):
         return None, io.BytesIO(Path(path).read_bytes())
     if not str(path).endswith(".keras"):
@@ -84,7 +87,9 @@ def _opened(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, io.Byt
         raise ValueError(f"{path}: it is damaged, or no file that Keras saved: {error}") from None
     compiled = described.get("compile_config") or {}
     if not isinstance(compiled.get("optimizer"), Mapping):
-        raise ValueError(f"{path}: the model was saved without its optimizer; compile it, train and save it anew.")
+        raise ValueError(
+            f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
+        )
     return compiled["optimizer"], weights
 
 
@@ -92,7 +97,7 @@ def _h5(weights: io.BytesIO, path: Any, mode: str = "r") -> Any:
     try:
         import h5py
     except ImportError:
-        raise ImportError("reading Keras files needs h5py, which comes with Keras: pip install h5py") from None
+        raise ImportError("h5py: it is needed to read what Keras saved, and not installed; pip install h5py.") from None
     try:
         return h5py.File(weights, mode)
     except OSError as error:
@@ -103,9 +108,13 @@ def _datasets(file: Any, path: Any, place: str = "optimizer/vars") -> list[Any]:
     """The variables in their order: their names are numbers, which the file has in the order of text."""
     group = file.get(place)
     if group is None or not len(group):
-        raise ValueError(f"{path}: the model was saved without its optimizer; compile it, train and save it anew.")
+        raise ValueError(
+            f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
+        )
     if sorted(group, key=int) != [str(i) for i in range(len(group))]:
-        raise ValueError(f"{path}: it is damaged: of the optimizer's variables it has {sorted(group, key=int)}.")
+        raise ValueError(
+            f"{path}: it is damaged: of the optimizer's variables it has {sorted(group, key=int)}; take another copy."
+        )
     return [group[str(i)] for i in range(len(group))]
 
 

@@ -95,7 +95,7 @@ def from_variables(
     found: dict[str, Any] = {}
     if kind == "lossscaleoptimizer":
         if len(given) < 4:
-            raise ValueError(f"{what}: it has at least 4 variables, but {len(given)} came.")
+            raise ValueError(f"{what}: it has at least 4 variables, but {len(given)} came; give optimizer.variables.")
         found |= {"guard.good_in_a_row": _array(given[2]), "guard.scale": _array(given[3]), **_GUARDED}
         what, kind, config = _described(config["inner_optimizer"], None)
         given = given[4:]
@@ -103,15 +103,21 @@ def from_variables(
     if len(given) != len(places):
         raise ValueError(
             f"{what}: with this configuration it has {len(places)} variables for {len(names)} parameters, but "
-            f"{len(given)} came. amsgrad, momentum, centered, use_ema, accumulation and a schedule change their number."
+            f"{len(given)} came. amsgrad, momentum, centered, use_ema, accumulation and a schedule change the number; "
+            "give the config of the optimizer that they are of."
         )
     for place, variable in zip(places, given, strict=True):
         value = _array(variable)
         if (name := _name(variable)) and not name.endswith(place.ending):
-            raise ValueError(f"{what}: {name} stands where …{place.ending} is expected; is it of another class?")
+            raise ValueError(
+                f"{what}: {name} stands where …{place.ending} is expected. It may be of another class; say which."
+            )
         if value.shape != place.shape:
             where = f"{place.ending.strip('_')} of {place.path}" if place.path else place.ending
-            raise ValueError(f"{what}: {where} has shape {value.shape}, but {place.shape} is expected.")
+            raise ValueError(
+                f"{what}: {where} has shape {value.shape}, but {place.shape} is expected. Give names in the order of "
+                "model.trainable_variables."
+            )
         if place.role:
             found |= _read(place, value)
     return found | _counts(found.pop("iteration"), config, "guard.scale" in found)
@@ -248,7 +254,7 @@ def _written(
     if place.role in ("nu_row", "nu_col"):
         value = np.squeeze(value, -1 if place.role == "nu_row" else -2)
     if value.shape != place.shape:
-        raise ValueError(f"{what}: {key} has shape {value.shape}, but Keras keeps {place.shape}.")
+        raise ValueError(f"{what}: {key} has shape {value.shape}, but Keras keeps {place.shape}; give its own params.")
     return value if place.sign > 0 else -value
 
 

@@ -62,7 +62,9 @@ class Parameters:
         else:
             given = next((order for of, order in (axes or {}).items() if Pattern(of).matches(path, shape)), None)
         if given is not None and sorted(given) != list(range(len(shape))):
-            raise ValueError(f"{self._what}: axes gives {tuple(given)} for {path}, which has {len(shape)} axes.")
+            raise ValueError(
+                f"{self._what}: axes gives {tuple(given)} for {path}, but must give each of its {len(shape)} axes once."
+            )
         return None if given is None else tuple(given)
 
     def shape(self, path: str) -> tuple[int, ...]:

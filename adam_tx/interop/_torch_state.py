@@ -74,7 +74,7 @@ def from_state_dict(
     ids, parameters = [i for group in groups for i in group["params"]], _parameters(what, groups, params, names, axes)
     group_of = {i: group for group in groups for i in group["params"]}
     if not state_dict["state"]:
-        raise ValueError(f"{what}: its state is empty, because it has made no step; begin with init.")
+        raise ValueError(f"{what}: its state is empty, because it has made no step. Call init instead.")
     found: dict[str, Any] = {}
     counts, products = {}, {}
     for i, path in zip(ids, parameters.paths, strict=True):
@@ -137,7 +137,7 @@ def to_state_dict(
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
             if (count := of_parameter(exported, "count", path)) is None:
-                raise ValueError(f"{what}: exported has no count.")
+                raise ValueError(f"{what}: exported has no count; give what export_state gave.")
             entry: dict[str, Any] = {"step": np.asarray(count, np.float32)}
             if optimizer == "NAdam":
                 entry["mu_product"] = _product(what, exported, path)
@@ -214,7 +214,9 @@ def _of_blocks(codes: np.ndarray[Any, Any], qmap: np.ndarray[Any, Any], largest:
     """Numbers that are stored as codes of a map, times the largest of their block."""
     blocks = [size for size in (256, 2048, 4096) if -(-codes.size // size) == largest.size]
     if not blocks:
-        raise ValueError(f"torch: {codes.size} codes came with {largest.size} scales; blocks of 256 or 2048 are known.")
+        raise ValueError(
+            f"torch: {codes.size} codes came with {largest.size} scales; there are blocks of 256 or 2048 only."
+        )
     return qmap[codes] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
 
 

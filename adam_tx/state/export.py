@@ -83,7 +83,9 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
             continue
         key = key_of(part.role, walk.paths[part.leaf])
         if key in found:
-            raise ValueError(f"params: two leaves have the path {walk.paths[part.leaf]}; rename one of them.")
+            raise ValueError(
+                f"params: two leaves have the path {walk.paths[part.leaf]}; give one of them another name."
+            )
         found[key] = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
         if part.scales is not None:
             found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))

@@ -70,7 +70,7 @@ def import_state(
 def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, Account]:
     """The state, and the account of what became of everything."""
     if not isinstance(exported, Mapping):
-        raise TypeError(f"exported must be a dict as export_state gives it, got a {type(exported).__name__}.")
+        raise TypeError(f"exported: it must be a dict as export_state gives it, got a {type(exported).__name__}.")
     template = tx.init(params)
     parts = parts_of(tx, template, params)
     leaves, treedef = jax.tree.flatten(template)

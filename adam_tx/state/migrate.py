@@ -90,7 +90,7 @@ def _renamed(exported: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str
             path = rename[named[-1]] + path[len(named[-1]) :]
         new = f"{role}{slash}{path}{at}{stored}"
         if new in moved:
-            raise ValueError(f"rename: two parameters would be called {path}; rename the other one too.")
+            raise ValueError(f"rename: two parameters would be called {path}; give the other one a new name, too.")
         moved[new] = value
     if unused:
         paths = sorted({key.partition("/")[2].partition("@")[0] for key in exported if "/" in key})
