@@ -196,8 +196,8 @@ class _Reader:
         if "count" in state._fields:
             yield OfMany(Role("count"), place.leaves, state.count.number)
         for decay in rule.debias:
-            weight, (average, role) = getattr(state, kind.weights[decay]), _debiased_by(link, decay)
-            yield OfMany(Role(role), place.leaves, weight.number, link, decay, average)
+            weight, (averages, role) = getattr(state, kind.weights[decay]), _debiased_by(link, decay)
+            yield OfMany(Role(role), place.leaves, weight.number, link, decay, averages)
         for name in kind.numbers:
             yield OfMany(Role(f"{link.name}.{name}"), place.leaves, getattr(state, name).number)
         for name in kind.slots:
@@ -311,16 +311,15 @@ _AVERAGES = {"gradient": "mu", "square": "nu"}
 
 
 def _debiased_by(link: Leafwise, decay: str) -> tuple[str, str]:
-    """The base of the averages whose start from zero the weight of a decay undoes, and the role of the weight."""
-    slots = link.kind.slots.values()
-    kinds = {slot.kind for slot in slots if slot.decay == decay}
+    """The kind of the averages whose start from zero the weight of a decay undoes, and the role of the weight."""
+    averages = [slot for slot in link.kind.slots.values() if slot.decay is not None]
+    kinds = {slot.kind for slot in averages if slot.decay == decay}
     if link.rule.corrects is not None:
         kinds = {_ORDERS.get(decay, "gradient")}
-    if kinds:
-        average = _AVERAGES["square" if "square" in kinds else "gradient"]
-        return average, f"weight_{average}"
-    average = next((_AVERAGES[slot.kind] for slot in slots if slot.decay is not None), "")
-    return average, f"weight_{average}_{decay}" if average else f"{link.name}.weight_{decay}"
+    kind = "square" if "square" in kinds else "gradient" if kinds or not averages else averages[0].kind
+    if len([slot for slot in averages if slot.kind == kind]) > 1 or not (kinds or averages):
+        return kind if averages else "", f"{link.name}.{link.kind.weights[decay]}"
+    return kind, f"weight_{_AVERAGES[kind]}" + ("" if kinds else f"_{decay}")
 
 
 _ORDERS = {"b1": "gradient", "b2": "square"}

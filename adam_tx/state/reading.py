@@ -69,7 +69,7 @@ class Reading:
         self._unused = {key: None for key in exported if not key.endswith(".rate")}
         self._wrong: list[str] = []
         self._kept: set[tuple[str, int]] = set()
-        self._started: set[tuple[str, int]] = set()
+        self._started: dict[tuple[str, int], str] = {}
         self._of_path: dict[str, list[str]] = {}
         for key in self._unused:
             self._of_path.setdefault(_RAW.sub("", key.partition("/")[2]), []).append(key)
@@ -117,8 +117,7 @@ class Reading:
         self._new[part.values] = stored.values
         if part.scales is not None:
             self._new[part.scales] = stored.scales
-        if _is_average(part):
-            self._kept.add((_unnumbered(part.role.base), part.leaf))
+        self._kept.add((part.averages, part.leaf))
         self.account.convert(key, source) if source else self.account.keep(key)
 
     def _encoded(self, part: OfLeaf, value: Any, like: Stored) -> Stored:
@@ -222,12 +221,13 @@ class Reading:
 
     def _note_young(self, part: OfMany, name: str) -> None:
         """Say where an average starts from zero that is debiased as if it were older."""
-        started = {leaf for base, leaf in self._started if leaf in part.leaves and _debiased(base, part)}
+        started = [leaf for leaf in sorted(part.leaves) if part.averages and (part.averages, leaf) in self._started]
         if started:
+            role = self._started[part.averages, started[0]]
             self.account.note(
-                f"note: {part.average} of {some([self._walk.paths[leaf] for leaf in sorted(started)])} starts from "
-                f"zero, but is debiased by {name} like that of older parameters: its first steps are of another "
-                "length. Give new parameters a chain of their own, with optax.partition, where that matters."
+                f"note: {role} of {some([self._walk.paths[leaf] for leaf in started])} starts from zero, but is "
+                f"debiased by {name} like that of older parameters: its first steps are of another length. Give new "
+                "parameters a chain of their own, with optax.partition, where that matters."
             )
 
     def _shared_key(self, names: Sequence[str], path: str) -> str | None:
@@ -237,7 +237,7 @@ class Reading:
 
     def _has_average(self, part: OfMany) -> bool:
         """Whether one of the averages that a weight belongs to was kept."""
-        return any(leaf in part.leaves and _debiased(base, part) for base, leaf in self._kept)
+        return not part.averages or any((part.averages, leaf) in self._kept for leaf in part.leaves)
 
     def _number(self, key: str) -> Array | None:
         """The array under a key, if it is one of numbers."""
@@ -259,8 +259,7 @@ class Reading:
 
     def _start(self, part: OfLeaf, key: str) -> None:
         self.account.start(key)
-        if _is_average(part):
-            self._started.add((_unnumbered(part.role.base), part.leaf))
+        self._started.setdefault((part.averages, part.leaf), str(part.role))
 
     def finished(self) -> list[Any]:
         """The new leaves, if nothing was wrong."""
@@ -291,21 +290,8 @@ def _misfit(value: Array, like: Any, *, coded: bool) -> str:
     return ""
 
 
-def _is_average(part: OfLeaf) -> bool:
-    return part.link is None or part.link.kind.slots[part.slot].decay is not None
-
-
-def _debiased(base: str, part: OfMany) -> bool:
-    """Whether a slot is an average that this weight debiases, as `nu_yogi` is a `nu`."""
-    return base == part.average or base.startswith(f"{part.average}_")
-
-
 def _role(key: str) -> str:
     return key.partition("/")[0]
-
-
-def _unnumbered(base: str) -> str:
-    return re.sub(r"_\d+$", "", base)
 
 
 def _without_steps(role: str) -> str:

@@ -43,6 +43,14 @@ class OfLeaf(NamedTuple):
     link: Leafwise | None = None
     slot: str = ""
 
+    @property
+    def averages(self) -> str:
+        """The kind of what it averages, "gradient" or "square"; empty if it is no average."""
+        if self.link is not None:
+            slot = self.link.kind.slots[self.slot]
+            return "" if slot.decay is None else slot.kind
+        return {"mu": "gradient", "nu": "square"}.get(self.role.base[:2], "")
+
 
 class OfMany(NamedTuple):
     """What is kept once for several parameters, such as a count.
@@ -53,7 +61,7 @@ class OfMany(NamedTuple):
       values: the number of its array among the leaves of the state.
       link: whose debiasing weight it is; None if it is none.
       decay: the decay of that weight.
-      average: how the bases of the averages begin that it debiases, "mu" or "nu".
+      averages: the kind of the slots that it debiases, "gradient" or "square"; empty if that is not known.
     """
 
     role: Role
@@ -61,7 +69,7 @@ class OfMany(NamedTuple):
     values: int
     link: Leafwise | None = None
     decay: str = ""
-    average: str = ""
+    averages: str = ""
 
 
 Part = OfLeaf | OfMany
