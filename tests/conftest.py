@@ -28,7 +28,8 @@ QUICK = {"test_chain", "test_errors", "test_link", "test_links", "test_parity_op
 LONG = ("conformance", "parity_keras", "storage", "monitor", "drop_in", "own_links", "readme", "guard", "sharding")
 LONG += ("cost", "family", "bias_correction", "groups", "master_weights", "example_flax_mlp", "example_family")
 LONG += ("ecosystem", "example_diagnose", "parity_torch", "explain", "basis", "example_hypergradients", "pickle")
-LONG += ("config", "example_small_state", "population")
+LONG += ("config", "state", "state_keras", "example_small_state", "state_sharding", "checkpoints", "population")
+LONG += ("state_optax", "example_resume")
 PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
 
 

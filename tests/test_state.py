@@ -1,6 +1,7 @@
 """A state survives a change of its recipe: exported, imported and migrated by role and parameter."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -263,9 +264,9 @@ def test_a_debiasing_weight_that_is_not_there_is_computed_from_the_count_and_the
     state = import_state(tx, params, {"count": np.int32(30), "mu/w": zeros, "nu/w": zeros})
     exact = 1 - np.prod([float(decay(k)) for k in range(30)])
     np.testing.assert_allclose(np.sum(state["scale_by_rms"].weight), exact, rtol=1e-6)
-    injected = optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(learning_rate=RATE)
-    with pytest.raises(ValueError, match="weight_nu is missing, and decay of scale_by_rms is injected"):
-        import_state(injected, params, {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}, fresh="inject*")
+    injected = optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(learning_rate=RATE, b2=0.9)
+    state = import_state(injected, params, {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}, fresh="inject*")
+    np.testing.assert_allclose(np.sum(state.inner_state["scale_by_rms"].weight), 1 - 0.9**3, rtol=1e-6)
 
 
 @adam_tx.link(
@@ -399,3 +400,155 @@ def test_what_comes_back_lies_where_init_puts_it():
     for array, new in zip(jax.tree.leaves(moved), jax.tree.leaves(tx.init(params)), strict=True):
         assert array.sharding.is_equivalent_to(new.sharding, array.ndim)
         assert array.dtype == new.dtype
+
+
+def gone_on(old, new, params, **options):
+    """The parameters after five steps and three more: as it was, and under another recipe."""
+
+    def steps(tx, params, state, n):
+        step = jax.jit(lambda p, s: tx.update(jax.tree.map(lambda x: jnp.sin(3 * x), p), s, p))
+        for _ in range(n):
+            updates, state = step(params, state)
+            params = run.apply_updates(params, updates)
+        return params, state
+
+    params, state = steps(old, params, old.init(params), 5)
+    moved = migrate(state, old, new, params, report=None, **options)
+    return steps(old, params, state, 3)[0], steps(new, params, moved, 3)[0]
+
+
+heavy, lr = adam_tx.scale_by_heavy_ball, adam_tx.scale_by_learning_rate
+RMS = adam_tx.scale_by_rms(0.9, 0.0, eps_root=1e-8)
+LABELS = {"a": "x", "b": "y"}
+EQUAL = {
+    "a rate of one inside": (optax.rmsprop(1.0, momentum=0.9), adam_tx.rmsprop(1.0, momentum=0.9)),
+    "the sign before a momentum": (
+        optax.chain(optax.scale(-1.0), optax.trace(0.9)),
+        optax.chain(optax.trace(0.9), optax.scale(-1.0)),
+    ),
+    "a negative factor before Adam": (
+        optax.chain(optax.scale(-2.0), optax.scale_by_adam(eps=0.0), optax.scale(0.01)),
+        optax.chain(optax.scale_by_adam(eps=0.0), optax.scale(-0.01)),
+    ),
+    "a large factor before Adam": (
+        optax.chain(optax.scale(1000.0), optax.adam(0.01, eps=0.0)),
+        optax.adam(0.01, eps=0.0),
+    ),
+    "another sign inside": (
+        adam_tx.chain(lr(0.1, flip_sign=False), heavy(0.9), optax.scale(-1.0)),
+        adam_tx.chain(lr(0.1), heavy(0.9)),
+    ),
+    "a rate for each part": (
+        optax.partition({"x": optax.rmsprop(0.1, momentum=0.9), "y": optax.rmsprop(0.01, momentum=0.9)}, LABELS),
+        optax.partition(
+            {"x": adam_tx.chain(RMS, heavy(0.9), lr(0.1)), "y": adam_tx.chain(RMS, heavy(0.9), lr(0.01))}, LABELS
+        ),
+    ),
+    "averages in another order": (
+        adam_tx.chain(adam_tx.parallel(*(a := [adam_tx.scale_by_momentum(b) for b in (0.5, 0.99)])), lr(0.1)),
+        adam_tx.chain(adam_tx.parallel(*a[::-1]), lr(0.1)),
+    ),
+    "the name of a basis": (
+        adam_tx.chain(adam_tx.in_eigenbasis(adam_tx.scale_by_rms(), 0.9, every=2), lr(0.1)),
+        adam_tx.chain(adam_tx.in_basis(adam_tx.scale_by_rms(), adam_tx.Eigenbasis(0.9, every=2)), lr(0.1)),
+    ),
+    "injected by another": (
+        optax.inject_hyperparams(optax.adam)(learning_rate=0.01),
+        optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(learning_rate=0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "what", costly(EQUAL, ("a rate of one inside", "a negative factor before Adam", "averages in another order"))
+)
+def test_the_same_recipe_written_in_another_way_goes_on_as_if_nothing_had_happened(what, standard_promotion):
+    params = {"a": jnp.array([0.3, -0.7, 1.1]), "b": jnp.array([[0.2, -0.4], [0.9, 0.1]])}
+    alone, there = gone_on(*EQUAL[what], params)
+    for path, leaf in params.items():
+        assert run.relative_error(np.asarray(there[path]), np.asarray(alone[path]), np.asarray(leaf)) <= 1e-5
+
+
+@adam_tx.link(slots={"mu": adam_tx.Slot("gradient", "b1")})
+def momentum_agreeing(b1: adam_tx.Decay = 0.9):
+    def rule(now, updates, grad, mu):
+        mu = adam_tx.numerics.ema(mu, updates, now.b1.step)
+        return jnp.where(mu * grad > 0, mu, 0.0), mu
+
+    return adam_tx.Rule(rule)
+
+
+OTHERS = {
+    "a rate of zero inside": (adam_tx.rmsprop(0.0, momentum=0.9), adam_tx.chain(RMS, heavy(0.9), lr(0.1)), "trace"),
+    "of updates or of the gradient, who knows": (
+        adam_tx.adam(RATE),
+        adam_tx.chain(adam_tx.scale_by_rms(debias=True), momentum_agreeing(), lr(RATE)),
+        "mu",
+    ),
+    "of signs": (
+        adam_tx.chain(optax.scale_by_sign(), adam_tx.scale_by_momentum()),
+        adam_tx.chain(adam_tx.scale_by_momentum(), optax.scale_by_sign()),
+        "mu",
+    ),
+    "of an average": (
+        optax.chain(optax.trace(0.9), optax.scale_by_rms(0.9)),
+        adam_tx.chain(heavy(0.9), adam_tx.scale_by_rms(0.9)),
+        "nu",
+    ),
+    "of what groups made of it": (
+        adam_tx.chain(adam_tx.groups({"a": adam_tx.sgd(0.1)}, adam_tx.sgd(0.01)), heavy(0.9)),
+        adam_tx.chain(heavy(0.9), adam_tx.groups({"a": adam_tx.sgd(0.1)}, adam_tx.sgd(0.01))),
+        "trace",
+    ),
+    "sums over blocks": (adam_tx.adam(RATE), adam_tx.novograd(RATE), "nu"),
+    "another basis": (adam_tx.soap(RATE), adam_tx.soap(RATE, axes=lambda path, shape: (0,)), "mu"),
+    "another number of bits": (adam_tx.master_weights(24), adam_tx.master_weights(32), "residual"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_not_known_to_be_the_same_is_never_kept_without_a_word(what):
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones((2, 2), jnp.bfloat16)}
+    old, new, role = OTHERS[what]
+    said, refused = [], ""
+    try:
+        migrate(filled(old, params), old, new, params, report=said.append)
+    except ValueError as error:
+        refused = str(error)
+    if refused:
+        assert re.search(rf"\n  {role}\S* .*(is another quantity|which is not kept)", refused)
+    else:
+        assert f" {role}" not in said[0].splitlines()[0]
+        assert re.search(rf"started fresh: .*{role}", said[0])
+
+
+def test_a_step_follows_a_migration_on_any_mesh():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"w": jax.device_put(jnp.ones((8, 2)), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))}
+    tx = adam_tx.guard(adam_tx.adam(RATE))
+    moved = migrate(tx.init(params), tx, tx, params, report=None)
+    updates, _ = jax.jit(tx.update)(params, moved, params)
+    assert updates["w"].sharding.is_equivalent_to(params["w"].sharding, 2)
+
+
+def test_a_shared_number_that_is_nan_comes_back():
+    params, tx = {"a": jnp.ones(2), "b": jnp.ones(3)}, adam_tx.guard(adam_tx.adam(RATE))
+    _, state = tx.update(jax.tree.map(lambda p: p * jnp.nan, params), tx.init(params), params)
+    assert_same_bits(import_state(tx, params, export_state(state, params, tx)), state)
+
+
+def test_edited_values_win_over_the_codes_that_they_were_stored_in():
+    params, tx = {"w": jnp.ones((2, 8))}, adam_tx.adam(RATE, nu_dtype=storage.EightBit(4, 1))
+    exported = export_state(filled(tx, params), params, tx)
+    state = import_state(tx, params, exported | {"nu/w": np.full((2, 8), 0.5, np.float32)})
+    np.testing.assert_allclose(export_state(state, params, tx)["nu/w"], 0.5, rtol=2**-5)
+
+
+def test_an_old_count_over_what_starts_from_zero_is_told_of():
+    params = {"w": jnp.ones(2)}
+    for old, new, role in (
+        (optax.lion(RATE), optax.adam(RATE), "nu"),
+        (adam_tx.sgd(RATE), adam_tx.adopt(RATE), "scale_by_delayed_rms.nu"),
+    ):
+        said, _, _ = told(old, new, params)
+        assert f"note: {role} of w starts from zero, but its count is" in said

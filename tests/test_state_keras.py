@@ -35,7 +35,7 @@ CASES = {
     ),
     "Adagrad": lambda: optimizers.Adagrad(RATE, clipnorm=1.0),
     "Lamb": lambda: optimizers.Lamb(RATE),
-    "Lion": lambda: optimizers.Lion(RATE),
+    "Lion": lambda: optimizers.Lion(RATE, loss_scale_factor=8.0),
     "SGD": lambda: optimizers.SGD(RATE, momentum=0.9, loss_scale_factor=128.0, gradient_accumulation_steps=3),
     "Adafactor": lambda: optimizers.Adafactor(RATE),
 }
@@ -177,6 +177,16 @@ def test_an_optimizer_in_a_file_goes_through_ours_and_back_into_a_file_to_the_la
             np.testing.assert_array_equal(np.asarray(mine), theirs)
 
 
+def test_an_optimizer_without_another_around_it_goes_into_a_file_too(tmp_path):
+    model = saved(tmp_path, optimizers.Adam(RATE))
+    _, variables = read_file(tmp_path / "model.keras")
+    write_file(tmp_path / "other.keras", [v + 1 for v in variables], like=tmp_path / "model.keras")
+    for mine, theirs in zip(read_file(tmp_path / "other.keras")[1], model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(mine, np.asarray(theirs) + 1)
+    with pytest.raises(ValueError, match="give what to_variables made for the same model"):
+        write_file(tmp_path / "other.keras", variables[:3], like=tmp_path / "model.keras")
+
+
 def test_bfloat16_variables_in_a_file_are_read_as_the_numbers_they_are(tmp_path):
     with h5py.File(tmp_path / "some.weights.h5", "w") as file:
         values = np.asarray(jnp.array([1.5, -3.0], jnp.bfloat16))
@@ -226,5 +236,7 @@ def test_variables_of_another_class_order_or_setting_are_refused():
     exported = from_variables(adam.variables, config, params, NAMES)
     with pytest.raises(ValueError, match="it needs nu_max/dense/kernel"):
         to_variables(exported, config | {"amsgrad": True}, params, NAMES)
+    with pytest.raises(ValueError, match=r"weight_nu is 0.5, but after 0 steps it debiases by"):
+        to_variables(exported | {"weight_nu": np.array([0.5, 0.0])}, config, params, NAMES)
     with pytest.raises(ValueError, match="has no place for nu/dense/kernel, nu/dense/bias"):
         to_variables(exported, built("Lion", "float32").get_config(), params, NAMES)

@@ -235,6 +235,11 @@ def test_foreign_damaged_and_misnamed_state_dicts_are_refused_by_what_is_wrong_w
         (lambda d: None, {"axes": {"b": (1, 0)}}, r"axes gives \(1, 0\) for b, but must give each of its 1 axes once"),
         (lambda d: None, {"optimizer": "RMSprop"}, r"too many .* such as Adam; say which"),
         (lambda d: None, {"optimizer": "Lion"}, "optimizer must be one of"),
+        (lambda d: None, good | {"optimizer": "RAdam"}, r"a group with \['amsgrad'\] is of another class"),
+        (lambda d: d["state"][0].update(mu_product=0.5), good, r"\['mu_product'\] too many"),
+        (lambda d: d["state"][0].pop("step"), good, r"\['step'\] missing"),
+        (lambda d: d["state"].update({"0": d["state"].pop(0)}), good, r"entries for \['0'\], but the parameters"),
+        (lambda d: d["state"].update({0: {"momentum_buffer": np.ones((3, 2))}}), good, "momentum_buffer.*too many"),
     ):
         given = two_entries()
         change(given)
@@ -246,13 +251,31 @@ def test_what_torch_needs_or_cannot_hold_is_an_error_on_the_way_out():
     like, read = two_entries(), from_state_dict(two_entries(), TWO, axes=flax_axes)
     with pytest.raises(ValueError, match="needs max_exp_avg_sq of a/kernel, but exported has no nu_max/a/kernel"):
         to_state_dict(read, two_entries(amsgrad=True), TWO, axes=flax_axes)
+    with pytest.raises(ValueError, match=r"exp_avg of b has shape \(4,\), but the parameter has \(3,\)"):
+        to_state_dict(read | {"mu/b": np.ones(4)}, like, TWO, axes=flax_axes)
+    one = {"count": np.int32(1), "mu": np.ones(2), "nu": np.ones(2), "nu_max_of_debiased": np.ones(2)}
+    with pytest.raises(ValueError, match="has no place for nu_max_of_debiased"):
+        to_state_dict(one, {"state": {}, "param_groups": [{"params": [0]}]}, np.ones(2), names=[""])
     with pytest.raises(ValueError, match="exported has no count"):
         to_state_dict({key: v for key, v in read.items() if key != "count"}, like, TWO, axes=flax_axes)
     with pytest.raises(ValueError, match=r"has no place for trace/b. If that may be lost, say so: drop='trace'"):
         to_state_dict(read | {"trace/b": np.ones(3)}, like, TWO, axes=flax_axes)
     assert to_state_dict(read | {"trace/b": np.ones(3)}, like, TWO, axes=flax_axes, drop="trace")["state"]
-    with pytest.raises(ValueError, match=r"weight_nu is 0.5, but after 5 steps PyTorch debiases by 1 - 0.999\^5"):
+    with pytest.raises(ValueError, match=r"weight_nu is 0.5, but after 5 steps it debiases by 1 - 0.999\^5"):
         to_state_dict(read | {"weight_nu": np.array([0.5, 0.0])}, like, TWO, axes=flax_axes)
+
+
+def test_a_sign_that_torch_puts_before_the_gradient_is_known_on_both_sides():
+    given = two_entries(maximize=True)
+    read = from_state_dict(given, TWO, axes=flax_axes)
+    plain, turned = adam_tx.adam(1e-3), adam_tx.chain(("maximize", optax.scale(-1.0)), ("adam", adam_tx.adam(1e-3)))
+    same = adam_tx.import_state(turned, TWO, read)
+    np.testing.assert_array_equal(optax.tree.get(same, "mu")["b"], given["state"][1]["exp_avg"])
+    other = adam_tx.import_state(plain, TWO, read, report=None)
+    np.testing.assert_array_equal(optax.tree.get(other, "mu")["b"], -given["state"][1]["exp_avg"])
+    np.testing.assert_array_equal(optax.tree.get(other, "nu")["b"], given["state"][1]["exp_avg_sq"])
+    back = to_state_dict(adam_tx.export_state(other, TWO, plain), given, TWO, axes=flax_axes)
+    np.testing.assert_array_equal(back["state"][1]["exp_avg"], given["state"][1]["exp_avg"])
 
 
 @pytest.mark.torch

@@ -60,7 +60,7 @@ def write_file(
             )
         inner = "optimizer/inner_optimizer"
         again = _datasets(file, like, f"{inner}/vars") if inner in file else []
-        for copies, values in ((datasets, variables), (again, variables[_OUTER:])):
+        for copies, values in ((datasets, variables), (again, variables[_OUTER:] if again else ())):
             for dataset, value in zip(copies, values, strict=True):
                 dataset[...] = _as_stored(value, dataset)
     if zipfile.is_zipfile(like):
@@ -83,7 +83,7 @@ def _opened(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, io.Byt
         with zipfile.ZipFile(path) as archive:
             described = json.loads(archive.read("config.json"))
             weights = io.BytesIO(archive.read(_WEIGHTS))
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: it is damaged, or no file that Keras saved: {error}") from None
     compiled = described.get("compile_config") or {}
     if not isinstance(compiled.get("optimizer"), Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,8 +10,9 @@ import numpy as np
 import optax
 
 from adam_tx.interop._config import keras_class
-from adam_tx.interop._parameters import Parameters, check_nothing_is_lost
-from adam_tx.state.export import key_of
+from adam_tx.interop._parameters import Parameters, check_nothing_is_lost, check_weights
+from adam_tx.state.export import key_of, of_parameter
+from adam_tx.state.rates import factor
 from adam_tx.state.weights import exact_pair
 
 
@@ -120,6 +122,9 @@ def from_variables(
             )
         if place.role:
             found |= _read(place, value)
+    for place in places:
+        if place.path and (rate := _rate(place, config)) != 1.0:
+            found[f"{place.role}.rate"] = np.asarray(rate)
     return found | _counts(found.pop("iteration"), config, "guard.scale" in found)
 
 
@@ -160,6 +165,9 @@ def to_variables(
     used = set[str]()
     values = [_written(what, place, exported, config, used) for place in _places(kind, config, parameters)]
     check_nothing_is_lost(what, exported, used, drop)
+    betas = [config[key] for key in ("beta_1", "beta_2") if key in config] if kind != "lion" else []
+    for path in parameters.paths:
+        check_weights(what, exported, path, betas, int(of_parameter(exported, "count", path)))
     return outer + values
 
 
@@ -218,6 +226,17 @@ def _read(place: Place, value: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {key_of(place.role, place.path): value if place.sign > 0 else -value}
 
 
+def _rate(place: Place, config: Mapping[str, Any]) -> float:
+    """What Keras has multiplied the gradient by before: a loss scale away, and in a momentum the learning rate."""
+    if place.role in ("", "average", "MultiSteps.acc_grads"):
+        return 1.0
+    scale = 1.0 / float(config["loss_scale_factor"] or 1.0)
+    if not place.role.endswith("_steps"):
+        return scale
+    rate = config["learning_rate"]
+    return math.nan if isinstance(rate, Mapping) else -float(rate) * scale
+
+
 def _counts(iteration: np.ndarray[Any, Any], config: Mapping[str, Any], guarded: bool) -> dict[str, Any]:
     """Our counts from Keras's, which is of micro-steps."""
     every = config["gradient_accumulation_steps"] or 1
@@ -251,6 +270,13 @@ def _written(
     key = key_of(place.role, place.path)
     used.add(key)
     value = np.asarray(_needed(what, exported, key))
+    rate, wanted = of_parameter(exported, f"{place.role}.rate", place.path), _rate(place, config)
+    fades = place.role.endswith("_steps")
+    by = factor(place.role, 1.0 if rate is None else float(rate), wanted, fades=fades)
+    if by is None:
+        raise ValueError(f"{what}: {key} is of gradients times {rate}, not {wanted}; take that away before.")
+    if by != 1.0:
+        value = value * np.asarray(by, value.dtype)
     if place.role in ("nu_row", "nu_col"):
         value = np.squeeze(value, -1 if place.role == "nu_row" else -2)
     if value.shape != place.shape:

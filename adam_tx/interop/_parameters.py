@@ -10,7 +10,7 @@ import numpy as np
 
 from adam_tx._core.paths import Pattern, shape_of, slashed
 from adam_tx._core.trees import is_absent, some
-from adam_tx.state.export import key_of
+from adam_tx.state.export import ABOUT, RAW, of_parameter
 
 Axes = Mapping[str, Sequence[int]] | Callable[[str, tuple[int, ...]], Sequence[int] | None] | None
 """By pattern of paths, or by a function of path and shape, the other framework's axes in the order of ours."""
@@ -85,35 +85,41 @@ class Parameters:
             )
         return turned
 
-    def theirs(self, path: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def theirs(self, path: str, slot: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Our array of a slot, in the axes of their parameter."""
         order = self._axes[path]
+        if value.shape != self._shapes[path]:
+            raise ValueError(
+                f"{self._what}: {slot} of {path} has shape {value.shape}, but the parameter has {self._shapes[path]}. "
+                "Give the params that were exported."
+            )
         return value if order is None else np.ascontiguousarray(np.transpose(value, np.argsort(order)))
-
-
-def collapsed(values: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """One entry if all parameters have the same number, else one for each."""
-    given = list(values.values())
-    if given and all(np.array_equal(value, given[0]) for value in given):
-        return {role: given[0]}
-    return {key_of(role, path): value for path, value in values.items()}
-
-
-def of_parameter(exported: Mapping[str, Any], role: str, path: str) -> Any:
-    """The entry of a parameter, or the one that all share; None without either."""
-    return exported.get(key_of(role, path), exported.get(role))
 
 
 def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str], drop: str) -> None:
     """Refuse to leave out what is kept of a parameter, unless that is said."""
     dropped = Pattern(drop or "!*")
+    # a tree that is one parameter has keys without a path, as shared numbers have
+    alone = not any("/" in key for key in used)
     left = [
         key
         for key in exported
-        if "/" in key and "@" not in key and key not in used and not key.startswith(("count/", "weight_", "steps/"))
+        if ("/" in key or (alone and np.ndim(exported[key]))) and not RAW.search(key) and key not in used
+        if not key.partition("/")[0].endswith(ABOUT) and not key.startswith(("count", "steps", "weight_"))
         if not dropped.matches(key, ()) and not dropped.matches(key.partition("/")[0], ())
     ]
     if left:
         raise ValueError(
             f"{what} has no place for {some(left)}. If that may be lost, say so: drop={left[0].partition('/')[0]!r}."
         )
+
+
+def check_weights(what: str, exported: Mapping[str, Any], path: str, betas: Sequence[Any], count: int) -> None:
+    """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have."""
+    for role, beta in zip(("weight_mu", "weight_nu"), betas, strict=False):
+        ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
+        if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
+            raise ValueError(
+                f"{what}: {role} is {np.sum(ours):.6g}, but after {count} steps it debiases by 1 - {beta}^{count} = "
+                f"{theirs:.6g}. It knows only constant betas, and only those of all steps; set them to the decays."
+            )

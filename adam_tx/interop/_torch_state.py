@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import optax
 
-from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, collapsed, of_parameter
-from adam_tx.state.export import key_of
+from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, check_weights
+from adam_tx.state.export import collapsed, key_of, of_parameter
+from adam_tx.state.rates import factor
 from adam_tx.state.weights import exact_pair
 
 _ADAM = {"exp_avg": "mu", "exp_avg_sq": "nu"}
@@ -25,6 +26,13 @@ _SLOTS: Mapping[str, Mapping[str, str]] = {
 """The slots of each class, in its order, and their roles."""
 _ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
 """The slots that are there only if a setting of the group is not zero."""
+_OF_OTHERS: Mapping[str, Sequence[str]] = {
+    "Adam": ("momentum_decay",),
+    "AdamW": ("momentum_decay",),
+    "NAdam": ("amsgrad",),
+    "RAdam": ("momentum_decay", "amsgrad"),
+}
+"""Settings by which a group is known to be of another class, with slots of the same names."""
 _READ = "weight_mu_read"  # 1 - the product of the decays that NAdam looks ahead with
 
 
@@ -73,20 +81,30 @@ def from_state_dict(
     groups = _groups(what, optimizer, state_dict)
     ids, parameters = [i for group in groups for i in group["params"]], _parameters(what, groups, params, names, axes)
     group_of = {i: group for group in groups for i in group["params"]}
+    if strangers := [i for i in state_dict["state"] if i not in ids]:
+        raise ValueError(
+            f"{what}: state has entries for {strangers[:3]}, but the parameters in param_groups are {ids[:3]}...; give "
+            "state_dict as PyTorch made it, with whole numbers as keys."
+        )
     if not state_dict["state"]:
         raise ValueError(f"{what}: its state is empty, because it has made no step. Call init instead.")
     found: dict[str, Any] = {}
     counts, products = {}, {}
+    signs: dict[str, dict[str, float]] = {}
     for i, path in zip(ids, parameters.paths, strict=True):
         entry = _entry(state_dict["state"].get(i))
-        counts[path] = _step(what, path, entry.pop("step", 0))
+        slots = _expected(what, optimizer, group_of[i], path, entry or None)
+        counts[path] = _step(what, path, entry.get("step", 0))
         if "mu_product" in entry:
-            products[path] = exact_pair(_array(entry.pop("mu_product")))
-        for slot, role in _expected(what, optimizer, group_of[i], path, entry if counts[path] else None).items():
-            if slot in entry:
-                found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
-            else:  # no step yet, which is another thing than zeros to PyTorch, but not to us
-                found[key_of(role, path)] = np.zeros(parameters.shape(path), np.float32)
+            products[path] = exact_pair(_array(entry["mu_product"]))
+        for slot, role in slots.items():
+            # without a step there is nothing, which to PyTorch is another thing than zeros, but not to us
+            zeros = np.zeros(parameters.shape(path), np.float32)
+            found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot])) if entry else zeros
+            signs.setdefault(role, {})[path] = _sign(group_of[i])
+    for role, of_role in signs.items():
+        if -1.0 in of_role.values():
+            found |= collapsed({path: np.asarray(sign) for path, sign in of_role.items()}, f"{role}.rate")
     return found | collapsed(counts, "count") | (collapsed(products, _READ) if products else {})
 
 
@@ -136,17 +154,17 @@ def to_state_dict(
     made, used, make = {}, set[str](), tensor or np.asarray
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
-            if (count := of_parameter(exported, "count", path)) is None:
+            if (count := of_parameter(exported, "count", path)) is None or np.shape(count):
                 raise ValueError(f"{what}: exported has no count; give what export_state gave.")
             entry: dict[str, Any] = {"step": np.asarray(count, np.float32)}
             if optimizer == "NAdam":
                 entry["mu_product"] = _product(what, exported, path)
             for slot, role in _expected(what, optimizer, group, path, None).items():
-                if (value := exported.get(key_of(role, path))) is None:
+                if key_of(role, path) not in exported:
                     raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key_of(role, path)}.")
                 used.add(key_of(role, path))
-                entry[slot] = parameters.theirs(path, np.asarray(value))
-            _check_weights(what, exported, path, group, int(count))
+                entry[slot] = parameters.theirs(path, slot, _scaled(what, exported, role, path, _sign(group)))
+            check_weights(what, exported, path, group.get("betas", ()), int(count))
             if count:
                 made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
     check_nothing_is_lost(what, exported, used, drop)
@@ -188,15 +206,33 @@ def _expected(
     }
     if optimizer == "Adamax" and group.get("eps") == 0:
         slots["exp_inf"] = "nu_inf"
-    if entry is not None and entry.keys() != slots.keys():
-        missing, unknown = sorted(slots.keys() - entry.keys()), sorted(entry.keys() - slots.keys())
-        fitting = [name for name, known in _SLOTS.items() if entry.keys() <= known.keys()]
+    others = [key for key in _OF_OTHERS.get(optimizer, ()) if key in group]
+    if entry is not None and others:
+        raise ValueError(f"{what}: a group with {others} is of another class; say which: optimizer=...")
+    expected = {*slots, "step", *(["mu_product"] if optimizer == "NAdam" else [])}
+    if entry is not None and set(entry) != expected:
+        missing, unknown = sorted(expected - entry.keys()), sorted(entry.keys() - expected)
+        fitting = [name for name, known in _SLOTS.items() if entry.keys() <= {*known, "step"}]
         raise ValueError(
             f"{what}: the state of {path} has {sorted(entry)}: {f'{unknown} too many' if unknown else ''}"
             f"{' and ' if unknown and missing else ''}{f'{missing} missing' if missing else ''}. It may be of another "
             f"class{f', such as {fitting[0]}' if fitting else ''}; say which: optimizer=..."
         )
     return slots
+
+
+def _sign(group: Mapping[str, Any]) -> float:
+    """What PyTorch multiplies the gradient by before anything else."""
+    return -1.0 if group.get("maximize") else 1.0
+
+
+def _scaled(what: str, exported: Mapping[str, Any], role: str, path: str, wanted: float) -> np.ndarray[Any, Any]:
+    """The entry of a parameter, of gradients times this constant."""
+    rate, value = of_parameter(exported, f"{role}.rate", path), np.asarray(exported[key_of(role, path)])
+    by = factor(role, 1.0 if rate is None else float(rate), wanted)
+    if by is None:
+        raise ValueError(f"{what}: {role} of {path} is of gradients times {rate}, not {wanted}; take that away before.")
+    return value if by == 1.0 else value * np.asarray(by, value.dtype)
 
 
 def _entry(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -242,14 +278,3 @@ def _product(what: str, exported: Mapping[str, Any], path: str) -> np.ndarray[An
     if (weight := of_parameter(exported, _READ, path)) is None:
         raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {_READ}.")
     return np.asarray((1 - weight[0]) - weight[1], weight.dtype)
-
-
-def _check_weights(what: str, exported: Mapping[str, Any], path: str, group: Mapping[str, Any], count: int) -> None:
-    """Refuse a weight that PyTorch, which takes it from betas and the step, would not have."""
-    for role, beta in zip(("weight_mu", "weight_nu"), group.get("betas", ()), strict=False):
-        ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
-        if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
-            raise ValueError(
-                f"{what}: {role} is {np.sum(ours):.6g}, but after {count} steps PyTorch debiases by 1 - {beta}^{count} "
-                f"= {theirs:.6g}. It knows only constant betas, and only those of all steps; set betas to the decays."
-            )

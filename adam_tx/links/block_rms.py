@@ -104,6 +104,7 @@ def scale_by_block_rms(
         debias=["decay"] if debias else [],
         dtype=dtype,
         correctable=True,
+        roles={"nu": "nu_of_block_sums"} if sum_squares else {},
         shape={"nu": _blocks_of(block)},
         statistics={"size": over_block},
     )

@@ -95,6 +95,7 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
         rule,
         formula=f"w = p + residual + u in {bits} bits{rounded}; bfloat16(w) - p",
         dtype=_Residual(bits),
+        roles={"residual": f"residual_of_{bits}_bits"},
         terminal=True,
     )
 

@@ -36,8 +36,7 @@ class Account:
 
     def drop(self, key: str) -> None:
         """There is no place for it."""
-        if "@" not in key:
-            self._dropped.append(key)
+        self._dropped.append(key)
 
     def note(self, text: str) -> None:
         """What else has to be known."""

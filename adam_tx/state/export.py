@@ -41,9 +41,10 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
 
     An average of something else than the gradient says so: `mu_of_scaled` of updates that
     were divided by their size before (LaProp), `trace_of_steps` of such that had been
-    multiplied by the learning rate (with `trace_of_steps.rate`, while that is a constant),
-    `_of_basis` in another basis (SOAP), `_of_changed` of what another link made of it. A
-    second one of a role and parameter is numbered, `mu_2`.
+    multiplied by the learning rate, `_of_basis` in another basis (SOAP), `_of_changed` of what
+    another link made of it. The constant that it was multiplied by before stands beside it,
+    with its sign, where that is not one: `trace_of_steps.rate`, NaN for a schedule. Of several
+    of a role and parameter all but the fastest are numbered, `mu_2`, and `mu_2.decay` says of each how fast it is.
 
     Moments are float32, or wider where they are. What is stored in eight bits is there once
     more as it is, under `<key>@codes_by_128` and `<key>@scales_by_128`. Where a count is not
@@ -76,12 +77,14 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
     """The dict of a state whose parts are known."""
     walk, leaves, found = Walk.of_params(params), jax.tree.leaves(state), {}
     scalars: dict[Role, dict[int | None, np.ndarray[Any, Any]]] = {}
+    rates: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     for part in parts:
         values = to_host(leaves[part.values])
         if isinstance(part, OfMany):
             scalars.setdefault(part.role._replace(rate=1.0), {}).update(dict.fromkeys(part.leaves or [None], values))
             continue
         key = key_of(part.role, walk.paths[part.leaf])
+        _check_shape(part, walk, values)
         if key in found:
             raise ValueError(
                 f"params: two leaves have the path {walk.paths[part.leaf]}; give one of them another name."
@@ -89,22 +92,50 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
         found[key] = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
         if part.scales is not None:
             found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))
-        if "steps" in part.role.of and part.role.rate is not None:
-            found[f"{part.role}.rate"] = np.asarray(part.role.rate)
+        rates.setdefault(str(part.role), {})[walk.paths[part.leaf]] = np.asarray(part.role.rate)
+    for role, values in rates.items():
+        if any(value != 1.0 for value in values.values()):
+            found |= collapsed(values, f"{role}.rate")
+    found |= _decays(parts)
     for role, values in scalars.items():
         found |= _of_many(role, walk, values, found)
     return found
 
 
+def _decays(parts: list[Part]) -> dict[str, Any]:
+    """Where there are several averages of a role, the decay of each, by which they are told apart."""
+    roles = {str(part.role): part.decay_value for part in parts if isinstance(part, OfLeaf)}
+    several = {role for role in roles if NUMBERED.sub("", role) != role}
+    several |= {NUMBERED.sub("", role) for role in several}
+    decays = {role: decay for role, decay in roles.items() if role in several and isinstance(decay, float | int)}
+    return {f"{role}.decay": np.asarray(float(decay)) for role, decay in decays.items()}
+
+
+def _check_shape(part: OfLeaf, walk: Walk, values: Any) -> None:
+    """Refuse what a link keeps of a parameter of another shape."""
+    whole = part.link is not None and part.slot not in part.link.rule.shape and "basis" not in part.role.of
+    if whole and values.shape != np.shape(walk.params[part.leaf]):
+        raise ValueError(
+            f"opt_state: {part.role} of {walk.paths[part.leaf]} has shape {values.shape}, but the parameter has "
+            f"{np.shape(walk.params[part.leaf])}. Give the params that the state was made for."
+        )
+
+
 def _of_many(role: Role, walk: Walk, values: Mapping[int | None, Any], found: Mapping[str, Any]) -> dict[str, Any]:
     """One entry if all parameters have the same, else one for each; none for a second count that is the first."""
     first = next(iter(values.values()))
-    if not all(np.array_equal(value, first) for value in values.values()):
+    if not all(same(value, first) for value in values.values()):
         return {key_of(role, walk.paths[leaf]): value for leaf, value in values.items() if leaf is not None}
     before = _NUMBERED_COUNT.fullmatch(str(role))
-    return {} if before and before[1] in found and np.array_equal(found[before[1]], first) else {str(role): first}
+    return {} if before and before[1] in found and same(found[before[1]], first) else {str(role): first}
 
 
+RAW = re.compile(r"@(codes|scales)\w*$")
+"""How the keys of what is stored in codes and scales end."""
+NUMBERED = re.compile(r"_\d+(?=$|_of_)")
+"""The number of a second one of a role."""
+ABOUT = (".rate", ".decay")
+"""How the roles of entries end that say something about others."""
 _NUMBERED_COUNT = re.compile(r"(count|steps)_\d+")
 
 
@@ -113,6 +144,24 @@ def keys_of_count(name: str) -> tuple[str, ...]:
     numbered = _NUMBERED_COUNT.fullmatch(name)
     first = numbered[1] if numbered else name
     return tuple(dict.fromkeys((name, first, "count" if first == "steps" else first)))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two shared numbers are the same, be they NaN."""
+    return np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc")
+
+
+def collapsed(values: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """By path of a parameter what each has: one entry if all have the same, else one for each."""
+    given = list(values.values())
+    if given and all(same(value, given[0]) for value in given):
+        return {role: given[0]}
+    return {key_of(role, path): value for path, value in values.items()}
+
+
+def of_parameter(exported: Mapping[str, Any], role: str, path: str) -> Any:
+    """The entry of a parameter, or the one that all share; None without either."""
+    return exported.get(key_of(role, path), exported.get(role))
 
 
 def key_of(role: Role | str, path: str) -> str:
@@ -131,7 +180,7 @@ def to_host(array: Any) -> np.ndarray[Any, Any]:
 
 def decoded(part: OfLeaf, values: Any, scales: Any) -> np.ndarray[Any, Any]:
     """What is stored, in float32 or wider; whole numbers as they are."""
-    if part.link is None:
+    if part.link is None or (scales is None and values.dtype.kind in "iu"):
         return values.astype(np.float32) if values.dtype in NARROW else values
     stored = Stored(jnp.asarray(values), None if scales is None else jnp.asarray(scales))
     dtype = jnp.dtype(jnp.float32) if scales is not None else numerics.working(values.dtype)

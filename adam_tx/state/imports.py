@@ -39,8 +39,8 @@ def import_state(
       tx: the transformation that is to go on.
       params: the parameters.
       exported: the dict; see `export_state` for its keys.
-      fresh: a pattern as for `adam_tx.groups`, of roles or whole keys that may be missing
-        and then start as `init` starts them: `"nu_max"`, `"*/new_head/*"`, `"*"`.
+      fresh: a pattern as for `adam_tx.groups`, of roles or whole keys that start as `init`
+        starts them, whatever came: `"nu_max"`, `"*/new_head/*"`.
       drop: such a pattern of what may be left over.
       report: what to do with the text that says what was started fresh, converted or
         dropped; None for nothing. It is called only if there is any.
@@ -71,13 +71,18 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     """The state, and the account of what became of everything."""
     if not isinstance(exported, Mapping):
         raise TypeError(f"exported: it must be a dict as export_state gives it, got a {type(exported).__name__}.")
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(f"tx must be a transformation, such as adam_tx.adam(1e-3), got {tx!r}.")
+    if wrong := [key for key in exported if not isinstance(key, str)]:
+        raise TypeError(f"exported: its keys must be str, as export_state gives them, got {wrong[0]!r}.")
     template = tx.init(params)
     parts = parts_of(tx, template, params)
     leaves, treedef = jax.tree.flatten(template)
     reading = Reading(Walk.of_params(params), exported, choice, leaves)
-    for part in parts:
-        if isinstance(part, OfLeaf):
-            reading.take(part)
+    of_leaves = [part for part in parts if isinstance(part, OfLeaf)]
+    # what is there under its own name is no look-alike of anything else
+    for part in sorted(of_leaves, key=lambda part: not reading.has(part)):
+        reading.take(part)
     for part in parts:
         if isinstance(part, OfMany):
             reading.take_shared(part)
@@ -92,4 +97,5 @@ def _placed(new: Any, old: jax.Array) -> jax.Array:
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
     new = new if isinstance(new, jax.Array) else np.asarray(new).astype(old.dtype)
-    return jax.device_put(new, old.sharding)
+    # an array that init leaves free to go where it is needed must stay so
+    return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)

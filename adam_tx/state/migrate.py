@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from adam_tx.state.export import export_state
+from adam_tx.state.export import RAW, export_state
 from adam_tx.state.imports import imported
 from adam_tx.state.reading import Choice
 
@@ -47,8 +47,8 @@ def migrate(
         others.
       rename: new paths of parameters by old ones; of a part of the tree all below it move:
         `{"encoder/old": "encoder/new"}`.
-      fresh: a pattern as for `adam_tx.groups`, of roles or whole keys that start fresh
-        although something looks alike: `"nu_max_of_debiased"`.
+      fresh: a pattern as for `adam_tx.groups`, of roles or whole keys of the new recipe that
+        start fresh, whatever the old state has: `"nu_max_of_debiased"`.
       report: what to do with the account; None for nothing.
 
     Returns:
@@ -82,18 +82,19 @@ def _renamed(exported: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str
     unused, moved = set(rename), {}
     for key, value in exported.items():
         role, slash, whole = key.partition("/")
-        path, at, stored = whole.partition("@")
+        path = RAW.sub("", whole)
+        stored = whole[len(path) :]
         ends = [n for n, letter in enumerate(path) if letter == "/"] + [len(path)]
         named = [path[:end] for end in ends if slash and path[:end] in rename]
         if named:
             unused.discard(named[-1])
             path = rename[named[-1]] + path[len(named[-1]) :]
-        new = f"{role}{slash}{path}{at}{stored}"
+        new = f"{role}{slash}{path}{stored}"
         if new in moved:
             raise ValueError(f"rename: two parameters would be called {path}; give the other one a new name, too.")
         moved[new] = value
     if unused:
-        paths = sorted({key.partition("/")[2].partition("@")[0] for key in exported if "/" in key})
+        paths = sorted({RAW.sub("", key.partition("/")[2]) for key in exported if "/" in key})
         close = difflib.get_close_matches(min(unused), paths, cutoff=0.3) or paths[:3]
         raise ValueError(f"rename: there is no parameter {min(unused)!r}; there are, for example, {', '.join(close)}.")
     return moved

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from adam_tx import inside
 from adam_tx._core import introspect
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.trees import Walk, is_absent, path_str
-from adam_tx.chain import Chain, WithGradient
+from adam_tx.chain import Chain, Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.links.basis import InBasis
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, arrays_of
@@ -41,7 +41,7 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
     walk = Walk.of_params(params)
     leaves, treedef = jax.tree.flatten(state)
     numbered = treedef.unflatten([_Numbered(leaf, i) for i, leaf in enumerate(leaves)])
-    found = list(_Reader(walk).read(tx, numbered, _Place(frozenset(walk.present))))
+    found = list(_Reader(walk, leaves).read(tx, numbered, _Place(frozenset(walk.present))))
     missed = set(range(len(leaves))).difference(i for part in found for i in arrays_of(part))
     if missed:
         where = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
@@ -53,7 +53,7 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
 
 
 def _distinct(parts: list[Part]) -> list[Part]:
-    """The parts, those of one array joined, of which a second one of a role and parameter is numbered."""
+    """The parts, those of one array joined. Of several of a role and parameter all but the fastest are numbered."""
     joined: dict[int, Part] = {}
     for part in parts:
         known = joined.get(part.values)
@@ -62,14 +62,21 @@ def _distinct(parts: list[Part]) -> list[Part]:
         joined[part.values] = part
     taken: dict[tuple[Role, int], int] = {}
     distinct: list[Part] = []
-    for part in joined.values():
+    for part in sorted(joined.values(), key=_decay):
         leaves = [part.leaf] if isinstance(part, OfLeaf) else part.leaves
         key = part.role._replace(rate=1.0)
         number = 1 + max((taken.get((key, leaf), 0) for leaf in leaves), default=0)
         taken |= {(key, leaf): number for leaf in leaves}
         role = part.role if number == 1 else part.role._replace(base=f"{part.role.base}_{number}")
         distinct.append(part._replace(role=role))
-    return distinct
+    place = {part.values: k for k, part in enumerate(joined.values())}
+    return sorted(distinct, key=lambda part: place[part.values])
+
+
+def _decay(part: Part) -> float:
+    """By what averages of one role are told apart, whatever their order: how fast they forget."""
+    decay = part.decay_value
+    return decay if isinstance(decay, float | int) else math.inf
 
 
 class _Numbered(jax.ShapeDtypeStruct):
@@ -86,18 +93,30 @@ class _Seen:
 
     Attributes:
       words: the marks that what was done leaves on a role.
-      rate: the learning rates that it was multiplied by; None once one of them varies.
+      rate: the product of the constants that it was multiplied by; NaN once one of them varies.
     """
 
     words: frozenset[str] = frozenset()
-    rate: float | None = 1.0
+    rate: float = 1.0
 
     def marked(self, word: str) -> _Seen:
         return dataclasses.replace(self, words=self.words | {word})
 
-    def times(self, rate: float | None) -> _Seen:
-        known = None if rate is None or self.rate is None else self.rate * rate
-        return _Seen(self.words | {"steps"}, known)
+    def times(self, constant: float) -> _Seen:
+        return dataclasses.replace(self, rate=self.rate * constant)
+
+    def step(self, rate: Any) -> _Seen:
+        """Multiplied by a learning rate, with its sign."""
+        return self.marked("steps").times(float(rate) if isinstance(rate, float | int) else math.nan)
+
+    @staticmethod
+    def joined(all_: Sequence[_Seen]) -> _Seen:
+        """What several links emit for the parameters of each, or as a sum."""
+        first = all_[0]
+        if all(seen == first for seen in all_):
+            return first
+        words = frozenset().union(*(seen.words for seen in all_))
+        return _Seen(words | {"changed"}, math.nan)
 
     def role(self, declared: str) -> Role:
         base, _, of = declared.partition("_of_")
@@ -123,8 +142,8 @@ class _Place:
 class _Reader:
     """Reads the parts of numbered states."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self._emitted = walk, _Seen()
+    def __init__(self, walk: Walk, leaves: Sequence[Any]) -> None:
+        self.walk, self._leaves, self._emitted = walk, leaves, _Seen()
 
     def read(self, tx: Any, state: Any, place: _Place) -> Iterator[Part]:
         """The parts of the state of a transformation, in the order in which its links act."""
@@ -157,19 +176,25 @@ class _Reader:
             base = ("steps" if _counts_inside(declaration) else "count") if name == "count" else None
             if base:
                 yield OfMany(Role(base), place.leaves, tree.number)
+            elif isinstance(declaration, InBasis):
+                kind = f"{type(declaration.basis).__name__}." if name == "memory" else ""
+                yield from self._unknown(f"{kind}{name}", tree, place)
             else:
                 yield from self._unknown(f"{declaration.name}.{name}", tree, place)
         if isinstance(declaration, Chain):
             place = dataclasses.replace(place, grad=place.updates)
         if isinstance(declaration, Groups):
+            emitted: list[_Seen] = []
             for group, leaves in declaration.leaves_of(self.walk):
-                if group.link is not None and group.key in state:
-                    yield from self.read(group.link, state[group.key], _within(place, leaves))
+                if group.link is not None:
+                    yield from self.read(group.link, state.get(group.key), _within(place, leaves))
+                    emitted.append(self._emitted)
+            self._emitted = _Seen.joined(emitted or [place.updates])
             return
         yield from self._members(declaration, members, place)
 
     def _members(self, declaration: Any, members: Any, place: _Place) -> Iterator[Part]:
-        emitted = place.updates
+        emitted, side_by_side = place.updates, []
         for name, link, part in members:
             inner = place
             if isinstance(declaration, InBasis):
@@ -185,7 +210,8 @@ class _Reader:
             yield from self.read(link, part, inner)
             if not isinstance(declaration, WithGradient) or name == "member":
                 emitted = self._emitted
-        self._emitted = emitted
+                side_by_side.append(emitted)
+        self._emitted = _Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
 
     def _leafwise(self, link: Leafwise, state: Any, place: _Place) -> Iterator[Part]:
         kind, rule = link.kind, link.rule
@@ -202,7 +228,7 @@ class _Reader:
             yield OfMany(Role(f"{link.name}.{name}"), place.leaves, getattr(state, name).number)
         for name in kind.slots:
             of_gradient = kind.slots[name].kind in _AVERAGES
-            role = (seen if of_gradient else _Seen()).role(_declared_role(link, name))
+            role = (seen if of_gradient else _Seen()).role(_declared_role(link, name, place))
             values = self._column(getattr(state, name), link.name)
             key = link.scaled.get(name)
             scales: list[Any] = [None] * len(values) if key is None else self._column(state.scales.get(key), link.name)
@@ -216,7 +242,11 @@ class _Reader:
         try:
             return self.walk.column(tree, name, optional=True)
         except ValueError as error:
-            raise ValueError(f"opt_state: what {name} keeps is not of these params: {error}") from None
+            problem = str(error).partition(". Give")[0]
+            raise ValueError(
+                f"opt_state: what {name} keeps is not of these params: {problem}. Give the params that it was made "
+                "for; old_params, if they are others now."
+            ) from None
 
     def _foreign(self, tx: Any, state: Any, place: _Place) -> Iterator[Part]:
         """What Optax keeps, as far as it is known, and of any other what its fields are called."""
@@ -234,8 +264,8 @@ class _Reader:
                 else:
                     role = place.updates.role(known.get(name, f"{maker}.{name}"))
                     yield from self._unknown(role, tree, place)
-        elif (taken := inside.parts(tx, state)) is not None and maker != "flatten":
-            own, members = taken
+        elif maker not in _OF_OTHER_TREES and (taken := self._parts(tx, maker, state)) is not None:
+            (own, members), emitted = taken, list[_Seen]()
             for name, tree in own.items():
                 yield from self._unknown(f"{maker}.{name}" if name else maker, tree, place)
             for key, member, part in members:
@@ -243,13 +273,23 @@ class _Reader:
                 yield from self.read(member, part, place if leaves is None else _within(place, leaves))
                 if maker in ("chain", "named_chain"):
                     place = dataclasses.replace(place, updates=self._emitted)
+                emitted.append(self._emitted)
             if members:
+                self._emitted = _Seen.joined(emitted) if maker == "partition" else emitted[-1]
                 return
-        elif inside.is_wrapper(maker) and maker != "flatten":
+        elif inside.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
             raise _of_another(maker, state)
         else:
             yield from self._unknown(maker, state, place)
         self._emitted = _after_optax(maker, found, known, place.updates)
+
+    def _parts(self, tx: Any, maker: str, state: Any) -> inside.Parts | None:
+        """The parts of a wrapper's state; from hyperparameters that are injected, as they are, its inside is made."""
+        if maker != "inject_hyperparams":
+            return inside.parts(tx, state)
+        given = state._replace(hyperparams=jax.tree.map(lambda x: self._leaves[x.number], state.hyperparams))
+        taken = inside.parts(tx, given)
+        return None if taken is None else (state._replace(inner_state=None)._asdict() | {"inner_state": ()}, taken[1])
 
     def _unknown(self, role: Role | str, tree: Any, place: _Place) -> Iterator[Part]:
         """The arrays in a tree of which no more is known: by parameter where it is like the params, else by name."""
@@ -276,6 +316,10 @@ class _Reader:
         return column is not None and array.shape == jnp.shape(self.walk.leaves[0]) and array.ndim >= least
 
 
+_OF_OTHER_TREES = ("flatten", "lookahead")
+"""Wrappers whose inside does not see the tree of parameters."""
+
+
 def _of_another(name: str, state: Any) -> ValueError:
     fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
     return ValueError(
@@ -297,13 +341,18 @@ def _counts_inside(declaration: Any) -> bool:
     return any(_counts_inside(link.declaration) for link in declaration.links.values())
 
 
-def _declared_role(link: Leafwise, name: str) -> str:
-    """The role of a slot by its declaration: what is said there, or what an average of its kind is."""
+def _declared_role(link: Leafwise, name: str, place: _Place) -> str:
+    """The role of a slot by its declaration: what is said there, or what an average of its kind is.
+
+    Of a link that reads both the gradient and updates that are something else, it is not known which of them a signed
+    slot averages.
+    """
     slots, slot = link.kind.slots, link.kind.slots[name]
     if (said := link.rule.roles.get(name, slot.role)) is not None:
         return said
     alike = [other for other in slots.values() if other.role is None and other[:1] == slot[:1] and other.decay]
-    role = _AVERAGES[slot.kind] if alike == [slot] else f"{link.name}.{name}"
+    unclear = slot.kind == "gradient" and link.reads_grad and place.grad != place.updates
+    role = _AVERAGES[slot.kind] if alike == [slot] and not unclear else f"{link.name}.{name}"
     return f"{role}_of_blocks" if name in link.rule.shape else role
 
 
@@ -328,25 +377,34 @@ _ORDERS = {"b1": "gradient", "b2": "square"}
 def _after(link: Leafwise, updates: _Seen) -> _Seen:
     """What a link makes of updates, as far as it matters to what comes behind."""
     if link.name == "scale_by_learning_rate":
-        rate = link.hyperparams["learning_rate"]
-        sign = -1.0 if link.hyperparams["flip_sign"] else 1.0
-        return updates.times(sign * rate if isinstance(rate, float | int) else None)
+        seen = updates.step(link.hyperparams["learning_rate"])
+        return seen.times(-1.0) if link.hyperparams["flip_sign"] else seen
     kinds = {slot.kind for slot in link.kind.slots.values()}
     if "square" in kinds:
         return updates.marked("scaled")
-    return updates.marked("changed") if "gradient" in kinds and not link.changes_gradient else updates
+    # a correction, a decay and a clip leave a gradient what it is
+    keeps = link.changes_gradient or link.rule.corrects is not None or "weight_decay" in link.hyperparams
+    return updates if keeps or link.terminal else updates.marked("changed")
 
 
 def _after_optax(maker: str, found: Mapping[str, Any], known: Mapping[str, str] | None, updates: _Seen) -> _Seen:
     if maker == "scale_by_schedule":
-        return updates.times(None)
+        return updates.step(None)
     if maker == "scale":
         rate = found.get("step_size")
-        if isinstance(rate, float | int):
-            return updates if math.isclose(abs(rate), 1.0) else updates.times(float(rate))
-        return updates.times(None)
-    scales = known is not None and any(role.startswith(("nu", "sum")) for role in known.values())
-    return updates.marked("scaled") if scales else updates
+        if not isinstance(rate, float | int):
+            return updates.step(rate)
+        # what makes smaller and turns round is a learning rate
+        return updates.step(rate) if rate < 0 and not math.isclose(rate, -1.0) else updates.times(float(rate))
+    if known is not None and any(role.startswith(("nu", "sum")) for role in known.values()):
+        return updates.marked("scaled")
+    return updates.marked("changed") if known or maker in _OTHER_DIRECTION else updates
+
+
+_OTHER_DIRECTION = {
+    *("scale_by_sign", "scale_by_trust_ratio", "normalize_by_update_norm"),
+    *("scale_by_param_block_norm", "scale_by_param_block_rms"),
+}
 
 
 # what Optax's transformations keep, by the function that makes them; several share the type of their state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adam_tx._core.leafwise import Leafwise
 
@@ -13,12 +13,12 @@ class Role(NamedTuple):
     Attributes:
       base: "mu" for an average of gradients, "nu" for one of their squares, "trace", "count" and so on.
       of: what was done to the gradient before, as in `mu_of_scaled`; empty for the gradient itself.
-      rate: the learning rate, with its sign, that was multiplied in before; 1 for none, None if it varies.
+      rate: the product of the constants, with its sign, that it was multiplied by before; NaN if one of them varies.
     """
 
     base: str
     of: tuple[str, ...] = ()
-    rate: float | None = 1.0
+    rate: float = 1.0
 
     def __str__(self) -> str:
         return "_of_".join((self.base, "_".join(self.of))) if self.of else self.base
@@ -51,6 +51,20 @@ class OfLeaf(NamedTuple):
             return "" if slot.decay is None else slot.kind
         return {"mu": "gradient", "nu": "square"}.get(self.role.base[:2], "")
 
+    @property
+    def counts_on(self) -> bool:
+        """Whether its start is over at some number of updates, and not by a weight that is kept with it."""
+        if self.link is None:  # Optax corrects by its count
+            return bool(self.averages)
+        divides = self.link.kind.slots[self.slot].kind == "square"
+        return divides and "count" in getattr(getattr(self.link.rule.apply, "__code__", None), "co_names", ())
+
+    @property
+    def decay_value(self) -> Any:
+        """The decay by which it averages, as it was given; None if it is no average, or that is not known."""
+        decay = None if self.link is None else self.link.kind.slots[self.slot].decay
+        return None if self.link is None or decay is None else self.link.hyperparams[decay]
+
 
 class OfMany(NamedTuple):
     """What is kept once for several parameters, such as a count.
@@ -70,6 +84,11 @@ class OfMany(NamedTuple):
     link: Leafwise | None = None
     decay: str = ""
     averages: str = ""
+
+    @property
+    def decay_value(self) -> Any:
+        """The decay whose weight it is, as it was given; None if it is none."""
+        return None if self.link is None else self.link.hyperparams[self.decay]
 
 
 Part = OfLeaf | OfMany
