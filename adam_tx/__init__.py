@@ -129,6 +129,7 @@ from adam_tx.state import (
     export_state,
     import_state,
     migrate,
+    state_sharding,
 )
 from adam_tx.summary import summary
 from adam_tx.training import (
@@ -245,6 +246,7 @@ __all__ = [
     "soap",
     "split_float32_weights",
     "stable_adamw",
+    "state_sharding",
     "stochastic_round",
     "storage",
     "summary",

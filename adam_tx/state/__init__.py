@@ -3,3 +3,4 @@
 from adam_tx.state.export import export_state as export_state
 from adam_tx.state.imports import import_state as import_state
 from adam_tx.state.migrate import migrate as migrate
+from adam_tx.state.sharding import state_sharding as state_sharding

@@ -97,8 +97,9 @@ class EightBit(Storage):
             return Stored(first)
         self._check_sharding(where, shape, param)
         kept = jnp.uint8 if kind == "square" else jnp.int8
-        # behind the barrier it is no constant, which XLA would reduce while it compiles, for half a minute
-        return self._encode(lax.optimization_barrier(first).astype(jnp.float32), kept, noise(first))
+        # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
+        first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
+        return self._encode(first, kept, noise(first))
 
     def _check_sharding(self, where: str, shape: tuple[int, ...], param: Any) -> None:
         share = sharding.share(param)

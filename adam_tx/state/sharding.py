@@ -1,0 +1,201 @@
+"""`state_sharding`: where every array of a state lies on a mesh, from where the parameters lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from adam_tx._core import blocks, hyperparams, numerics
+from adam_tx._core.blocks import Shape
+from adam_tx._core.trees import Walk
+from adam_tx.state.layout import Axes, Layout
+from adam_tx.state.parts import parts_of
+from adam_tx.state.roles import OfLeaf, arrays_of
+from adam_tx.storage.eight_bit import EightBit
+
+
+def state_sharding(
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    *,
+    zero1: str | Sequence[str] | None = None,
+    min_size: int = 2**14,
+    specs: Any = None,
+    mesh: Mesh | AbstractMesh | None = None,
+) -> Any:
+    """Where every array of a state lies, from where the parameters lie.
+
+    Give it to `jax.jit` as `out_shardings` of `tx.init` and of the training step. Then no
+    device ever holds more of the state than its share.
+
+    What is kept of a parameter lies as the parameter does:
+
+        moments, residuals, copies       its layout
+        scales of blocks, nu_of_blocks   its layout, where that divides them; whole on the other axes
+        nu_row, nu_col                   its layout on the axes that they keep
+        counts, weights, guard.…         whole on every device
+        bases and memories of `in_basis` whole on every device, which needs all of them at every step
+        arrays of other shapes (Optax)   whole on every device
+
+    ZeRO-1, `zero1="data"`, splits what is kept of a parameter over that axis of the mesh as
+    well. It takes the first dimension that is whole so far and divides evenly, or else the
+    first that can be divided once more (not on an explicit mesh, where JAX refuses to add
+    such arrays). Blocks of `EightBit` stay whole. Afterwards every parameter with at least
+    `min_size` elements is split so, or this raises. What lay split over the axis before, as
+    in FSDP, stays as it is.
+
+    Args:
+      tx: the transformation whose state it is, of adam_tx, of Optax or of both.
+      params: the parameters; or their shapes, as `jax.ShapeDtypeStruct(..., sharding=...)`.
+      zero1: the axis of the mesh to split over, or several; None for none.
+      min_size: the least elements of a parameter that `zero1` splits. Smaller ones, such as
+        biases, would save little and have to be gathered one by one.
+      specs: a tree of `PartitionSpec` like the params, or a prefix of one, for params that
+        have no shardings of their own.
+      mesh: the mesh; by default that of the params, else that of `jax.set_mesh`. If it is
+        given, params without a sharding count as whole on every device.
+
+    Returns:
+      A tree like `tx.init(params)` with a `NamedSharding` in the place of every array.
+      Nothing is allocated.
+
+    Raises:
+      ValueError: params of which it is not known where they lie; blocks that a parameter's
+        layout cuts; a `zero1` that cannot split a parameter, or would split none.
+
+    Reference: Rajbhandari et al., ZeRO, 2019 (https://arxiv.org/abs/1910.02054).
+
+    >>> import adam_tx
+    >>> import jax
+    >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+    >>> kernel = jax.ShapeDtypeStruct((256, 256), "float32")
+    >>> places = state_sharding(adam_tx.adam(1e-3), kernel, zero1="data", mesh=mesh)
+    >>> places["scale_by_rms"].nu.spec, places["count"].spec
+    (P('data',), P())
+    """
+    walk = Walk.of_params(params)
+    layout = Layout(walk, specs, mesh)
+    state = jax.eval_shape(tx.init, _shapes(walk))
+    leaves, treedef = jax.tree.flatten(state)
+    parts = [part for part in parts_of(tx, state, params) if isinstance(part, OfLeaf)]
+    kept = [_Kept.of(part, leaves) for part in parts if _follows(part, leaves, layout)]
+    axes = _uncut(walk, layout, kept)
+    if zero1 is not None:
+        names = _names(zero1, layout)
+        axes |= _split(walk, layout, kept, names, hyperparams.whole("state_sharding: min_size", min_size, least=0))
+    found = [layout.sharding()] * len(leaves)
+    for array in kept:
+        place = layout.sharding(layout.fitting(axes[array.leaf], array.pieces), array.leaf)
+        for number in array.numbers:
+            found[number] = place
+    return treedef.unflatten(found)
+
+
+class _Kept(NamedTuple):
+    """What is kept of a parameter: one array, or codes and their scales.
+
+    Attributes:
+      role: what it is.
+      leaf: the number of the parameter.
+      numbers: those of the arrays among the leaves of the state.
+      shape: that of the array.
+      pieces: of each dimension, how many pieces there are that must not be cut.
+    """
+
+    role: str
+    leaf: int
+    numbers: list[int]
+    shape: Shape
+    pieces: Shape
+
+    @classmethod
+    def of(cls, part: OfLeaf, leaves: list[Any]) -> _Kept:
+        """A part of a state with these leaves."""
+        shape = leaves[part.values].shape
+        pieces = shape if part.scales is None else _pieces(part, shape, leaves[part.scales].shape)
+        return cls(str(part.role), part.leaf, arrays_of(part), shape, pieces)
+
+
+def _pieces(part: OfLeaf, shape: Shape, scales: Shape) -> Shape:
+    storage = part.link.storage[part.slot] if part.link else None
+    if isinstance(storage, EightBit) and shape[-1] % storage.block:  # the last block is shorter than the others
+        return (*shape[:-1], 1)
+    return scales if blocks.divides(scales, shape) else (1,) * len(shape)
+
+
+def _follows(part: OfLeaf, leaves: list[Any], layout: Layout) -> bool:
+    """Whether it lies as its parameter does; else it is whole on every device."""
+    shape, leaf = leaves[part.values].shape, layout.shapes[part.leaf]
+    if part.link is not None:
+        return len(shape) == len(leaf)
+    # the matrices that `in_basis` keeps of a square parameter have its shape as well
+    return shape == leaf and not {"basis", "memory"} & set(part.role.base.split("."))
+
+
+def _shapes(walk: Walk) -> Any:
+    column = list(walk.params)
+    for i in walk.present:
+        column[i] = jax.ShapeDtypeStruct(jnp.shape(column[i]), numerics.dtype_of(column[i]))
+    return walk.tree(column)
+
+
+def _uncut(walk: Walk, layout: Layout, kept: list[_Kept]) -> dict[int, Axes]:
+    """The layouts of the parameters, which must not cut blocks."""
+    for array in kept:
+        i, axes = array.leaf, layout.axes[array.leaf]
+        if array.shape == layout.shapes[i] and layout.fitting(axes, array.pieces) != axes:
+            raise ValueError(
+                f"params: leaf {walk.path(i)} of shape {array.shape} lies as {layout.sharding(axes).spec} on {layout}, "
+                f"which would cut the blocks of its {array.role}, of which there are {array.pieces}. Split another "
+                "dimension of it, or use EightBit(block=...) with a divisor of what each device has of the last one."
+            )
+    return dict(layout.axes)
+
+
+def _names(zero1: str | Sequence[str], layout: Layout) -> list[str]:
+    """The axes of the mesh to split over."""
+    names = [zero1] if isinstance(zero1, str) else list(zero1)
+    for name in names or [""]:
+        if layout.mesh.shape.get(name, 1) == 1:
+            raise ValueError(
+                f"zero1: {name!r} has no devices to split over, the mesh has {layout}, so all of the state would stay "
+                "as it is. Name an axis of more than one device, or leave zero1 out."
+            )
+    return names
+
+
+def _split(walk: Walk, layout: Layout, kept: list[_Kept], names: list[str], min_size: int) -> dict[int, Axes]:
+    """The layouts of the parameters that are large enough, split over more axes of the mesh."""
+    of_leaf: dict[int, list[_Kept]] = {}
+    for array in kept:
+        of_leaf.setdefault(array.leaf, []).append(array)
+    sizes = {i: math.prod(layout.shapes[i]) for i in of_leaf}
+    large = [i for i, size in sizes.items() if size >= min_size]
+    if not large:
+        found = f"largest has {max(sizes.values())}" if sizes else "tx keeps nothing in the shape of any"
+        raise ValueError(
+            f"zero1: nothing would be split over {names}: it takes parameters of min_size={min_size} elements, and the "
+            f"{found}. Give a smaller min_size, or leave zero1 out."
+        )
+    split = {i: layout.split(layout.axes[i], _pieces_of_all(layout.shapes[i], of_leaf[i]), names) for i in large}
+    if failed := [i for i, axes in split.items() if axes is None]:
+        leaves = ", ".join(f"{walk.path(i)} of shape {layout.shapes[i]}" for i in failed)
+        explicit = ", is explicit, so that none is split twice," if layout.is_explicit else ""
+        raise ValueError(
+            f"zero1: no dimension can be divided evenly over {names}, where the mesh has {layout}{explicit} and blocks "
+            f"stay whole: leaf {leaves}. Pad a dimension, or leave them as they are with "
+            f"min_size={1 + max(sizes[i] for i in failed)}."
+        )
+    return {i: axes for i, axes in split.items() if axes is not None}
+
+
+def _pieces_of_all(shape: Shape, kept: list[_Kept]) -> Shape:
+    """Into how many pieces each dimension of a parameter can be cut, and what is kept in its shape as well."""
+    alike = [array.pieces for array in kept if array.shape == shape]
+    return tuple(math.gcd(*each) for each in zip(shape, *alike, strict=True))
