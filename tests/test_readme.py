@@ -405,6 +405,7 @@ def test_every_optimizer_is_in_the_table_and_in_the_catalogue():
 SMALL = {code: cost for code, cost in family_table.MEMORY.items() if "_dtype" in code}
 
 
+@pytest.mark.exhaustive
 def test_what_a_small_state_costs_is_what_the_table_of_memory_says():
     """The steps beside those of the same optimizer in float32, after a hundred updates, of noise with a small mean."""
     noise = np.random.default_rng(0).standard_normal((600, 32, 128)) + 0.1

@@ -43,7 +43,7 @@ def assert_same_bits(one, other):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", costly(EVERY))
 def test_what_is_exported_and_imported_again_is_the_same_state_to_the_last_bit(name):
     tx, params = EVERY[name](), parameters()
     state = filled(tx, params)

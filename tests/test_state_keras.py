@@ -39,7 +39,7 @@ CASES = {
     "SGD": lambda: optimizers.SGD(RATE, momentum=0.9, loss_scale_factor=128.0, gradient_accumulation_steps=3),
     "Adafactor": lambda: optimizers.Adafactor(RATE),
 }
-EVERY_RUN = ("AdamW, all", "Nadam", "RMSprop, all", "SGD", "Adafactor")
+EVERY_RUN = ("AdamW, all", "Nadam", "RMSprop, all", "Lion")
 NAMES = ["dense/kernel", "dense/bias"]
 SHAPES = [(4, 3), (3,)]
 STEPS = 50

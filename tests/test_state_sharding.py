@@ -50,9 +50,6 @@ def bytes_of(tree, places=None):
     return sum(math.prod(part) * x.dtype.itemsize for part, x in zip(parts, leaves, strict=True))
 
 
-# The numbers
-
-
 LAYOUTS = {
     "ZeRO-1": ((8,), ("data",), {"w": P(), "b": P()}, "data"),
     "FSDP": ((8,), ("data",), {"w": P("data"), "b": P("data")}, None),
@@ -69,7 +66,7 @@ AROUND = {
 ALL = OPTIMIZERS | SMALL_STATE | AROUND
 # under explicit ZeRO-1 JAX refuses ADOPT's choice between a gradient and a moment, which is split further
 CASES = [(*where, name) for where in WHERE for name in ALL if (where[1], name) != ("explicit", "adopt")]
-EVERY_RUN = {(*where, name) for where in WHERE[::3] for name in ("adamw", "adamw, eight bit")}
+EVERY_RUN = {("ZeRO-1", "automatic", "adamw"), ("ZeRO-1 on 2 x 4", "explicit", "adamw, eight bit")}
 
 
 def start_of():
@@ -163,9 +160,6 @@ def test_where_a_whole_tensor_counts_only_the_order_of_sums_changes(layout, kind
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), ours, many[name][0])
 
 
-# What each device has, and what it asks others for
-
-
 SIZES = {"up": (256, 1024), "bias": (1024,), "down": (1024, 256)}
 BUILT = AROUND | {
     "adamw": OPTIMIZERS["adamw"],
@@ -237,9 +231,6 @@ def test_a_device_has_an_eighth_of_the_moments_and_what_is_left_whole():
     assert sum(x.nbytes for x in jax.tree.leaves(state)) == moments + whole
     for k in range(8):
         assert sum(x.addressable_shards[k].data.nbytes for x in jax.tree.leaves(state)) == moments / 8 + whole
-
-
-# Where it lies
 
 
 @pytest.fixture
@@ -353,9 +344,6 @@ def test_inside_jit_the_types_of_an_explicit_mesh_say_where_parameters_lie():
         params = {"w": jax.device_put(jnp.ones((8, 8)), P("data"))}
         jax.eval_shape(lambda p: seen.append(state_sharding(tx, p)), params)
     assert optax.tree.get(seen[0], "trace")["w"].spec == P("data", None)
-
-
-# What is refused
 
 
 def refused(params, tx=None, **given):
