@@ -29,7 +29,7 @@ LONG = ("conformance", "parity_keras", "storage", "monitor", "drop_in", "own_lin
 LONG += ("cost", "family", "bias_correction", "groups", "master_weights", "example_flax_mlp", "example_family")
 LONG += ("ecosystem", "example_diagnose", "parity_torch", "explain", "basis", "example_hypergradients", "pickle")
 LONG += ("config", "state", "state_keras", "example_small_state", "state_sharding", "checkpoints", "population")
-LONG += ("state_optax", "example_resume")
+LONG += ("state_optax", "example_resume", "example_sharded")
 PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
 
 

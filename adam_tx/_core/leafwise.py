@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core import blocks, correction, debias, numerics, rounding, storage
+from adam_tx._core import blocks, correction, debias, numerics, rounding, sharding, storage
 from adam_tx._core.correction import Average
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import DecayNow
@@ -328,7 +328,7 @@ class Leafwise(Declaration):
                 row[name] = self._decoded(walk, i, name, column[i])
         if self._reads_noise:
             row["noise"] = self.noise(walk.count, i, "rule")(walk.updates[i])
-        return row
+        return sharding.together(row)
 
     def _decoded(self, walk: Walk, i: int, name: str, stored: Stored) -> jax.Array:
         """A slot in working precision."""

@@ -239,7 +239,7 @@ def _sums(leaf: _Leaf) -> dict[str, jax.Array]:
             terms["signal"] = jnp.where(leaf.v == 0, 0.0, ratio)
     terms["largest"] = jnp.abs(leaf.update)
     dtype = numerics.real_dtype(leaf.grad.dtype)
-    arrays = [term.astype(dtype) for term in terms.values()]
+    arrays = [term.astype(dtype) for term in sharding.together(terms).values()]
 
     def together(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         *sums, largest = zip(one, other, strict=True)
