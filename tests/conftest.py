@@ -25,11 +25,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 QUICK = {"test_chain", "test_errors", "test_link", "test_links", "test_parity_optax", "test_public", "test_summary"}
 
 # The files that take longest start first, the longest of all ahead, so that no worker is left with one at the end.
-LONG = ("conformance", "parity_keras", "storage", "monitor", "drop_in", "own_links", "readme", "guard", "sharding")
-LONG += ("cost", "family", "bias_correction", "groups", "master_weights", "example_flax_mlp", "example_family")
-LONG += ("ecosystem", "example_diagnose", "parity_torch", "explain", "basis", "example_hypergradients", "pickle")
-LONG += ("config", "state", "state_keras", "example_small_state", "state_sharding", "checkpoints", "population")
-LONG += ("state_optax", "example_resume", "example_sharded")
+LONG = ("exhaustive", "example_sharded", "example_resume", "state_sharding", "conformance", "parity_keras")
+LONG += ("storage", "monitor", "drop_in", "own_links", "readme", "guard", "sharding", "cost", "family")
+LONG += ("bias_correction", "groups", "master_weights", "example_flax_mlp", "example_family", "ecosystem")
+LONG += ("example_diagnose", "parity_torch", "explain", "basis", "example_hypergradients", "pickle", "config")
+LONG += ("state", "state_keras", "example_small_state", "checkpoints", "population", "state_optax")
 PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
 
 
