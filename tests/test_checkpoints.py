@@ -8,10 +8,13 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 from goldens import record_checkpoints as golden
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import StandardCheckpointer
+
+import adam_tx
 
 RECORDED = dict(np.load(golden.FILE))
 ADAMW = [
@@ -98,3 +101,18 @@ def test_a_checkpoint_of_one_device_is_restored_onto_eight(name, checkpointer):
         assert kernel.sharding == places["kernel"]
         assert kernel.addressable_shards[7].data.shape == (1, kernel.shape[1])
     assert_bits_as_recorded(name, tree)
+
+
+def test_a_checkpoint_goes_on_under_another_recipe_on_another_mesh(checkpointer):
+    params, old = golden.parameters(golden.CASES["adamw"]), golden.CASES["adamw"].tx
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    places = {"kernel": NamedSharding(mesh, PartitionSpec("rows", None)), "bias": NamedSharding(mesh, PartitionSpec())}
+    tree, _ = restore(checkpointer, "adamw", jax.device_put(params, places))
+    new = optax.chain(optax.clip_by_global_norm(1.0), adam_tx.guard(adam_tx.amsgrad(1e-2)))
+    state = adam_tx.migrate(tree["opt_state"], old, new, tree["params"], report=None)
+    for role, part in (("mu", "scale_by_momentum/mu"), ("nu", "scale_by_rms/nu")):
+        kernel = optax.tree.get(state, role)["kernel"]
+        assert kernel.sharding.is_equivalent_to(places["kernel"], 2)
+        np.testing.assert_array_equal(golden.bits(kernel), RECORDED[f"adamw/opt_state/{part}/kernel"])
+    updates, _ = jax.jit(new.update)(tree["params"], state, tree["params"])
+    assert updates["kernel"].sharding.is_equivalent_to(places["kernel"], 2)

@@ -73,6 +73,8 @@ class Reading:
         self._bases: dict[int, list[str]] = {}
         self._started: dict[tuple[str, int], str] = {}
         self._of_path: dict[str, list[str]] = {}
+        decays = {_role(key): value for key, value in exported.items() if _role(key).endswith(".decay")}
+        self._decays = {role.removesuffix(".decay"): float(np.asarray(decay)) for role, decay in decays.items()}
         for key in self._unused:
             self._of_path.setdefault(RAW.sub("", key.partition("/")[2]), []).append(key)
 
@@ -102,10 +104,9 @@ class Reading:
     def _of_decay(self, part: OfLeaf) -> str:
         """Of several averages of a role the one with the decay of this, else the one of its number."""
         role, decay = str(part.role), part.decay_value
-        alike = [_role(key).removesuffix(".decay") for key in self._exported if key.endswith(".decay")]
-        alike = [other for other in alike if NUMBERED.sub("", other) == NUMBERED.sub("", role)]
+        alike = [other for other in self._decays if NUMBERED.sub("", other) == NUMBERED.sub("", role)]
         known = isinstance(decay, float | int)
-        return next((r for r in alike if known and float(self._exported[f"{r}.decay"]) == decay), role)
+        return next((other for other in alike if known and self._decays[other] == decay), role)
 
     def _scale(self, part: OfLeaf, key: str, source: str) -> None:
         """The value of an entry, of this name or of one that looks alike, where it can be made of that exactly."""
@@ -119,7 +120,8 @@ class Reading:
         but_for_steps = _without_steps(had) == _without_steps(str(role))
         by = rates.factor(role.base, float(rate), role.rate, fades=same and inside)
         if by is None or not (same or blocked or but_for_steps):
-            self._wrong.append(f"{key} is missing, and {source} is another quantity: {_why(role, had)}")
+            missing = "" if source == key else f"{key} is missing, and "
+            self._wrong.append(f"{missing}{source} is another quantity: {_why(role, had)}")
         elif same and by == 1.0:
             self._put(part, key, value, self._raw(part, source), source="" if source == key else source)
         else:
@@ -180,7 +182,9 @@ class Reading:
         name, paths = str(part.role), [self._walk.paths[leaf] for leaf in sorted(part.leaves)] or [""]
         found = {path: key for path in paths if (key := self._shared_key(keys_of_count(name), path)) is not None}
         self._use(*found.values())
-        if part.link is not None and part.leaves and not self._has_average(part):
+        if self._choice.starts(name):
+            self.account.start(name)
+        elif part.link is not None and part.leaves and not self._has_average(part):
             self._start_weight(name, found)
         elif len(found) < len(paths):
             self._make(part, paths)
@@ -195,14 +199,14 @@ class Reading:
         """The weight of averages that all start from zero starts from zero."""
         if found:
             self.account.start(name)
-        elif not self._choice.recipe and not self._choice.starts(name):
+        elif not self._choice.recipe:
             self._wrong.append(f"{name} is missing")
 
     def _make(self, part: OfMany, paths: Sequence[str]) -> None:
         """What is missing: a weight from the count, or as `init` starts it where that is allowed."""
         name = str(part.role)
         counts = {path: key for path in paths if (key := self._shared_key(("count",), path)) is not None}
-        if not self._choice.starts(name) and part.link is not None and len(counts) == len(paths):
+        if part.link is not None and len(counts) == len(paths):
             dtype, values = self._old[part.values].dtype, dict[str, Any]()
             for path, key in counts.items():
                 if (count := self._number(key)) is None:
@@ -213,7 +217,7 @@ class Reading:
                     self._wrong.append(f"{name} is missing, and {error}")
                     return
             self._share(part, values, self.account.compute)
-        elif self._choice.recipe or self._choice.starts(name):
+        elif self._choice.recipe:
             self.account.start(name)
         else:
             self._wrong.append(f"{name} is missing")
@@ -358,6 +362,8 @@ def _without_steps(role: str) -> str:
 def _why(role: Role, had: str) -> str:
     """Why one cannot be made of the other."""
     words = {*role.of, *had.partition("_of_")[2].split("_")}
+    if had == str(role):
+        return "it is of gradients that were multiplied by another constant, which is not known"
     for word, reason in _REASONS.items():
         if words & set(word.split("|")) and (word != "steps" or _without_steps(had) == _without_steps(str(role))):
             return reason
