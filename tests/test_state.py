@@ -552,3 +552,11 @@ def test_an_old_count_over_what_starts_from_zero_is_told_of():
     ):
         said, _, _ = told(old, new, params)
         assert f"note: {role} of w starts from zero, but its count is" in said
+
+
+def test_of_several_averages_the_fastest_is_first_whatever_their_order():
+    params = jnp.ones(2)
+    for decays in ((0.5, 0.99), (0.99, 0.5)):
+        both = adam_tx.chain(adam_tx.parallel(*map(adam_tx.scale_by_momentum, decays)))
+        exported = export_state(both.init(params), params, both)
+        assert (exported["mu.decay"], exported["mu_2.decay"]) == (0.5, 0.99)

@@ -22,6 +22,7 @@ from adam_tx._core.trees import Walk, is_absent, path_str
 from adam_tx.chain import Chain, Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.links.basis import InBasis
+from adam_tx.state.naming import AVERAGES, GRADIENT, OPTAX, Seen, after, after_optax, debiased_by, role_of
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, arrays_of
 from adam_tx.training.groups import Groups
 from adam_tx.training.guard import Guard
@@ -88,43 +89,6 @@ class _Numbered(jax.ShapeDtypeStruct):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
-    """What a link is given, be it as the gradient or as updates: the gradient, and what was done to it.
-
-    Attributes:
-      words: the marks that what was done leaves on a role.
-      rate: the product of the constants that it was multiplied by; NaN once one of them varies.
-    """
-
-    words: frozenset[str] = frozenset()
-    rate: float = 1.0
-
-    def marked(self, word: str) -> _Seen:
-        return dataclasses.replace(self, words=self.words | {word})
-
-    def times(self, constant: float) -> _Seen:
-        return dataclasses.replace(self, rate=self.rate * constant)
-
-    def step(self, rate: Any) -> _Seen:
-        """Multiplied by a learning rate, with its sign."""
-        return self.marked("steps").times(float(rate) if isinstance(rate, float | int) else math.nan)
-
-    @staticmethod
-    def joined(all_: Sequence[_Seen]) -> _Seen:
-        """What several links emit for the parameters of each, or as a sum."""
-        first = all_[0]
-        if all(seen == first for seen in all_):
-            return first
-        words = frozenset().union(*(seen.words for seen in all_))
-        return _Seen(words | {"changed"}, math.nan)
-
-    def role(self, declared: str) -> Role:
-        base, _, of = declared.partition("_of_")
-        marks = [word for word in ("changed", "basis", "scaled", "steps") if word in self.words]
-        return Role(base, (*([of] if of else []), *marks), self.rate)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Place:
     """Where a link stands.
 
@@ -135,15 +99,15 @@ class _Place:
     """
 
     leaves: frozenset[int]
-    updates: _Seen = _Seen()
-    grad: _Seen = _Seen()
+    updates: Seen = GRADIENT
+    grad: Seen = GRADIENT
 
 
 class _Reader:
     """Reads the parts of numbered states."""
 
     def __init__(self, walk: Walk, leaves: Sequence[Any]) -> None:
-        self.walk, self._leaves, self._emitted = walk, leaves, _Seen()
+        self.walk, self._leaves, self._emitted = walk, leaves, GRADIENT
 
     def read(self, tx: Any, state: Any, place: _Place) -> Iterator[Part]:
         """The parts of the state of a transformation, in the order in which its links act."""
@@ -155,7 +119,7 @@ class _Reader:
         if declaration is None:
             yield from self._foreign(tx, state, dataclasses.replace(place, grad=place.updates))
         elif isinstance(declaration, Leafwise) and not declaration.keeps:
-            self._emitted = _after(declaration, place.updates)
+            self._emitted = after(declaration, place.updates)
         elif state is None and not declaration.keeps:
             yield from self._members(
                 declaration, [(name, link, None) for name, link in declaration.links.items()], place
@@ -184,12 +148,12 @@ class _Reader:
         if isinstance(declaration, Chain):
             place = dataclasses.replace(place, grad=place.updates)
         if isinstance(declaration, Groups):
-            emitted: list[_Seen] = []
+            emitted: list[Seen] = []
             for group, leaves in declaration.leaves_of(self.walk):
                 if group.link is not None:
                     yield from self.read(group.link, state.get(group.key), _within(place, leaves))
                     emitted.append(self._emitted)
-            self._emitted = _Seen.joined(emitted or [place.updates])
+            self._emitted = Seen.joined(emitted or [place.updates])
             return
         yield from self._members(declaration, members, place)
 
@@ -211,7 +175,7 @@ class _Reader:
             if not isinstance(declaration, WithGradient) or name == "member":
                 emitted = self._emitted
                 side_by_side.append(emitted)
-        self._emitted = _Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
+        self._emitted = Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
 
     def _leafwise(self, link: Leafwise, state: Any, place: _Place) -> Iterator[Part]:
         kind, rule = link.kind, link.rule
@@ -222,13 +186,13 @@ class _Reader:
         if "count" in state._fields:
             yield OfMany(Role("count"), place.leaves, state.count.number)
         for decay in rule.debias:
-            weight, (averages, role) = getattr(state, kind.weights[decay]), _debiased_by(link, decay)
+            weight, (averages, role) = getattr(state, kind.weights[decay]), debiased_by(link, decay)
             yield OfMany(Role(role), place.leaves, weight.number, link, decay, averages)
         for name in kind.numbers:
             yield OfMany(Role(f"{link.name}.{name}"), place.leaves, getattr(state, name).number)
         for name in kind.slots:
-            of_gradient = kind.slots[name].kind in _AVERAGES
-            role = (seen if of_gradient else _Seen()).role(_declared_role(link, name, place))
+            of_gradient = kind.slots[name].kind in AVERAGES
+            role = (seen if of_gradient else GRADIENT).role(role_of(link, name, place.updates, place.grad))
             values = self._column(getattr(state, name), link.name)
             key = link.scaled.get(name)
             scales: list[Any] = [None] * len(values) if key is None else self._column(state.scales.get(key), link.name)
@@ -236,7 +200,7 @@ class _Reader:
                 if not is_absent(values[i]):
                     scale = None if is_absent(scales[i]) else scales[i].number
                     yield OfLeaf(role, i, values[i].number, scale, link, name)
-        self._emitted = _after(link, place.updates)
+        self._emitted = after(link, place.updates)
 
     def _column(self, tree: Any, name: str) -> list[Any]:
         try:
@@ -254,7 +218,7 @@ class _Reader:
         if not inside.is_optax(tx):
             yield from self._unknown(maker, state, place)
             return
-        known = _OPTAX.get(maker)
+        known = OPTAX.get(maker)
         if known is not None:
             if not known.keys() <= set(getattr(state, "_fields", ())):
                 raise _of_another(maker, state)
@@ -265,7 +229,7 @@ class _Reader:
                     role = place.updates.role(known.get(name, f"{maker}.{name}"))
                     yield from self._unknown(role, tree, place)
         elif maker not in _OF_OTHER_TREES and (taken := self._parts(tx, maker, state)) is not None:
-            (own, members), emitted = taken, list[_Seen]()
+            (own, members), emitted = taken, list[Seen]()
             for name, tree in own.items():
                 yield from self._unknown(f"{maker}.{name}" if name else maker, tree, place)
             for key, member, part in members:
@@ -275,13 +239,13 @@ class _Reader:
                     place = dataclasses.replace(place, updates=self._emitted)
                 emitted.append(self._emitted)
             if members:
-                self._emitted = _Seen.joined(emitted) if maker == "partition" else emitted[-1]
+                self._emitted = Seen.joined(emitted) if maker == "partition" else emitted[-1]
                 return
         elif inside.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
             raise _of_another(maker, state)
         else:
             yield from self._unknown(maker, state, place)
-        self._emitted = _after_optax(maker, found, known, place.updates)
+        self._emitted = after_optax(maker, found, known, place.updates)
 
     def _parts(self, tx: Any, maker: str, state: Any) -> inside.Parts | None:
         """The parts of a wrapper's state; from hyperparameters that are injected, as they are, its inside is made."""
@@ -339,87 +303,3 @@ def _counts_inside(declaration: Any) -> bool:
     if isinstance(declaration, Foreign):
         return inside.holds_transformation(introspect.values(introspect.unadapted(declaration.wrapped)))
     return any(_counts_inside(link.declaration) for link in declaration.links.values())
-
-
-def _declared_role(link: Leafwise, name: str, place: _Place) -> str:
-    """The role of a slot by its declaration: what is said there, or what an average of its kind is.
-
-    Of a link that reads both the gradient and updates that are something else, it is not known which of them a signed
-    slot averages.
-    """
-    slots, slot = link.kind.slots, link.kind.slots[name]
-    if (said := link.rule.roles.get(name, slot.role)) is not None:
-        return said
-    alike = [other for other in slots.values() if other.role is None and other[:1] == slot[:1] and other.decay]
-    unclear = slot.kind == "gradient" and link.reads_grad and place.grad != place.updates
-    role = _AVERAGES[slot.kind] if alike == [slot] and not unclear else f"{link.name}.{name}"
-    return f"{role}_of_blocks" if name in link.rule.shape else role
-
-
-_AVERAGES = {"gradient": "mu", "square": "nu"}
-
-
-def _debiased_by(link: Leafwise, decay: str) -> tuple[str, str]:
-    """The kind of the averages whose start from zero the weight of a decay undoes, and the role of the weight."""
-    averages = [slot for slot in link.kind.slots.values() if slot.decay is not None]
-    kinds = {slot.kind for slot in averages if slot.decay == decay}
-    if link.rule.corrects is not None:
-        kinds = {_ORDERS.get(decay, "gradient")}
-    kind = "square" if "square" in kinds else "gradient" if kinds or not averages else averages[0].kind
-    if len([slot for slot in averages if slot.kind == kind]) > 1 or not (kinds or averages):
-        return kind if averages else "", f"{link.name}.{link.kind.weights[decay]}"
-    return kind, f"weight_{_AVERAGES[kind]}" + ("" if kinds else f"_{decay}")
-
-
-_ORDERS = {"b1": "gradient", "b2": "square"}
-
-
-def _after(link: Leafwise, updates: _Seen) -> _Seen:
-    """What a link makes of updates, as far as it matters to what comes behind."""
-    if link.name == "scale_by_learning_rate":
-        seen = updates.step(link.hyperparams["learning_rate"])
-        return seen.times(-1.0) if link.hyperparams["flip_sign"] else seen
-    kinds = {slot.kind for slot in link.kind.slots.values()}
-    if "square" in kinds:
-        return updates.marked("scaled")
-    # a correction, a decay and a clip leave a gradient what it is
-    keeps = link.changes_gradient or link.rule.corrects is not None or "weight_decay" in link.hyperparams
-    return updates if keeps or link.terminal else updates.marked("changed")
-
-
-def _after_optax(maker: str, found: Mapping[str, Any], known: Mapping[str, str] | None, updates: _Seen) -> _Seen:
-    if maker == "scale_by_schedule":
-        return updates.step(None)
-    if maker == "scale":
-        rate = found.get("step_size")
-        if not isinstance(rate, float | int):
-            return updates.step(rate)
-        # what makes smaller and turns round is a learning rate
-        return updates.step(rate) if rate < 0 and not math.isclose(rate, -1.0) else updates.times(float(rate))
-    if known is not None and any(role.startswith(("nu", "sum")) for role in known.values()):
-        return updates.marked("scaled")
-    return updates.marked("changed") if known or maker in _OTHER_DIRECTION else updates
-
-
-_OTHER_DIRECTION = {
-    *("scale_by_sign", "scale_by_trust_ratio", "normalize_by_update_norm"),
-    *("scale_by_param_block_norm", "scale_by_param_block_rms"),
-}
-
-
-# what Optax's transformations keep, by the function that makes them; several share the type of their state
-_OPTAX: Mapping[str, Mapping[str, str]] = {
-    "scale_by_adam": {"mu": "mu", "nu": "nu"},
-    "scale_by_radam": {"mu": "mu", "nu": "nu"},
-    "scale_by_yogi": {"mu": "mu", "nu": "nu_yogi"},
-    "scale_by_belief": {"mu": "mu", "nu": "nu_belief"},
-    "scale_by_amsgrad": {"mu": "mu", "nu": "nu", "nu_max": "nu_max_of_debiased"},
-    "scale_by_adamax": {"mu": "mu", "nu": "nu_inf_of_stored_eps"},
-    "scale_by_rms": {"nu": "nu"},
-    "scale_by_stddev": {"mu": "mean", "nu": "nu"},
-    "scale_by_rss": {"sum_of_squares": "sum_of_squares"},
-    "scale_by_lion": {"mu": "mu"},
-    "trace": {"trace": "trace"},
-    "ema": {"ema": "mu"},
-    "scale_by_schedule": {},
-}
