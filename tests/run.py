@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import operator
 
 import jax
@@ -27,6 +28,14 @@ def asked_for(request, *parameters):
     values = operator.itemgetter(*(parameters or ["name"]))
     users = [item for item in request.session.items if request.fixturename in item.fixturenames]
     return list(dict.fromkeys(values(item.callspec.params) for item in users if item.path == request.path))
+
+
+def load_example(path):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def trajectory(tx, params, grads, dtype=None):

@@ -1,7 +1,6 @@
 """The race of the family is fair: every optimizer takes part, at its best rate, on problems with known minima."""
 
 import contextlib
-import importlib.util
 import io
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from matplotlib.colors import to_rgb
+from run import load_example
 
 import adam_tx
 from adam_tx import optimizers
@@ -21,16 +21,7 @@ SAME_WITHOUT_DECAY = {"adamw": "adam", "adamc": "adam", "nadamw": "nadam", "adam
 RACERS = ("sgd", "adam")
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("family", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-family = load_example()
+family = load_example(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

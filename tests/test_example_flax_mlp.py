@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import functools
-import importlib.util
 import io
 import pprint
 import re
@@ -21,7 +20,7 @@ import pytest
 from flax import nnx
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from run import compiled_for_users
+from run import compiled_for_users, load_example
 
 import adam_tx
 
@@ -30,16 +29,7 @@ SEED = 5  # and 100 steps, the defaults
 EPOCHS = 30
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("flax_mlp", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-flax_mlp = load_example()
+flax_mlp = load_example(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

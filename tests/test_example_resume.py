@@ -1,27 +1,18 @@
 """The example of saving goes on after an interruption, and ends with the bits of a run that had none."""
 
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
 import killed
 import numpy as np
 import pytest
+from run import load_example
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "resume.py"
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("resume", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-resume = load_example()
+resume = load_example(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

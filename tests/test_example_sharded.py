@@ -1,6 +1,5 @@
 """The example of layouts counts bytes right from shapes alone, and two processes train as one does."""
 
-import importlib.util
 import os
 import re
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run import load_example
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE, PAGE = ROOT / "examples" / "sharded.py", ROOT / "docs" / "meshes.md"
@@ -18,16 +18,7 @@ EXAMPLE, PAGE = ROOT / "examples" / "sharded.py", ROOT / "docs" / "meshes.md"
 CLAIM = r"print\(.*\)  # (.+)$"
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("sharded", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sharded = load_example()
+sharded = load_example(EXAMPLE)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import io
 import re
 from pathlib import Path
@@ -13,20 +12,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 from flax import nnx
+from run import load_example
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "small_state.py"
 
 
-def load_example():
-    spec = importlib.util.spec_from_file_location("small_state", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-small_state = load_example()
+small_state = load_example(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)
