@@ -62,7 +62,7 @@ class Walk:
     _place: tuple[str, ...] = ()
 
     def __init__(self, updates: Tree, grad: Tree = None, params: Tree = None, *, count: Any = None, extra: Any = None):
-        self._given = {"updates": updates, "params": params}
+        self._given = _Given({"updates": updates, "params": params})
         if (watched := WATCH.get()) is not None:
             self._watch, self._place = watched
         leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
@@ -106,7 +106,7 @@ class Walk:
     def of_params(cls, params: Tree) -> "Walk":
         """A walk over parameters, to make a state for them."""
         walk = cls.__new__(cls)
-        walk._given = {"params": params}
+        walk._given = _Given({"params": params})
         leaves, walk._treedef = jax.tree.flatten(params, is_leaf=is_absent)
         walk.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
         walk.params, walk.dtypes = leaves, [None] * len(leaves)
@@ -143,7 +143,7 @@ class Walk:
 
     def given(self, name: str) -> Tree:
         """The updates or params as they came, before they were lifted; None where they did not."""
-        return self._given.get(name)
+        return self._given.trees.get(name)
 
     def lower(self, emitted: Column, *, exact: bool = False) -> Tree:
         """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them; unrounded if exact."""
@@ -166,18 +166,17 @@ class Walk:
     @property
     def leaves(self) -> Column:
         """The leaves as they came, parameters or updates, and what stands for those that are absent."""
-        return self._treedef.flatten_up_to(next(iter(self._given.values())))
+        return self._treedef.flatten_up_to(self._given.first)
 
-    @functools.cached_property
+    @property
     def paths(self) -> list[str]:
         """The paths of the leaves, also of those that are absent, such as `dense/kernel`."""
-        tree = next(iter(self._given.values()))
-        return [paths.slashed(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_absent)]
+        return self._given.paths
 
     @functools.cached_property
     def param_dtypes(self) -> list[jnp.dtype | None]:
         """The dtypes in which the parameters came; None for those that are not there."""
-        params = self._given.get("params")
+        params = self.given("params")
         leaves: list[Any] = [None] * len(self) if params is None else self._treedef.flatten_up_to(params)
         return [None if is_absent(leaf) else numerics.dtype_of(leaf) for leaf in leaves]
 
@@ -224,9 +223,7 @@ class Walk:
 
     def path(self, i: int) -> str:
         """The path of a leaf as Python would index it, such as `['dense']['kernel']`."""
-        tree = next(iter(self._given.values()))
-        paths, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)
-        return path_str(paths[i][0])
+        return path_str(self._given.keys[i])
 
     def check_shapes(
         self, i: int, row: Mapping[str, Any], block_slots: Mapping[str, Any] | tuple[str, ...] = ()
@@ -261,14 +258,36 @@ class Walk:
             ) from None
 
     def _different(self, other: Tree, name: str) -> str:
-        tree = next(iter(self._given.values()))
-        ours, theirs = ({path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in (tree, other))
+        trees = (self._given.first, other)
+        ours, theirs = ({path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)} for t in trees)
         only = {"updates": sorted(ours - theirs), name: sorted(theirs - ours)}
         found = [f"only {name} has {some(paths)}" for name, paths in only.items() if paths]
         return (
             f"updates and {name} are different trees: {', '.join(found) or 'the same leaves in other containers'}. "
             "Give update(updates, state, params) trees like the one that init was given, or call init anew."
         )
+
+
+class _Given:
+    """The trees that came. All walks that are made of one share it, so that paths are found once."""
+
+    def __init__(self, trees: dict[str, Tree]) -> None:
+        self.trees = trees
+
+    @property
+    def first(self) -> Tree:
+        """The one that the walk goes over."""
+        return next(iter(self.trees.values()))
+
+    @functools.cached_property
+    def keys(self) -> list[Any]:
+        """The path of every leaf, as JAX's keys."""
+        return [path for path, _ in jax.tree_util.tree_leaves_with_path(self.first, is_leaf=is_absent)]
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """The same as text."""
+        return [paths.slashed(path) for path in self.keys]
 
 
 def is_absent(node: object) -> bool:
