@@ -12,9 +12,7 @@ PathPattern = str | Callable[[str, tuple[int, ...]], bool]
 
 
 def slashed(path: Sequence[Any]) -> str:
-    """The path's parts, joined by slashes; without the `value` that ends the paths of Flax NNX's variables."""
-    if len(path) > 1 and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
+    """The path's parts, joined by slashes."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 

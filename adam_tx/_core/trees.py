@@ -9,7 +9,7 @@ masked out); they pass through untouched.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import blocks, numerics, paths
+from adam_tx._core import blocks, boxes, numerics, paths
 
 Tree = Any
 State = Any
@@ -44,7 +44,7 @@ class Walk:
 
     Attributes:
       updates, grad, params: the columns, lifted; the last two None where they did not come.
-      present: the numbers of the leaves that are there.
+      present: the numbers of the leaves that are there, in order; whether one is among them takes no search.
       dtypes: the working dtype of every leaf.
       count: the number of earlier updates, int32.
       extra: what else was given to `update`, by name.
@@ -53,7 +53,7 @@ class Walk:
     updates: Column
     grad: Any
     params: Any
-    present: list[int]
+    present: Collection[int]
     dtypes: list[Any]
     count: Any
     extra: dict[str, Any]
@@ -67,7 +67,7 @@ class Walk:
             self._watch, self._place = watched
         leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
         self.count, self.extra = count, extra or {}
-        self.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
+        self.present = _present(leaves)
         same = grad is updates or grad is None
         columns = {"updates": leaves}
         for name, tree in {"grad": None if same else grad, "params": params}.items():
@@ -108,7 +108,7 @@ class Walk:
         walk = cls.__new__(cls)
         walk._given = _Given({"params": params})
         leaves, walk._treedef = jax.tree.flatten(params, is_leaf=is_absent)
-        walk.present = [i for i, leaf in enumerate(leaves) if not is_absent(leaf)]
+        walk.present = _present(leaves)
         walk.params, walk.dtypes = leaves, [None] * len(leaves)
         for i in walk.present:
             walk.dtypes[i] = numerics.working(walk._dtype(i, "params", leaves[i]))
@@ -204,7 +204,7 @@ class Walk:
             for name in ("updates", "grad", "params")
             if (column := getattr(self, name, None)) is not None
         }
-        present = [i for i in self.present if i in chosen]
+        present = dict.fromkeys(i for i in self.present if i in chosen)
         return self._with(present=present, scalar_dtype=dtype, **columns)
 
     def through(self, name: str, link: Any, updates: Column, state: State) -> tuple[Column, State]:
@@ -248,7 +248,7 @@ class Walk:
         params = self.given("params")
         if params is None and self.present:
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
-        tree = mask(params) if callable(mask) else mask
+        tree = mask_of(mask, params)
         try:
             marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, params)
             return self._treedef.flatten_up_to(marked)
@@ -282,7 +282,7 @@ class _Given:
     @functools.cached_property
     def keys(self) -> list[Any]:
         """The path of every leaf, as JAX's keys."""
-        return [path for path, _ in jax.tree_util.tree_leaves_with_path(self.first, is_leaf=is_absent)]
+        return [path for path, _ in boxes.leaves_with_paths(self.first, is_absent)]
 
     @functools.cached_property
     def paths(self) -> list[str]:
@@ -293,6 +293,18 @@ class _Given:
 def is_absent(node: object) -> bool:
     """Whether the node stands for a parameter that is not there."""
     return node is None or isinstance(node, optax.MaskedNode)
+
+
+def mask_of(mask: Any, params: Tree) -> Tree:
+    """The mask for these parameters: what a function makes of them, or the tree that it is.
+
+    A tree may be callable too, as a module is whose leaves are booleans; only a function's leaves are callable.
+    """
+    return mask(params) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
+
+
+def _present(leaves: Column) -> Collection[int]:
+    return dict.fromkeys(i for i, leaf in enumerate(leaves) if not is_absent(leaf))
 
 
 def increment(count: jax.Array) -> jax.Array:

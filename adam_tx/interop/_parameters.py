@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
+from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.paths import Pattern, shape_of, slashed
 from adam_tx._core.trees import is_absent, some
 from adam_tx.state.export import ABOUT, RAW, of_parameter
@@ -41,7 +41,7 @@ class Parameters:
     """
 
     def __init__(self, what: str, params: Any, paths: Sequence[str], axes: Axes = None) -> None:
-        leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
+        leaves = leaves_with_paths(params, is_absent)
         self._shapes = {slashed(path): shape_of(leaf) for path, leaf in leaves if not is_absent(leaf)}
         self._what, self.paths = what, list(paths)
         twice = sorted({path for path in self.paths if self.paths.count(path) > 1})

@@ -12,11 +12,12 @@ import optax
 from jax import Array
 
 from adam_tx import schedules
+from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.rule import Now, Rule, Slot
-from adam_tx._core.trees import Mask
+from adam_tx._core.trees import Mask, is_absent
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_keys, keras_class, number, unsupported, whole
@@ -161,10 +162,9 @@ def _decaying(excluded: Sequence[str]) -> Callable[[Any], Any]:
     searches = [re.compile(name).search for name in excluded]
 
     def decays(params: Any) -> Any:
-        def marked(path: Any, _: Any) -> bool:
-            return not any(search(slashed(path).split("/")[-1]) for search in searches)
-
-        return jax.tree_util.tree_map_with_path(marked, params)
+        names = [slashed(path).split("/")[-1] for path, _ in leaves_with_paths(params, is_absent)]
+        marks = [not any(search(name) for search in searches) for name in names]
+        return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_absent), marks)
 
     return decays
 

@@ -186,9 +186,9 @@ class InBasis(Declaration):
 
     def _check(self, walk: Walk, leaves: Column, chosen: Sequence[Sequence[int]], slot: str, tree: Any) -> Any:
         """Refuse slots that stand for blocks of an axis whose basis changes."""
+        column = walk.column(tree, slot, optional=True)
         for i in walk.present:
-            part = walk.column(tree, slot, optional=True)[i]
-            shape = jnp.shape(leaves[i])
+            part, shape = column[i], jnp.shape(leaves[i])
             if part is not None and any(part.shape[axis] not in (1, shape[axis]) for axis in chosen[i]):
                 raise ValueError(
                     f"{self.name}: the {slot} of leaf {walk.path(i)} stands for blocks of an axis whose basis changes, "

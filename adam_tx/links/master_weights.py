@@ -12,6 +12,7 @@ import optax
 from jax import Array, lax
 
 from adam_tx._core import hyperparams, rounding, states
+from adam_tx._core.boxes import boxed_like, unboxed
 from adam_tx._core.numerics import dtype_of
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
@@ -238,10 +239,11 @@ def float32_weights(params: optax.Params, opt_state: optax.OptState) -> optax.Pa
             )
         return _joined(param.astype(jnp.float32), residual)
 
-    for state in _found(opt_state):  # one a group of parameters, with nothing in the place of the others
-        _check_tree("params", params, state.residual)
-        params = jax.tree_util.tree_map_with_path(join, params, state.residual, is_leaf=is_absent)
-    return params
+    whole = unboxed(params)
+    for state in _found(unboxed(opt_state)):  # one a group of parameters, with nothing in the place of the others
+        _check_tree("params", whole, state.residual)
+        whole = jax.tree_util.tree_map_with_path(join, whole, state.residual, is_leaf=is_absent)
+    return boxed_like(whole, params)
 
 
 def split_float32_weights(weights: optax.Params, opt_state: optax.OptState) -> tuple[optax.Params, optax.OptState]:
@@ -270,20 +272,23 @@ def split_float32_weights(weights: optax.Params, opt_state: optax.OptState) -> t
         bits, rest = _split(weight.astype(jnp.float32), residual.dtype, None)
         return _float(bits).astype(jnp.bfloat16), rest
 
+    params = unboxed(weights)
+
     def replaced(node: Any) -> Any:
-        nonlocal weights
+        nonlocal params
         if not _is_state(node):
             return node
-        _check_tree("weights", weights, node.residual)
-        pairs = jax.tree_util.tree_map_with_path(split, weights, node.residual, is_leaf=is_absent)
-        weights, residual = (
-            jax.tree.map(lambda _, pair, k=k: pair[k], weights, pairs, is_leaf=is_absent) for k in range(2)
+        _check_tree("weights", params, node.residual)
+        pairs = jax.tree_util.tree_map_with_path(split, params, node.residual, is_leaf=is_absent)
+        params, residual = (
+            jax.tree.map(lambda _, pair, k=k: pair[k], params, pairs, is_leaf=is_absent) for k in range(2)
         )
         return node._replace(residual=residual)
 
-    _found(opt_state)
-    opt_state = jax.tree.map(replaced, opt_state, is_leaf=_is_state)
-    return weights, opt_state
+    state = unboxed(opt_state)
+    _found(state)
+    state = jax.tree.map(replaced, state, is_leaf=_is_state)
+    return boxed_like(params, weights), boxed_like(state, opt_state)
 
 
 def _found(opt_state: Any) -> list[Any]:

@@ -9,10 +9,11 @@ import jax
 
 from adam_tx._core.hyperparams import Decay, NonNegative, Positive, is_schedule
 from adam_tx._core.storage import StorageLike
+from adam_tx._core.trees import Mask, mask_of
 from adam_tx.chain import chain
 from adam_tx.link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
-from adam_tx.links.weight_decay import Mask, add_decayed_weights
+from adam_tx.links.weight_decay import add_decayed_weights
 from adam_tx.optimizers.adam import adam_direction
 
 
@@ -82,8 +83,7 @@ def _both(mask: Mask, marks: Mask, *, inverted: bool = False) -> Callable[[Any],
     """Where both masks mark a leaf, or the first does and the second does not."""
 
     def tree_of(given: Mask, params: Any) -> Any:
-        given = given(params) if callable(given) else given
-        prefix = True if given is None else given
+        prefix = True if given is None else mask_of(given, params)
         return jax.tree.map(lambda marked, part: jax.tree.map(lambda _: bool(marked), part), prefix, params)
 
     def marked(params: Any) -> Any:

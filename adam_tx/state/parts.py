@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from adam_tx import inside
 from adam_tx._core import introspect
+from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.trees import Walk, is_absent, path_str
 from adam_tx.chain import Chain, Parallel, WithGradient
@@ -39,6 +40,7 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
     Raises:
       ValueError: a state of another transformation, or of other parameters.
     """
+    state, params = unboxed((state, params))
     walk = Walk.of_params(params)
     leaves, treedef = jax.tree.flatten(state)
     numbered = treedef.unflatten([_Numbered(leaf, i) for i, leaf in enumerate(leaves)])

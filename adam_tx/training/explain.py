@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from adam_tx import inside
 from adam_tx._core import introspect
+from adam_tx._core.boxes import leaves_with_paths, unboxed
 from adam_tx._core.declaration import Declaration
 from adam_tx._core.paths import slashed
 from adam_tx._core.trees import WATCH, Column, Walk, is_absent
@@ -109,6 +110,7 @@ def explain(
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((grads, state, params))):
         raise TypeError(_IN_JIT)
+    grads, state, params = unboxed((grads, state, params))
     before = [*_rows_of("gradient", grads), *(() if params is None else _rows_of("params", params))]
     own = re.compile(r"(^|/)metrics/")  # a monitor's figures, which are NaN where they are not known
     kept = [row for row in _rows_of("state", state) if not (row.finite or own.search(row.leaf))]
@@ -158,7 +160,7 @@ def _name(member: Any) -> str:
 
 def _rows_of(link: str, tree: Any) -> Iterator[Row]:
     """A row for every leaf of numbers."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_absent):
+    for path, leaf in leaves_with_paths(tree, is_absent):
         if not is_absent(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             yield _row(link, slashed(path), leaf)
 

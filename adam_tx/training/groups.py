@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams
+from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.declaration import Call, Keyed, Remembered
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
 from adam_tx._core.trees import Column, State, Walk, is_absent
@@ -104,8 +105,8 @@ class matching(Remembered):  # noqa: N801
 
     def __call__(self, params: optax.Params) -> optax.Params:
         """The mask for these parameters."""
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
-        named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves]
+        treedef = jax.tree.structure(params, is_leaf=is_absent)
+        named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves_with_paths(params, is_absent)]
         if named and not any(self._pattern.names(*leaf) for leaf in named):
             raise _of_no_leaf("matching", self._pattern.text, [path for path, _ in named])
         return jax.tree.unflatten(treedef, [self._pattern.matches(*leaf) for leaf in named])

@@ -14,6 +14,7 @@ from jax import lax
 
 from adam_tx import inside
 from adam_tx._core import hyperparams, numerics, sharding, states
+from adam_tx._core.boxes import unboxed
 from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
 from adam_tx._core.trees import Column, State, Walk, increment
@@ -322,6 +323,7 @@ def metrics(state: optax.OptState) -> dict[str, jax.Array]:
     >>> {name: float(value) for name, value in adam_tx.metrics(state).items() if "skipped" in name}
     {'skipped': 0.0, 'skipped_in_a_row': 0.0}
     """
+    state = unboxed(state)
     found: dict[str, Any] = {}
     seen: Counter[str] = Counter()
     for kind, node in _reporting(state):
