@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import jax.export
+import optax
 
 
 def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> Any:
@@ -43,6 +44,18 @@ def wrapper_type(link: str, *fields: str) -> Any:
     """The type of the states of a wrapper inside a chain; the one with a count is made, and so registered, too."""
     state_type(link, ("count", *fields))
     return state_type(link, fields)
+
+
+def _register_optax() -> None:
+    """Let `jax.export` know the types of Optax's states, which stand in ours, if nobody has told it of them."""
+    for module in (optax, optax.contrib):
+        for name, kind in vars(module).items():
+            if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+                with contextlib.suppress(ValueError):
+                    jax.export.register_namedtuple_serialization(kind, serialized_name=f"optax.{name}")
+
+
+_register_optax()
 
 
 def check(name: str, state: Any, expected: Any) -> None:

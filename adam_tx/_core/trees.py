@@ -72,13 +72,19 @@ class Walk:
         columns = {"updates": leaves}
         for name, tree in {"grad": None if same else grad, "params": params}.items():
             if tree is not None:
-                columns[name] = self.column(tree, name)
+                columns[name] = self._of_updates(self.column(tree, name), leaves)
+        if "params" in columns and len(self.present) < len(leaves):
+            self._given.trees["params"] = self.tree(columns["params"])
         self._results, self.dtypes = [None] * len(leaves), [None] * len(leaves)
         lifted = {name: list(column) for name, column in columns.items()}
         for i in self.present:
             self._lift(i, columns, lifted)
         self.updates, self.params = lifted["updates"], lifted.get("params")
         self.grad = None if grad is None else lifted["updates"] if same else lifted["grad"]
+
+    def _of_updates(self, column: Column, updates: Column) -> Column:
+        """The column without what stands where no update is: nothing is known of it, and nothing reads it."""
+        return [node if i in self.present else updates[i] for i, node in enumerate(column)]
 
     def _lift(self, i: int, columns: Mapping[str, Column], lifted: Mapping[str, Column]) -> None:
         row = {name: column[i] for name, column in columns.items()}
@@ -94,7 +100,13 @@ class Walk:
             lifted[name][i] = numerics.cast(leaf, dtype)
 
     def _dtype(self, i: int, name: str, leaf: Any) -> jnp.dtype:
-        dtype = getattr(leaf, "dtype", None) or numerics.dtype_of(leaf)
+        try:
+            dtype = getattr(leaf, "dtype", None) or numerics.dtype_of(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{name}: leaf {self.path(i)} is a {type(leaf).__name__}, and no array. Put None in its place in the "
+                "trees given to init and update, as equinox.filter(model, equinox.is_array) does."
+            ) from None
         if not numerics.is_inexact(dtype):
             raise TypeError(
                 f"{name}: leaf {self.path(i)} has dtype {dtype}, but only floating-point and complex leaves can be "
@@ -142,7 +154,7 @@ class Walk:
         return jax.tree.unflatten(self._treedef, column)
 
     def given(self, name: str) -> Tree:
-        """The updates or params as they came, before they were lifted; None where they did not."""
+        """The updates or params before they were lifted; None where they did not come."""
         return self._given.trees.get(name)
 
     def lower(self, emitted: Column, *, exact: bool = False) -> Tree:
@@ -249,8 +261,10 @@ class Walk:
         if params is None and self.present:
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
         tree = mask_of(mask, params)
+        # a tree may mark what is not there, too
+        over = params if tree is not mask else self._given.params
         try:
-            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, params)
+            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, over)
             return self._treedef.flatten_up_to(marked)
         except (ValueError, TypeError):
             raise ValueError(
@@ -272,7 +286,7 @@ class _Given:
     """The trees that came. All walks that are made of one share it, so that paths are found once."""
 
     def __init__(self, trees: dict[str, Tree]) -> None:
-        self.trees = trees
+        self.trees, self.params = trees, trees.get("params")
 
     @property
     def first(self) -> Tree:
