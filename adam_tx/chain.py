@@ -172,7 +172,10 @@ class Chain(Keyed):
         return self._run(walk.with_grad(updates), updates, state)
 
     def _check_state(self, state: State) -> None:
-        if not isinstance(state, Mapping) or state.keys() - {"count"} != self._keys:
+        if not isinstance(state, Mapping):
+            raise ValueError(self._of_another(state))
+        # an entry without arrays is that of a member that keeps nothing, as earlier versions had
+        if {key for key, part in state.items() if key in self._keys or jax.tree.leaves(part)} - {"count"} != self._keys:
             raise ValueError(self._of_another(state))
 
     def _run(self, walk: Walk, updates: Column, state: Mapping[str, Any]) -> tuple[Column, dict[str, Any]]:

@@ -199,7 +199,7 @@ class Foreign(Declaration):
         self.name = name or introspect.name(transformation.update)
         self.formula = formula or "as in its own documentation"
         self.known = formula is not None
-        self.elementwise = False
+        self.elementwise, self.keeps = False, self._inner.init is not optax.init_empty_state
         given = {"name": name, "formula": formula}
         self.call = Call(as_link, (transformation,), {key: value for key, value in given.items() if value is not None})
 
@@ -217,6 +217,7 @@ class Foreign(Declaration):
 
     def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """Its own update, on trees in working precision."""
+        state = state if self.keeps else optax.EmptyState()
         params = None if walk.params is None else walk.tree(walk.params)
         extra = walk.extra if walk.grad is None else walk.extra | {"grad": walk.tree(walk.grad)}
         try:

@@ -48,9 +48,16 @@ def test_what_stands_before_the_chain_changes_the_gradient_for_every_link():
 
 def test_state_is_keyed_by_name_and_a_second_of_the_same_name_is_numbered():
     tx = adam_tx.chain(
-        adam_tx.scale_by_momentum(0.9), optax.scale(2.0), adam_tx.scale_by_momentum(0.8), ("mine", optax.scale(1.0))
+        adam_tx.scale_by_momentum(0.9), optax.scale(2.0), adam_tx.scale_by_momentum(0.8), ("mine", optax.trace(0.9))
     )
-    assert list(tx.init(jnp.zeros(1))) == ["count", "scale_by_momentum", "scale", "scale_by_momentum_2", "mine"]
+    assert list(tx.init(jnp.zeros(1))) == ["count", "scale_by_momentum", "scale_by_momentum_2", "mine"]
+
+
+def test_what_keeps_nothing_has_no_entry_and_the_empty_one_of_an_earlier_state_is_dropped():
+    tx, grad = adam_tx.chain(adam_tx.scale_by_momentum(0.9), optax.scale(2.0)), jnp.ones(1)
+    state = tx.init(grad)
+    assert list(state) == ["count", "scale_by_momentum"]
+    assert list(tx.update(grad, state | {"scale": optax.EmptyState()})[1]) == ["count", "scale_by_momentum"]
 
 
 def test_inserting_a_link_renames_no_state():

@@ -330,3 +330,16 @@ def test_absent_leaves_need_no_group_and_masks_of_optax_may_stand_in_one():
     adam_tx.groups({"w": adam_tx.adam(1e-3)}).init({"w": jnp.ones(2), "activation": None})
     tx = adam_tx.groups({"dense/*": optax.adamw(1e-3, mask=adam_tx.matching("!*/bias"))}, adam_tx.adam(1e-3))
     assert set(tx.init(params())) == {"count", "adam", "chain"}
+
+
+def test_an_alternative_that_matches_no_leaf_is_warned_of():
+    tree = {"norm": {"weight": jnp.ones(1)}, "dense": {"bias": jnp.ones(1)}}
+    said = r"matching: '!\*/LayerNorm/weight' in the pattern .* matches no leaf; there are, for example, norm/weight"
+    with pytest.warns(UserWarning, match=said):
+        marked = adam_tx.matching("!*/bias|!*/LayerNorm/weight")(tree)
+    assert marked == {"norm": {"weight": True}, "dense": {"bias": False}}
+    frozen = adam_tx.groups({"*/bias|*/biass": "freeze"}, adam_tx.sgd(0.1))
+    with pytest.warns(UserWarning, match=r"groups: '\*/biass' in the pattern"):
+        frozen.init(tree)
+    with pytest.warns(UserWarning, match=r"monitor: groups\['b'\]: '\*/biass' in the pattern"):
+        adam_tx.monitor(adam_tx.sgd(0.1), groups={"b": "*/bias|*/biass"}).init(tree)

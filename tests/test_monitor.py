@@ -284,7 +284,7 @@ def test_errors_say_what_to_do():
         adam_tx.metrics(adam_tx.adam(0.1).init(parameters()))
     with pytest.raises(TypeError, match="monitor: groups must be a dict of patterns by name"):
         adam_tx.monitor(adam_tx.adam(0.1), groups=["w"])
-    with pytest.raises(ValueError, match=r"monitor: the pattern 'x' of groups\['small'\] matches no leaf.*bias, w"):
+    with pytest.raises(ValueError, match=r"monitor: groups\['small'\]: the pattern 'x' matches no leaf.*bias, w"):
         adam_tx.monitor(adam_tx.adam(0.1), groups={"small": "x"}).init(parameters())
     with pytest.raises(ValueError, match="history is empty"):
         adam_tx.plot_metrics([])

@@ -1,7 +1,10 @@
 """Paths of parameters as text, such as `encoder/layer_0/kernel`, and patterns that match them."""
 
+import difflib
 import fnmatch
+import functools
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,9 +34,9 @@ class Pattern:
     def __init__(self, of: PathPattern) -> None:
         self.text = of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
         self._meant = None if isinstance(of, str) else of
-        alternatives = of.split("|") if isinstance(of, str) else []
-        self._taken = [_compiled(a[1:]) for a in alternatives if a.startswith("!")]
-        self._given = [_compiled(a) for a in alternatives if not a.startswith("!")]
+        self._alternatives = of.split("|") if isinstance(of, str) else []
+        self._taken = [_compiled(a[1:]) for a in self._alternatives if a.startswith("!")]
+        self._given = [_compiled(a) for a in self._alternatives if not a.startswith("!")]
 
     def matches(self, path: str, shape: tuple[int, ...]) -> bool:
         """Whether this leaf is meant."""
@@ -48,7 +51,37 @@ class Pattern:
             return self.matches(path, shape)
         return any(regex.fullmatch(path) for regex in self._taken)
 
+    def check(self, what: str, leaves: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """Refuse a pattern that names none of the leaves, and warn of an alternative in it that matches none.
 
+        Args:
+          what: whose pattern it is, for the message.
+          leaves: the path and shape of every leaf.
+        """
+        if not leaves:
+            return
+        names = [path for path, _ in leaves]
+        if not any(self.names(*leaf) for leaf in leaves):
+            raise ValueError(
+                f"{what}: the pattern {self.text!r} matches no leaf; {_examples(self.text, names)}. Mend it or take it "
+                "away."
+            )
+        for alternative in self._alternatives:
+            glob = alternative.removeprefix("!")
+            if not any(_compiled(glob).fullmatch(name) for name in names):
+                warnings.warn(
+                    f"{what}: {alternative!r} in the pattern {self.text!r} matches no leaf; {_examples(glob, names)}. "
+                    "Mend it or take it away.",
+                    stacklevel=2,
+                )
+
+
+def _examples(pattern: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    return f"there are, for example, {', '.join(close)}"
+
+
+@functools.cache
 def _compiled(glob: str) -> re.Pattern[str]:
     front, rest = ("(?:.*/)?", glob[2:]) if glob.startswith("*/") else ("", glob)
     return re.compile(front + fnmatch.translate(rest))

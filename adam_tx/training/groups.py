@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -60,7 +59,8 @@ def groups(
 
     Raises:
       ValueError: an unknown setting; at `init` and `update`, a leaf that no pattern or two
-        claim, and a pattern that claims none.
+        claim, and a pattern that claims none. An alternative in it that matches none is
+        warned of.
       TypeError: a setting that is none of these; an argument that `optimizer` does not have.
 
     >>> import adam_tx
@@ -91,7 +91,8 @@ class matching(Remembered):  # noqa: N801
 
     Raises:
       TypeError: a pattern that is neither a str nor a function.
-      ValueError: when it is called: a pattern that matches no leaf.
+      ValueError: when it is called: a pattern that matches no leaf. An alternative in it that
+        matches none is warned of.
 
     >>> import adam_tx
     >>> adam_tx.matching("!*/bias")({"dense": {"kernel": 1.0, "bias": 1.0}})
@@ -107,17 +108,8 @@ class matching(Remembered):  # noqa: N801
         """The mask for these parameters."""
         treedef = jax.tree.structure(params, is_leaf=is_absent)
         named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves_with_paths(params, is_absent)]
-        if named and not any(self._pattern.names(*leaf) for leaf in named):
-            raise _of_no_leaf("matching", self._pattern.text, [path for path, _ in named])
+        self._pattern.check("matching", named)
         return jax.tree.unflatten(treedef, [self._pattern.matches(*leaf) for leaf in named])
-
-
-def _of_no_leaf(what: str, pattern: str, paths: Sequence[str]) -> ValueError:
-    close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
-    return ValueError(
-        f"{what}: the pattern {pattern!r} matches no leaf; there are, for example, {', '.join(close)}. Mend it or take "
-        "it away."
-    )
 
 
 class Group(NamedTuple):
@@ -174,16 +166,15 @@ class Groups(Keyed):
         """The number of the group of every leaf, be it absent; each leaf must have one, and each group a leaf."""
         patterns = {k: group.pattern for k, group in enumerate(self.groups) if group.pattern is not None}
         rest = [k for k in range(len(self.groups)) if k not in patterns]
-        owners, named = [], set()
-        for path, leaf in zip(walk.paths, walk.leaves, strict=True):
-            shape = shape_of(leaf)
-            claims = [k for k, pattern in patterns.items() if pattern.matches(path, shape)]
-            named |= {k for k, pattern in patterns.items() if pattern.names(path, shape)}
-            if (len(claims) > 1 or not (claims or rest)) and not is_absent(leaf):
-                self._refuse_leaf(path, [self.groups[k].label for k in claims])
+        leaves = [(path, shape_of(leaf)) for path, leaf in zip(walk.paths, walk.leaves, strict=True)]
+        for pattern in patterns.values():
+            pattern.check("groups", leaves)
+        owners = list[int]()
+        for i, leaf in enumerate(leaves):
+            claims = [k for k, pattern in patterns.items() if pattern.matches(*leaf)]
+            if (len(claims) > 1 or not (claims or rest)) and i in walk.present:
+                self._refuse_leaf(leaf[0], [self.groups[k].label for k in claims])
             owners.append((claims or rest or [0])[0])
-        if owners and (unused := patterns.keys() - named):
-            raise _of_no_leaf("groups", self.groups[min(unused)].label, walk.paths)
         return owners
 
     def leaves_of(self, walk: Walk) -> list[tuple[Group, frozenset[int]]]:

@@ -123,11 +123,7 @@ class Monitor(Declaration):
         """The leaves of every group by its prefix."""
         leaves = list(zip(walk.paths, map(shape_of, walk.leaves), strict=True))
         for prefix, pattern in self._patterns.items():
-            if leaves and not any(pattern.names(*leaf) for leaf in leaves):
-                raise ValueError(
-                    f"monitor: the pattern {pattern.text!r} of groups[{prefix[:-1]!r}] matches no leaf; there are, for "
-                    f"example, {', '.join(walk.paths[:3])}. Mend it or take it away."
-                )
+            pattern.check(f"monitor: groups[{prefix[:-1]!r}]", leaves)
         chosen = {
             prefix: [i for i in walk.present if pattern.matches(*leaves[i])]
             for prefix, pattern in self._patterns.items()
