@@ -212,7 +212,7 @@ class Chain(Keyed):
         missing, unknown = [key for key in keys if key not in state], [key for key in state if key not in keys]
         return (
             f"{self.name}: the state is that of another chain: it lacks {missing} and has {unknown} instead. Call "
-            "init of this chain; or, to go on from that state, rename or add the keys: tx.init(params) | {...}."
+            "init of this chain; to go on from that state, call adam_tx.migrate(state, <its tx>, tx, params)."
         )
 
 

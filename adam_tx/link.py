@@ -58,6 +58,11 @@ class Link(optax.GradientTransformationExtraArgs):
         return self.declaration.formula
 
     @property
+    def hyperparams(self) -> Mapping[str, Any]:
+        """Its own hyperparameters by name, as they were given: numbers, arrays or schedules."""
+        return self.declaration.hyperparams
+
+    @property
     def links(self) -> Mapping[str, Link]:
         """Its members by name, when it is a chain or another wrapper."""
         return self.declaration.links

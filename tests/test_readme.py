@@ -139,7 +139,7 @@ def groups_and_masks_decay_kernels_alone_and_forms_of_decay_shrink_by_their_fact
 
 
 def clipping_in_nnx_bounds_the_gradient_and_inside_a_chain_is_refused(found):
-    assert found["optimizer"].opt_state[1]["count"][...] == 1
+    assert found["optimizer"].opt_state.inner[1]["count"][...] == 1
     tx, big = found["tx"], jax.tree.map(lambda g: 1e6 * g, found["grads"])
     _, state = tx.update(big, tx.init(found["params"]), found["params"])
     np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 0.1, rtol=1e-5)  # a tenth of the clipped
@@ -221,8 +221,10 @@ def a_guard_holds_whatever_comes_and_divides_by_the_loss_scale(found):
         updates, state = update(bad, state, params)
         assert optax.tree.norm(updates) == 0.0
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.inner))
+    assert int(found["guarded_state"].inner["count"]) == 1  # of three steps two overflowed in float16
     plain, _ = found["tx"].update(found["grads"], found["tx"].init(params), params)
-    for ours, alone in zip(jax.tree.leaves(found["updates"]), jax.tree.leaves(plain), strict=True):
+    expected = jax.tree.map(jnp.add, params, plain)  # a first step of Adam hardly depends on the gradient's size
+    for ours, alone in zip(jax.tree.leaves(found["weights"]), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, alone, rtol=1e-6)
 
 

@@ -54,6 +54,7 @@ class Declaration:
       name: the key of its state in a chain.
       formula: what it emits, in one line.
       call: the code that makes it.
+      hyperparams: its own hyperparameters by name, as they were given.
       links: its members by name.
       reads_grad: whether the raw gradient must be there.
       changes_gradient: whether it is known to change the gradient itself, as clipping does.
@@ -67,6 +68,7 @@ class Declaration:
     name: str = ""
     formula: str = ""
     call: Call
+    hyperparams: Mapping[str, Any] = {}
     links: Mapping[str, Any] = {}
     reads_grad: bool = False
     changes_gradient: bool = False

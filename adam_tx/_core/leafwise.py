@@ -321,7 +321,7 @@ class Leafwise(Declaration):
             if name not in self.kind.slots:
                 row[name] = numerics.cast(column[i], walk.dtypes[i])
             elif column[i] is None:
-                self.storage[name].check_leaf(walk, i, None)
+                self.storage[name].check_leaf(functools.partial(walk.path, i), walk.param_dtypes[i], None)
                 row[name] = None
             else:
                 self._check_slot(walk, i, name, column[i])
@@ -370,7 +370,7 @@ class Leafwise(Declaration):
                 "parameter is real. Give update the params, so that the gradient can be projected, or take its real "
                 "part."
             )
-        self.storage[name].check_leaf(walk, i, stored)
+        self.storage[name].check_leaf(functools.partial(walk.path, i), walk.param_dtypes[i], stored)
 
     def _reduced(self, name: str, statistic: Reduction, values: Mapping[str, Any]) -> jax.Array:
         terms = statistic.term(*[values[read] for read in self._terms[name]])

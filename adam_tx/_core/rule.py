@@ -27,7 +27,8 @@ class Slot(NamedTuple):
       kind: what it is like, from which follows how others treat it:
         "gradient": signed, complex where the gradient is; a change of basis rotates it.
         "square": a size of the gradient or its square: real, at least zero; a change of
-        basis sorts it. "params": starts as a copy of the parameters.
+        basis sorts it. "params": starts as a copy of the parameters. "residual": what a
+        parameter has beyond its dtype; a storage of its own keeps it.
       decay: the hyperparameter by which it is an average that starts from zero; None if it is none.
       role: what it is to other links and frameworks, such as "trace". None for what the
         declaration says: "mu" if it is the link's only average of kind "gradient", "nu" if
@@ -67,6 +68,14 @@ def mean(term: Callable[..., jax.Array], over: str = "tensor") -> Reduction:
 @dataclass(frozen=True)
 class Rule:
     """The rule of one leaf, and what of a link depends on its arguments.
+
+    `now`, the first parameter of a rule, has every hyperparameter by its name, and::
+
+        now.count            the number of earlier updates
+        now.next             the same hyperparameters at the next update
+        now.<decay>.value    a decay
+        now.<decay>.step     1 - decay, without the rounding of float32
+        now.<decay>.weight   1 - Π decay over all updates, where `debias` names it
 
     Attributes:
       apply: `(now, …) -> updates`, or `-> (updates, *slots)` for a link with slots, in

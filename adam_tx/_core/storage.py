@@ -16,7 +16,6 @@ from optax import ScalarOrSchedule
 
 from adam_tx._core import hyperparams, numerics
 from adam_tx._core.declaration import Remembered
-from adam_tx._core.trees import Walk
 
 Noise = Callable[[jax.Array], jax.Array]
 """From an array to 32 random bits for each of its elements: see `rounding.bits`."""
@@ -58,8 +57,14 @@ class Storage(Remembered):
           decay: the decay of which it is an average, as it was given; None if it is none.
         """
 
-    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
-        """Refuse an update of a leaf, by its number in the walk, of which this was kept."""
+    def check_leaf(self, where: Callable[[], str], param: jnp.dtype | None, stored: Stored | None) -> None:
+        """Refuse an update of a leaf of which this was kept.
+
+        Args:
+          where: gives the leaf's path, for errors.
+          param: the dtype in which the parameter came; None if it did not.
+          stored: what was kept; None for nothing.
+        """
 
     def dtype(self, working: jnp.dtype) -> jnp.dtype:
         """The dtype in which the first value is made, for a leaf that is worked with in this one."""
@@ -110,11 +115,12 @@ class Plain(Storage):
         """Refuse a dtype in which a moving average would stand still."""
         hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")
 
-    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, where: Callable[[], str], param: jnp.dtype | None, stored: Stored | None) -> None:
         """Refuse fewer bits than were asked for, such as those of another storage: they would be rounded to nearest."""
+        del param
         if stored is not None and stored.values.dtype.itemsize < self._fewest_bytes:
             raise TypeError(
-                f"state: leaf {walk.path(i)} came as {stored.values.dtype}, but the link stores "
+                f"state: leaf {where()} came as {stored.values.dtype}, but the link stores "
                 f"{self.given or 'float32'}. Give update the state that init returned, or give the link the dtype that "
                 "made this one."
             )

@@ -17,7 +17,7 @@ def gradient_difference(*, dtype: StorageLike | None = None) -> Rule:
 
     With u the incoming updates and previous, from zero, those of the update before::
 
-        u < -u - previous
+        u ← u - previous
 
     Args:
       dtype: what previous is stored in; None for float32 or wider.

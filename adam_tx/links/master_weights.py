@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from adam_tx._core.boxes import boxed_like, unboxed
 from adam_tx._core.numerics import dtype_of
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
-from adam_tx._core.trees import Walk, is_absent, path_str
+from adam_tx._core.trees import is_absent, path_str
 from adam_tx.link import link
 from adam_tx.storage.bfloat16 import stochastic_bfloat16
 
@@ -176,18 +177,17 @@ class _Residual(Storage):
     def _integer(self) -> Any:
         return jnp.int16 if self.bits == 32 else jnp.int8
 
-    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, where: Callable[[], str], param: jnp.dtype | None, stored: Stored | None) -> None:
         """Refuse parameters of which another rest was kept."""
-        dtype = walk.param_dtypes[i]
-        if (dtype == jnp.bfloat16) == (stored is None):
+        if (param == jnp.bfloat16) == (stored is None):
             raise TypeError(
-                f"params: leaf {walk.path(i)} came as {dtype}, but when init saw it, it was "
+                f"params: leaf {where()} came as {param}, but when init saw it, it was "
                 f"{'another dtype' if stored is None else 'bfloat16'}. Apply updates with optax.apply_updates, which "
                 "keeps dtypes, and call init with the parameters as they are trained."
             )
         if stored is not None and stored.values.dtype != self._integer():
             raise TypeError(
-                f"state: the residual of leaf {walk.path(i)} is {stored.values.dtype}, but master_weights({self.bits}) "
+                f"state: the residual of leaf {where()} is {stored.values.dtype}, but master_weights({self.bits}) "
                 f"keeps {jnp.dtype(self._integer())}. Give update the state that init returned."
             )
 

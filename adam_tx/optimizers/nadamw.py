@@ -38,7 +38,7 @@ def nadamw(
     Reference: Dozat, 2016; Loshchilov & Hutter, 2019.
 
     >>> import adam_tx
-    >>> adam_tx.nadamw(1e-3).links["add_decayed_weights"].declaration.hyperparams["weight_decay"]
+    >>> adam_tx.nadamw(1e-3).links["add_decayed_weights"].hyperparams["weight_decay"]
     0.0001
     """
     direction = adam_direction(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ from jax import lax
 
 from adam_tx._core import numerics, rounding
 from adam_tx._core.storage import Noise, Storage, Stored
-from adam_tx._core.trees import Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,12 @@ class StochasticBFloat16(Storage):
             )
         return Stored(stochastic_bfloat16(first, noise(first)))
 
-    def check_leaf(self, walk: Walk, i: int, stored: Stored | None) -> None:
+    def check_leaf(self, where: Callable[[], str], param: jnp.dtype | None, stored: Stored | None) -> None:
         """Refuse another dtype, which would not stay."""
+        del param
         if stored is not None and stored.values.dtype != jnp.bfloat16:
             raise TypeError(
-                f"state: leaf {walk.path(i)} came as {stored.values.dtype}, but StochasticBFloat16() stores bfloat16. "
+                f"state: leaf {where()} came as {stored.values.dtype}, but StochasticBFloat16() stores bfloat16. "
                 "Give update the state that init returned."
             )
 

@@ -249,7 +249,8 @@ class Groups(Keyed):
             got = f"one keyed {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
             raise ValueError(
                 f"groups: its state is a dict keyed {keys}, but {got} came. Give update the state that init of these "
-                "groups returned; the order is update(updates, state, params)."
+                "groups returned; the order is update(updates, state, params). To go on from another state, call "
+                "adam_tx.migrate(state, <its tx>, tx, params)."
             )
 
     def count_of(self, state: State) -> Any:
