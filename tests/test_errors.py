@@ -429,3 +429,16 @@ def test_torch_pairs_are_checked():
         interop.torch.from_param_group(TORCH_ADAFACTOR | {"eps": 1e-8}, "Adafactor")
     with pytest.raises(ValueError, match=r"beta2_decay=0\.8 cannot be honoured"):
         interop.torch.from_param_group(TORCH_ADAFACTOR | {"beta2_decay": 0.8}, "Adafactor")
+
+
+@pytest.mark.parametrize("make", [lambda: adam_tx.adam(1e-3), lambda: adam_tx.guard(adam_tx.adam(1e-3))])
+def test_plain_dicts_as_a_checkpoint_gives_them_are_refused_with_the_way_to_restore_it(make):
+    def dicts(tree):
+        parts = tree._asdict() if hasattr(tree, "_asdict") else tree
+        return {name: dicts(part) for name, part in parts.items()} if isinstance(parts, dict) else parts
+
+    tx, params = make(), {"w": jnp.ones(2)}
+    with pytest.raises(
+        ValueError, match=r"[rR]estore checkpoints into tx.init\(params\), without which they give plain dicts"
+    ):
+        tx.update(params, dicts(tx.init(params)), params)

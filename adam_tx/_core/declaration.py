@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from adam_tx._core import states
 from adam_tx._core.trees import Column, State, Walk, increment
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ class Declaration:
         count = getattr(state, "count", None)
         if count is None:
             raise ValueError(
-                f"{self.name}: the state that came has no count of updates; inside a chain the chain counts. Give "
-                "update the state that this link's own init returned."
+                f"{self.name}: {states.described(state)} came as the state, which has no count of updates; inside a "
+                "chain the chain counts. Give update the state that this link's own init returned; restore checkpoints "
+                "into tx.init(params), without which they give plain dicts."
             )
         return count
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core import blocks, correction, debias, numerics, rounding, sharding, storage
+from adam_tx._core import blocks, correction, debias, numerics, rounding, sharding, states, storage
 from adam_tx._core.correction import Average
 from adam_tx._core.declaration import Call, Declaration, required_params
 from adam_tx._core.hyperparams import DecayNow
@@ -258,13 +258,7 @@ class Leafwise(Declaration):
         return {"now": now.at(real)} | {name: numerics.cast(value, real) for name, value in shared.items()}
 
     def _check_state(self, state: State) -> None:
-        fields = getattr(state, "_fields", ())
-        if tuple(name for name in fields if name != "count") != self._type._fields:
-            raise ValueError(
-                f"{self.name}: its state is a {self._type.__name__} of {list(self._type._fields)}, but a "
-                f"{type(state).__name__} of {list(fields)} came. Give update the state that init returned, of a link "
-                "with the same dtype; the order is update(updates, state, params)."
-            )
+        states.check(self.name, state, self._type)
         if self.scaled and (came := sorted(state.scales)) != (ours := sorted(self.scaled.values())):
             raise ValueError(
                 f"{self.name}: its scales are {ours}, but {came} came. Blocks of another size cannot be read: give the "

@@ -8,6 +8,7 @@ its name and fields, and registered for `jax.export` under a stable name.
 import collections
 import contextlib
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax.export
@@ -63,9 +64,16 @@ def check(name: str, state: Any, expected: Any) -> None:
     fields = [field for field in getattr(state, "_fields", ()) if field != "count"]
     if tuple(fields) != expected._fields:
         raise ValueError(
-            f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but a {type(state).__name__} of "
-            f"{fields} came. Give update the state that init returned; the order is update(updates, state, params)."
+            f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but {described(state)} came. "
+            "Give update(updates, state, params) the state that init returned. Restore checkpoints "
+            "into tx.init(params), without which they give plain dicts."
         )
+
+
+def described(state: Any) -> str:
+    """What came in the place of a state."""
+    fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
+    return f"a {type(state).__name__} of {fields}"
 
 
 def counts(state: Any) -> dict[str, Any]:
