@@ -4,15 +4,12 @@ import gc
 import os
 
 os.environ["KERAS_BACKEND"] = "jax"
-# Compiling is what takes the time. The operations, which are chosen before, are the same, but the older of XLA's two
-# emitters of loops is faster, and LLVM optimises nothing; `usual_compiler` gives back what users have.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
-)
 
 import jax
 import pytest
 import run
+
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *run.FLAGS])  # read when the first array is made
 
 collect_ignore = ["goldens"]  # scripts that record other frameworks, which need not be installed
 
