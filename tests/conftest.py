@@ -30,6 +30,14 @@ LONG += ("state", "state_keras", "example_small_state", "checkpoints", "populati
 PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
 
 
+def pytest_configure(config):
+    """What our own code is warned of is an error, a deprecation too."""
+    folders = ("tests", "benchmarks", "examples")
+    ours = ["adam_tx", "tests", *(path.stem for folder in folders for path in (config.rootpath / folder).glob("*.py"))]
+    for category in ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"):
+        config.addinivalue_line("filterwarnings", f"error::{category}:({'|'.join(ours)})\\b")
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: PLACE.get(item.path.stem, len(PLACE)))
     for item in items:
