@@ -27,7 +27,6 @@ def zero(dtype: jnp.dtype) -> jax.Array:
     return jnp.zeros(2, dtype)
 
 
-@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
 def advance(weight: jax.Array, step: Scalar) -> tuple[jax.Array, jax.Array]:
     """The weight after one more update, as what to keep and as a number.
 
@@ -35,6 +34,11 @@ def advance(weight: jax.Array, step: Scalar) -> tuple[jax.Array, jax.Array]:
       weight: what was kept, of shape (2,).
       step: 1 - decay of this update.
     """
+    return _advance(weight, step if isinstance(step, jax.Array) else weight.dtype.type(step))  # no equation converts it
+
+
+@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
+def _advance(weight: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     before, added = lax.split(weight, (1, 1))
     rounded = before + added
     beyond = added - (rounded - before)  # what rounding has left out of the sum
