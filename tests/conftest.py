@@ -61,8 +61,15 @@ def x64():
 
 @pytest.fixture
 def usual_compiler():
-    """What is jitted in a test is compiled as for users, for tests of the last bit and of what a program costs."""
+    """What is jitted in a test is compiled as for users, for tests of the last digits and of what a program costs."""
     with run.compiled_for_users():
+        yield
+
+
+@pytest.fixture
+def as_written():
+    """What is jitted in a test is rounded operation by operation, for tests of the last bit."""
+    with run.compiled(run.AS_WRITTEN):
         yield
 
 

@@ -21,14 +21,22 @@ AS_FOR_USERS = {"xla_backend_optimization_level": 3}
 if jaxlib.version.__version_info__ < (0, 11, 2):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
     AS_FOR_USERS["xla_cpu_use_fusion_emitters"] = True
+AS_WRITTEN = {"xla_disable_hlo_passes": "fusion"}
+"""Compiler options that make each operation a kernel of its own, for tests of equal bits. In a larger kernel a product
+and a sum are rounded once or twice, which depends on the processor's instructions and the array's shape."""
 
 
 @contextlib.contextmanager
+def compiled(options):
+    """What is jitted meanwhile is compiled with these options."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        yield
+
+
 def compiled_for_users():
     """What is jitted meanwhile is compiled as for users."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=AS_FOR_USERS))
-        yield
+    return compiled(AS_FOR_USERS)
 
 
 def asked_for(request, *parameters):

@@ -1,5 +1,7 @@
 """The figures of a step are those that float64 finds from outside, wherever the optimizer stands."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +217,7 @@ def test_what_is_not_known_is_nan(standard_promotion):
     }
 
 
-def test_a_monitor_changes_no_bit_and_no_type():
+def test_a_monitor_changes_no_bit_and_no_type(as_written):
     plain, watched = adam_tx.adamw(RATE), adam_tx.monitor(adam_tx.adamw(RATE))
     (state, seen), (watched_state, watched_seen) = after(plain), after(watched)
     jax.tree.map(np.testing.assert_array_equal, seen, watched_seen)
@@ -226,14 +228,19 @@ def test_a_monitor_changes_no_bit_and_no_type():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), same) == jax.tree.map(lambda x: (x.shape, x.dtype), watched_state)
 
 
-def test_compiled_for_users_the_moments_keep_every_bit_and_updates_all_but_the_last(usual_compiler):
+def test_compiled_for_users_a_monitor_changes_the_last_bits_at_most(usual_compiler):
     (state, seen), (watched_state, watched_seen) = (
         after(adam_tx.adamw(RATE)),
         after(adam_tx.monitor(adam_tx.adamw(RATE))),
     )
-    for name in ("scale_by_momentum", "scale_by_rms"):
-        jax.tree.map(np.testing.assert_array_equal, watched_state.inner[name], state[name])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-7), watched_seen, seen)
+    # A product may be rounded before it is added, or not: half an ulp of what each of four steps adds to a moment.
+    largest = max(np.abs(flat(grads)).max() for grads, _, _ in seen)
+    for name, slot, added in (("scale_by_momentum", "mu", 0.1 * largest), ("scale_by_rms", "nu", 0.001 * largest**2)):
+        near = functools.partial(np.testing.assert_allclose, rtol=0, atol=4 * 2.0**-24 * added)
+        jax.tree.map(near, getattr(watched_state.inner[name], slot), getattr(state[name], slot))
+    # an update takes eight operations; the parameters sum them up
+    for ours, theirs in zip(*map(jax.tree.leaves, (watched_seen, seen)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-21 * np.abs(theirs).max())
 
 
 def test_what_a_monitor_costs_is_what_the_docs_say(usual_compiler):
