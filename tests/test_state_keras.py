@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 import run
 from catalogue import costly
@@ -213,7 +214,7 @@ def test_damaged_and_foreign_files_are_refused_by_what_is_wrong_with_them(traine
         "cut.keras": "damaged",
         "cut.weights.h5": "damaged",
         "other.keras": "damaged",
-        "gap.weights.h5": "damaged: of the optimizer's variables",
+        "gap.weights.h5": "damaged, .*: of the optimizer's variables it has",
         "none.weights.h5": "saved without its optimizer",
         "model.h5": "must end with .keras or .weights.h5",
         "no.keras": "no such file",
@@ -240,3 +241,28 @@ def test_variables_of_another_class_order_or_setting_are_refused():
         to_variables(exported | {"weight_nu": np.array([0.5, 0.0])}, config, params, NAMES)
     with pytest.raises(ValueError, match="has no place for nu/dense/kernel, nu/dense/bias"):
         to_variables(exported, built("Lion", "float32").get_config(), params, NAMES)
+
+
+@pytest.fixture
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_a_model_compiled_under_mixed_float16_is_read_from_its_own_file_with_its_loss_scale(tmp_path, mixed_float16):
+    model = saved(tmp_path, "adam")
+    config, variables = read_file(tmp_path / "model.keras")
+    theirs = model.optimizer.get_config()
+    assert config["config"] == {key: value for key, value in theirs.items() if key != "name"}
+    params = tree([jnp.asarray(w) for w in model.get_weights()])
+    tx = from_config(config)
+    state = adam_tx.import_state(tx, params, from_variables(variables, config, params, NAMES))
+    scale, made = model.optimizer.dynamic_scale, model.optimizer.inner_optimizer.iterations
+    assert (state.scale, optax.tree.get(state.inner, "count")) == (np.asarray(scale), np.asarray(made))
+    back = to_variables(adam_tx.export_state(state, params, tx), config, params, NAMES)
+    write_file(tmp_path / "model.keras", back, like=tmp_path / "model.keras")
+    for mine, kept in zip(
+        keras.models.load_model(tmp_path / "model.keras").optimizer.variables, variables, strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(mine), kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -10,29 +9,49 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-_WEIGHTS = "model.weights.h5"
+from adam_tx._core.files import replacing
+from adam_tx.interop import _hdf5
+from adam_tx.interop._config import keras_class
+
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_VARIABLES, _INNER = "optimizer/vars", "optimizer/inner_optimizer/vars"
 _OUTER = 4  # variables of a LossScaleOptimizer, before those of the one inside, which are saved twice
 
 
 def read_file(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, list[np.ndarray[Any, Any]]]:
     """The optimizer of a saved Keras model: its configuration and its variables. It needs h5py.
 
+    A file may come from a stranger: docs/security.md says what is looked at.
+
     Args:
       path: of a file that `model.save` (`.keras`) or `model.save_weights` (`.weights.h5`) wrote.
 
     Returns:
       `(config, variables)` for `from_config` and `from_variables`. A `.weights.h5` file has no
-      configuration, so that is None. bfloat16 becomes float32.
+      configuration, so that is None. bfloat16 becomes float32. A model that was compiled under
+      `mixed_float16` has a LossScaleOptimizer, which Keras leaves out of the configuration in
+      the file and puts around the optimizer with its defaults when it loads; so does this.
 
     Raises:
-      ValueError: no such file, one that is damaged, or a model that was saved without its optimizer.
+      ValueError: no such file; one that is damaged, points to other files, or would be read as
+        more than ten times its size; a model that was saved without its optimizer.
+
+    From a file to a state, where `names` are the paths of our parameters in the order of
+    `model.trainable_variables`::
+
+        keras = adam_tx.interop.keras
+        config, variables = keras.read_file("model.keras")
+        tx = keras.from_config(config)
+        exported = keras.from_variables(variables, config, params, names)
+        state = adam_tx.import_state(tx, params, exported)
     """
-    config, weights = _opened(path)
-    with _h5(weights, path) as file:
-        return config, [_value(dataset) for dataset in _datasets(file, path)]
+    members = _members(path)
+    config = _config(members, path)
+    with _hdf5.opened(members[_WEIGHTS], path) as file:
+        datasets = _datasets(file, path)
+        return config and _around(config, wrapped=_INNER in file), [_hdf5.value(dataset) for dataset in datasets]
 
 
 def write_file(
@@ -40,90 +59,104 @@ def write_file(
 ) -> None:
     """A saved Keras model with other values of its optimizer's variables. It needs h5py.
 
+    Mind that the *weights* of the model are those of `like`. Where they have moved since, the
+    file has an optimizer of one step with the weights of another; so load it in Keras and set
+    the weights, too: `model.set_weights(...)`.
+
     Args:
-      path: of the file that is written.
+      path: of the file that is written. It may be `like` itself: the file is written beside it,
+        and takes its place once it is whole.
       variables: what `to_variables` gave.
       like: the path of a saved model of the same kind, of which all else is taken over.
 
     Raises:
       ValueError: a file that is damaged or has no optimizer; other variables than it has.
+
+    From a state back into a file::
+
+        exported = adam_tx.export_state(state, params, tx)
+        variables = adam_tx.interop.keras.to_variables(exported, config, params, names)
+        adam_tx.interop.keras.write_file("trained.keras", variables, like="model.keras")
+        model = keras.models.load_model("trained.keras")  # with the weights of model.keras
     """
-    _, weights = _opened(like)
-    buffer = io.BytesIO(weights.getvalue())
-    with _h5(buffer, like, "r+") as file:
+    members = _members(like)
+    written = bytearray(members[_WEIGHTS])
+    with _hdf5.opened(members[_WEIGHTS], like) as file:
         datasets = _datasets(file, like)
         shapes, given = [d.shape for d in datasets], [np.shape(value) for value in variables]
         if shapes != given:
-            raise ValueError(
+            raise _hdf5.FileError(
                 f"{like}: its optimizer has variables of the shapes {shapes}, but {given} came; give what to_variables "
                 "made for the same model and configuration."
             )
-        inner = "optimizer/inner_optimizer"
-        again = _datasets(file, like, f"{inner}/vars") if inner in file else []
+        again = _hdf5.numbered(file, _INNER, like) if _INNER in file else []
         for copies, values in ((datasets, variables), (again, variables[_OUTER:] if again else ())):
             for dataset, value in zip(copies, values, strict=True):
-                dataset[...] = _as_stored(value, dataset)
-    if zipfile.is_zipfile(like):
-        with zipfile.ZipFile(like) as source, zipfile.ZipFile(path, "w") as target:
-            for name in source.namelist():
-                target.writestr(name, buffer.getvalue() if name == _WEIGHTS else source.read(name))
-    else:
-        Path(path).write_bytes(buffer.getvalue())
+                _hdf5.put(dataset, value, written, like)
+    members[_WEIGHTS] = bytes(written)
+    with replacing(path) as target:
+        if len(members) == 1:
+            target.write(written)
+            return
+        with zipfile.ZipFile(target, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
 
 
-def _opened(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, io.BytesIO]:
-    """The configuration of the optimizer, and the file of weights."""
+def _members(path: str | PathLike[str]) -> dict[str, bytes]:
+    """What is in the file, by name; a file of weights is like an archive with nothing else in it."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: there is no such file; give the path of one that Keras saved.")
     if str(path).endswith(".weights.h5"):
-        return None, io.BytesIO(Path(path).read_bytes())
+        return {_WEIGHTS: Path(path).read_bytes()}
     if not str(path).endswith(".keras"):
         raise ValueError(f"{path}: its name must end with .keras or .weights.h5; save the model anew in that format.")
     try:
         with zipfile.ZipFile(path) as archive:
-            described = json.loads(archive.read("config.json"))
-            weights = io.BytesIO(archive.read(_WEIGHTS))
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: it is damaged, or no file that Keras saved: {error}") from None
-    compiled = described.get("compile_config") or {}
-    if not isinstance(compiled.get("optimizer"), Mapping):
-        raise ValueError(
-            f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
-        )
-    return compiled["optimizer"], weights
+            _check_sizes(archive, Path(path).stat().st_size)
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except Exception as error:  # whatever zipfile and its decompressors make of a damaged file
+        raise _hdf5.damaged(path, error) from None
+    if missing := {_CONFIG, _WEIGHTS} - members.keys():
+        raise _hdf5.damaged(path, f"it has no {sorted(missing)[0]}")
+    return members
 
 
-def _h5(weights: io.BytesIO, path: Any, mode: str = "r") -> Any:
+def _config(members: Mapping[str, bytes], path: Any) -> Mapping[str, Any] | None:
+    """The configuration of the optimizer; None for a file of weights."""
+    if _CONFIG not in members:
+        return None
     try:
-        import h5py
-    except ImportError:
-        raise ImportError("h5py: it is needed to read what Keras saved, and not installed; pip install h5py.") from None
-    try:
-        return h5py.File(weights, mode)
-    except OSError as error:
-        raise ValueError(f"{path}: it is damaged, or no file that Keras saved: {error}") from None
+        compiled = json.loads(members[_CONFIG]).get("compile_config") or {}
+        optimizer = compiled.get("optimizer")
+    except Exception as error:  # whatever json makes of a damaged file, and of lists or numbers in the place of dicts
+        raise _hdf5.damaged(path, f"{_CONFIG} has no settings: {error}") from None
+    if not isinstance(optimizer, Mapping):
+        raise _without(path)
+    return optimizer
 
 
-def _datasets(file: Any, path: Any, place: str = "optimizer/vars") -> list[Any]:
-    """The variables in their order: their names are numbers, which the file has in the order of text."""
-    group = file.get(place)
-    if group is None or not len(group):
-        raise ValueError(
-            f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
-        )
-    if sorted(group, key=int) != [str(i) for i in range(len(group))]:
-        raise ValueError(
-            f"{path}: it is damaged: of the optimizer's variables it has {sorted(group, key=int)}; take another copy."
-        )
-    return [group[str(i)] for i in range(len(group))]
+def _check_sizes(archive: zipfile.ZipFile, stored: int) -> None:
+    """Refuse what would be unpacked to far more than the file; Keras does not compress. `read` goes no further."""
+    if (unpacked := sum(info.file_size for info in archive.infolist())) > _hdf5.LARGEST * stored:
+        raise ValueError(f"it would be unpacked to {unpacked} bytes, but the file has {stored}")
 
 
-def _value(dataset: Any) -> np.ndarray[Any, Any]:
-    value = np.asarray(dataset)
-    return value.view(jnp.bfloat16).astype(np.float32) if dataset.attrs.get("dtype") == "bfloat16" else value
+def _datasets(file: Any, path: Any) -> list[Any]:
+    if _VARIABLES not in file:
+        raise _without(path)
+    return _hdf5.numbered(file, _VARIABLES, path)
 
 
-def _as_stored(value: Any, dataset: Any) -> np.ndarray[Any, Any]:
-    if dataset.attrs.get("dtype") == "bfloat16":
-        return np.asarray(value).astype(jnp.bfloat16).view(dataset.dtype)
-    return np.asarray(value, dataset.dtype)
+def _without(path: Any) -> _hdf5.FileError:
+    return _hdf5.FileError(
+        f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
+    )
+
+
+def _around(config: Mapping[str, Any], *, wrapped: bool) -> Mapping[str, Any]:
+    """The configuration with the LossScaleOptimizer around it, for which Keras leaves out what are its defaults."""
+    if not wrapped or keras_class(config.get("class_name")) == "lossscaleoptimizer":
+        return config
+    settings = {"inner_optimizer": config, "initial_scale": 2.0**15, "dynamic_growth_steps": 2000}
+    return {"class_name": "LossScaleOptimizer", "config": settings}

@@ -1,0 +1,125 @@
+"""HDF5 files that may come from strangers: nothing outside of the file is read, and no size is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+LARGEST = 10
+"""How many times as large as a file what is read from it may be."""
+
+
+class FileError(ValueError):
+    """An error that names the file already."""
+
+
+def damaged(path: Any, problem: object) -> FileError:
+    """The error for a file that is not as Keras writes it."""
+    return FileError(f"{path}: it is damaged, or no file that Keras saved: {problem}; take another copy.")
+
+
+@contextlib.contextmanager
+def opened(content: bytes, path: Any) -> Generator[Any]:
+    """The file with this content; what goes wrong while it is open is a ValueError that names the path."""
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError("h5py: it is needed to read what Keras saved, and not installed; pip install h5py.") from None
+    try:
+        with h5py.File(io.BytesIO(content)) as file:
+            yield file
+    except FileError:
+        raise
+    except Exception as error:  # whatever h5py makes of a damaged file
+        raise damaged(path, error) from None
+
+
+def numbered(file: Any, place: str, path: Any) -> list[Any]:
+    """The datasets of a group in their order: their names are numbers, which the file has in the order of text.
+
+    Raises:
+      ValueError: a number that is missing; values that stand in another file; a size that the file cannot have.
+    """
+    group = _at(file, place, path)
+    if not _is(group, "Group"):
+        raise damaged(path, f"{place} is no group")
+    names = [str(i) for i in range(len(group))]
+    if sorted(group) != sorted(names):
+        raise damaged(path, f"of the optimizer's variables it has {sorted(group)[:20]}")
+    datasets = [_at(group, name, path) for name in names]
+    for name, dataset in zip(names, datasets, strict=True):
+        _check(dataset, f"{place}/{name}", path)
+    _check_sizes(datasets, file, path)
+    return datasets
+
+
+def _at(group: Any, place: str, path: Any) -> Any:
+    """What is at this place, to which only links inside of the file's own tree may lead."""
+    import h5py
+
+    for name in place.split("/"):
+        link = group.get(name, getlink=True) if _is(group, "Group") else None
+        if link is None:
+            raise damaged(path, f"{place} is missing")
+        if not isinstance(link, h5py.HardLink):
+            raise FileError(
+                f"{path}: {place} is a {type(link).__name__} to elsewhere. Keras writes none, and it may point to any "
+                "file of this machine, so it is not followed; take another copy."
+            )
+        group = group[name]
+    return group
+
+
+def _is(node: Any, kind: str) -> bool:
+    import h5py
+
+    return isinstance(node, getattr(h5py, kind))
+
+
+def _check(dataset: Any, place: str, path: Any) -> None:
+    """Refuse what is no plain array of numbers that stands in the file itself."""
+    if not _is(dataset, "Dataset") or dataset.shape is None:
+        raise damaged(path, f"{place} is no array")
+    if dataset.external or dataset.is_virtual:
+        raise FileError(
+            f"{path}: the values of {place} stand in another file. Keras writes no such thing, and it may be any file "
+            "of this machine, so it is neither read nor written; take another copy."
+        )
+    if dataset.dtype.kind not in "biuf" and not (is_bfloat16(dataset) and dataset.dtype == np.dtype("V2")):
+        raise damaged(path, f"{place} has no numbers, but {dataset.dtype}")
+
+
+def _check_sizes(datasets: Sequence[Any], file: Any, path: Any) -> None:
+    """Refuse to read more than the file can honestly hold; a chunk is read whole, however little of it is asked for."""
+    stored = file.id.get_filesize()
+    sizes = [max(math.prod(d.shape), math.prod(d.chunks or ())) * d.dtype.itemsize for d in datasets]
+    never_written = any(d.size and not d.id.get_storage_size() for d in datasets)
+    if never_written or sum(sizes) > LARGEST * stored:
+        raise damaged(path, f"its optimizer's variables would take {sum(sizes)} bytes, but the file has {stored}")
+
+
+def is_bfloat16(dataset: Any) -> bool:
+    """Whether Keras has marked the numbers as bfloat16, which HDF5 does not know."""
+    mark = dataset.attrs.get("dtype")
+    return isinstance(mark, str) and mark == "bfloat16"
+
+
+def value(dataset: Any) -> np.ndarray[Any, Any]:
+    """The numbers; bfloat16 as float32."""
+    found = np.asarray(dataset)
+    return found.view(jnp.bfloat16).astype(np.float32) if is_bfloat16(dataset) else found
+
+
+def put(dataset: Any, given: Any, content: bytearray, path: Any) -> None:
+    """Put numbers in their place in the content of the file. HDF5 itself cannot be trusted to write a damaged file."""
+    if (place := dataset.id.get_offset()) is None or place + dataset.size * dataset.dtype.itemsize > len(content):
+        raise FileError(f"{path}: {dataset.name} does not stand in one piece, as Keras writes it; take another copy.")
+    given = np.asarray(given)
+    stored = given.astype(jnp.bfloat16).view(dataset.dtype) if is_bfloat16(dataset) else given.astype(dataset.dtype)
+    content[place : place + stored.nbytes] = stored.tobytes()
