@@ -1,5 +1,6 @@
 """What is inside a transformation, ours or one of Optax's that holds others, with each one's part of the state."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,11 +9,14 @@ import optax
 
 from adam_tx._core import introspect
 from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.paths import slashed
+from adam_tx._core.storage import Plain, Storage, Stored
 from adam_tx._core.trees import Walk
 from adam_tx.chain import Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.training.groups import Groups
 
+_PLAIN = Plain()
 Parts = tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]
 """A state taken apart: what is the link's own by name, and `(key, link, state)` of each member."""
 
@@ -75,6 +79,56 @@ def held(tx: Any, state: Any, walk: Walk, count: Any = None, leaves: frozenset[i
         for name, link, part in members if state is None else declaration.parts(state)[1]:
             if not isinstance(declaration, WithGradient) or name == "member":
                 yield from held(link, part, walk, count, leaves)
+
+
+class Kept(NamedTuple):
+    """An array of a state.
+
+    Attributes:
+      path: where it stands in the state, such as `scale_by_rms/nu/dense/kernel`.
+      stored: the array, and beside codes their scales.
+      storage: what knows its numbers.
+      starts_finite: whether it is known that all were so at first.
+    """
+
+    path: str
+    stored: Stored
+    storage: Storage
+    starts_finite: bool = False
+
+
+def kept(tx: Any, state: Any, *place: str) -> Iterator[Kept]:
+    """Every array by which a state goes on; what is for people to read is left out."""
+    tx = introspect.unadapted(tx)
+    declaration = declared(tx)
+    if isinstance(declaration, Foreign):
+        tx, declaration = introspect.unadapted(declaration.wrapped), None
+    own, members = (parts(tx, state) or ({"": state}, [])) if declaration is None else declaration.parts(state)
+    slots = declaration.kind.slots if isinstance(declaration, Leafwise) else {}
+    for name, tree in own.items():
+        if name in slots:
+            yield from _slot(declaration, state, name, place)
+        elif not (declaration and name in declaration.told) and not (slots and name == "scales"):
+            yield from (Kept(path, Stored(x), _PLAIN) for path, x in _arrays(tree, *place, name))
+    for key, member, part in members:
+        if part is not None:
+            yield from kept(member, part, *place, key)
+
+
+def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterator[Kept]:
+    """What is kept of a slot."""
+    values, key = dict(_arrays(getattr(state, name), *place, name)), link.scaled.get(name)
+    scales = {} if key is None else dict(_arrays(state.scales[key], *place, name))
+    start = link.rule.start.get(name, 0.0)
+    finite = isinstance(start, int | float) and math.isfinite(start)
+    for path, x in values.items():
+        yield Kept(path, Stored(x, scales.get(path)), link.storage[name], finite)
+
+
+def _arrays(tree: Any, *place: str) -> Iterator[tuple[str, Any]]:
+    """The arrays of a tree with their paths."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield "/".join(filter(None, (*place, slashed(path)))), leaf
 
 
 def chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:

@@ -216,7 +216,7 @@ def test_norms_that_hardly_change_or_begin_at_zero_lock_nothing():
     constant, more = jnp.ones(200), jnp.full(100, 1.00001)
     assert skipped(jnp.concatenate([constant, more])) == 0
     assert skipped(jnp.concatenate([0.0 * constant, more])) == 0
-    assert skipped(jnp.concatenate([constant, 2.0 * more])) == 100
+    assert skipped(jnp.concatenate([constant, 2.0 * more])) == 46  # until the limit has followed
 
 
 def test_a_state_of_another_guard_is_refused():

@@ -64,6 +64,7 @@ class Declaration:
       keeps: whether it has a state inside a chain; a link that does not has no entry there.
       terminal: whether what it emits has to be added to the parameters as it is: nothing
         may change it, not even a rounding to their dtype.
+      told: the parts of its state that are for people to read, and that no step depends on.
     """
 
     name: str = ""
@@ -77,6 +78,7 @@ class Declaration:
     averages: tuple[Average, ...] = ()
     keeps: bool = True
     terminal: bool = False
+    told: tuple[str, ...] = ()
 
     def after(self, averages: tuple[Average, ...]) -> tuple[Declaration, tuple[Average, ...]]:
         """The declaration behind links that emit these averages, and what is emitted of them after it."""

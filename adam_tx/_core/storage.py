@@ -90,6 +90,10 @@ class Storage(Remembered):
         """The value in this dtype."""
         raise NotImplementedError
 
+    def finite(self, stored: Stored) -> jax.Array | None:
+        """Whether each number that is kept is finite; None where no other could be kept."""
+        return jnp.isfinite(stored.values) if numerics.is_inexact(stored.values.dtype) else None
+
     def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
         """A parameter joined with what is kept of it beyond its dtype, for a slot of the kind "residual"."""
         raise NotImplementedError

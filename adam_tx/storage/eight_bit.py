@@ -25,6 +25,7 @@ from adam_tx._core.storage import Noise, Storage, Stored
 _DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbers from each power of two to the next
 _EDGE = 94  # the code from which on sizes are stored with four bits of mantissa, and below with three
 _INFINITY = 0x7F800000  # as bits, from which on a float32 is not finite
+_NAN_SIZE, _NAN_SIGNED = 255, -128  # the codes of NaN
 _LEAST_ROW = 64  # a shorter last axis has more scales than it is worth
 
 
@@ -134,6 +135,12 @@ class EightBit(Storage):
         decode = _decode_sizes if codes.dtype == jnp.uint8 else _decode_signed
         return numerics.cast(decode(codes, scales, self.block), dtype)
 
+    def finite(self, stored: Stored) -> jax.Array | None:
+        """All but the codes of NaN."""
+        if stored.scales is None:
+            return super().finite(stored)
+        return stored.values != (_NAN_SIZE if stored.values.dtype == jnp.uint8 else _NAN_SIGNED)
+
 
 # jitted: one dispatch where nothing is compiled, and no call where something is
 _each = functools.partial(jax.jit, static_argnames="block", inline=True)
@@ -142,7 +149,7 @@ _each = functools.partial(jax.jit, static_argnames="block", inline=True)
 # Sizes: codes from _EDGE on stand for floats with four bits of mantissa, 160 up to the block's largest; those below for
 # floats with three, which reach twice as far. The scale is the number of the first of them in steps of the finer kind,
 # even, so that the coarser ones meet it. The numbers themselves are the same in every block: what does not change is
-# not rounded again when the block's largest does. Code 0 is zero, and 255 NaN.
+# not rounded again when the block's largest does. Code 0 is zero.
 
 
 @_each
@@ -157,7 +164,7 @@ def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array
     coarse = jnp.maximum(_rounded(bits, _DROPPED + 1, noise), 8) - (start >> 1)
     is_coarse = _signed(bits >> _DROPPED) < start
     codes = jnp.clip(_EDGE + jnp.where(is_coarse, coarse, fine), 1, 254)
-    return jnp.where(bits == 0, 0, jnp.where(finite, codes, 255)), edge
+    return jnp.where(bits == 0, 0, jnp.where(finite, codes, _NAN_SIZE)), edge
 
 
 def _rounded(bits: jax.Array, dropped: int, noise: jax.Array) -> jax.Array:
@@ -171,11 +178,11 @@ def _decode_sizes(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
     beyond = codes - _EDGE
     fine, coarse = edge + beyond, (edge >> 1) + beyond
     size = jnp.where(beyond < 0, jnp.maximum(coarse, 0) << (_DROPPED + 1), jnp.maximum(fine, 0) << _DROPPED)
-    return jnp.where(codes == 0, 0.0, jnp.where(codes == 255, jnp.nan, _float(size)))
+    return jnp.where(codes == 0, 0.0, jnp.where(codes == _NAN_SIZE, jnp.nan, _float(size)))
 
 
 # Signed: of a size x the bits of x + C are counted from those of C, about max / 224. Below C the numbers that are
-# stored are evenly spaced, above it their spacing doubles with them. -128 is NaN.
+# stored are evenly spaced, above it their spacing doubles with them.
 
 
 @_each
@@ -188,14 +195,14 @@ def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Arra
     shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
     beyond = _bits(shifted) - start.astype(jnp.uint32)
     codes = jnp.minimum(_signed(rounding.drop_bits(beyond, _DROPPED, noise)), 127)
-    return jnp.where(finite, jnp.where(x < 0, -codes, codes), -128), offset
+    return jnp.where(finite, jnp.where(x < 0, -codes, codes), _NAN_SIGNED), offset
 
 
 @_each
 def _decode_signed(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
     codes, start = codes.astype(jnp.int32), _expand(scales.astype(jnp.int32), codes, block) << _DROPPED
     size = _float((jnp.abs(codes) << _DROPPED) + start) - _float(start)
-    return jnp.where(codes == -128, jnp.nan, jnp.where(codes < 0, -size, size))
+    return jnp.where(codes == _NAN_SIGNED, jnp.nan, jnp.where(codes < 0, -size, size))
 
 
 def _ceiling(x: jax.Array) -> jax.Array:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from adam_tx._core import hyperparams, numerics, states
+from adam_tx import inside
+from adam_tx._core import hyperparams, manual, numerics, sharding, states
 from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.trees import Column, State, Walk, increment
 from adam_tx.link import Link, as_link, link_of, may_change_gradient
 
 _LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
+_LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
+_MOST_SPREADS = 4.0  # as what a norm that is skipped counts: seven of a hundred may be such for ever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +30,9 @@ class LossScale(Remembered):
 
     Small gradients are zero in float16, so the loss is multiplied by a factor that is as
     large as it can be. After a step whose gradients overflowed it backs off; after so many
-    good steps in a row it grows.
+    good steps in a row it grows. It backs off to 2^-126 at the least, the smallest normal
+    float32; PyTorch's ends at zero. There every gradient is zero, steps count as good, and
+    it takes `every` of them to double the factor: a factor below one is a run to look at.
 
     Attributes:
       initial: the first factor.
@@ -59,20 +67,27 @@ def guard(
 ) -> Link:
     """Let a step that is not finite, or far too large, change nothing.
 
-    With g the gradients, G their norm over the whole tree and u what `inner` emits::
+    With g the gradient, G its norm over the whole tree and u what `inner` emits::
 
         ok = g and u are finite, and G <= mean + deviations · spread
         u      <- u if ok else nothing
         inner  <- its new state if ok else the old one, to the last bit
 
     Nothing means minus zero, which leaves every parameter as it is, also one that is zero.
-    So moments, counts and schedules go on as if the batch had never been seen. The guard
-    does not give in after some number of bad steps; `skipped_in_a_row` says how many there
-    were, for the training loop to act on.
+    So moments, counts and schedules go on as if the batch had never been seen. A step is
+    skipped too if it would make a number of the state infinite or NaN that was neither.
+    However many steps in a row are not finite, none is taken; `skipped_in_a_row` says how
+    many there were, for the training loop to act on.
 
-    mean is an average of G over the steps that were taken and had a gradient, spread that of
-    its distance from mean (the root of the mean square, at least a hundredth of mean). The
-    first 1 / (1 - decay) steps are not held to them.
+    mean is an average of the finite norms above zero, spread that of their distance from it
+    (the root of the mean square, at least a hundredth of mean; the limit is at least a
+    hundredth above mean). A norm above the limit counts as at most mean + 4 · spread. So a
+    spike moves the limit by 7 % (at the default decay), and seven of a hundred steps may be
+    spikes for ever. If norms rise and stay there, the limit follows. That takes about
+    0.33 / (1 - decay) steps for each factor of ten by which they are further from mean than
+    the limit is: 46 steps if a steady norm doubles, 146 if it becomes a thousand times as
+    large. The first 1 / (1 - decay) steps are held to no limit. To begin anew by hand, set
+    `taken` in the state to zero: `optax.tree.set(state, taken=jnp.zeros((), jnp.int32))`.
 
     Args:
       inner: a link, a chain, or any transformation. Put all that counts or averages inside,
@@ -85,8 +100,10 @@ def guard(
     Returns:
       A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
       `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale.
-      Its count is of all steps, that of `inner` of those taken. All is computed where the
-      gradients are, over all devices, and the host waits for nothing.
+      Its count is of all steps, that of `inner` of those taken; `taken` is of the norms in
+      mean. norm is at most 1.8e19, the root of float32's largest. All is computed where the
+      gradients are, over all devices, also inside `jax.shard_map`, and the host waits for
+      nothing.
 
     Raises:
       TypeError: what is no transformation.
@@ -108,7 +125,7 @@ def guard(
 class Guard(Declaration):
     """A link whose members may be left as they were."""
 
-    elementwise = False
+    elementwise, told = False, ("norm",)
     formula = "inner(u) where all is finite, else nothing"
 
     def __init__(self, inner: Any, deviations: Any, decay: Any, loss_scale: Any, call: Call) -> None:
@@ -141,27 +158,47 @@ class Guard(Declaration):
         """The members' step, kept or dropped as a whole."""
         states.check(self.name, state, self._type)
         grad = walk.grad
+        grad = None if walk.grad is updates else walk.grad
         if self._loss_scale is not None:
-            same = grad is updates
-            updates = _divided(walk, updates, state.scale)
-            grad = updates if same or grad is None else _divided(walk, grad, state.scale)
+            updates, grad = (_each(walk, functools.partial(_divided, by=state.scale), x) for x in (updates, grad))
         count = self._inner.count_of(state.inner)
-        emitted, inner = walk.counting(updates, grad, count).through("inner", self._inner, updates, state.inner)
+        # what is not finite comes no further: a derivative through a step that is skipped would be NaN
+        safe, safe_grad = (_each(walk, _finite_or_zero, x) for x in (updates, grad))
+        if safe_grad is None and walk.grad is not None:
+            safe_grad = safe
+        emitted, inner = walk.counting(safe, safe_grad, count).through("inner", self._inner, safe, state.inner)
         inner = self._inner.with_count(inner, None if count is None else increment(count))
-        lowered = emitted if self.terminal else [walk.lowered(i, u) for i, u in enumerate(emitted)]
-        finite, norm = _finite(walk, updates) & _finite(walk, lowered), _norm(walk, updates)
+        finite, norm = self._is_finite(walk, updates, emitted, state.inner, inner), _norm(walk, updates)
+        norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
-        emitted = [jnp.where(ok, u, -jnp.zeros_like(u)) if i in walk.present else u for i, u in enumerate(emitted)]
+        emitted = _each(walk, lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
         inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
         own = self._counted(state, ok, norm) | self._scaled(state, finite)
         return emitted, self._type(**own, inner=inner)
 
+    def _is_finite(self, walk: Walk, updates: Column, emitted: Column, old: State, new: State) -> jax.Array:
+        """Whether the gradient and the updates are finite, and of the new state what was so in the old one."""
+        lowered = emitted if self.terminal else {i: walk.lowered(i, emitted[i]) for i in walk.present}
+        flags = {i: [jnp.isfinite(updates[i]), jnp.isfinite(lowered[i])] for i in walk.present}
+        places: dict[tuple[int, ...], list[int]] = {}
+        for i in flags:
+            places.setdefault(updates[i].shape, []).append(i)
+        # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
+        turns, link = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}, self.links["inner"]
+        for number, (was, now) in enumerate(zip(inside.kept(link, old), inside.kept(link, new), strict=True), len(updates)):
+            if (still := now.storage.finite(now.stored)) is not None:
+                place = next(turns[still.shape]) if still.shape in turns else number
+                still = still if now.starts_finite else still | ~was.storage.finite(was.stored)
+                flags.setdefault(place, []).append(still)
+        looked = [sharding.together(dict(enumerate(of_leaf))).values() for of_leaf in flags.values()]
+        found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
+        return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
+
     def _is_usual(self, state: State, norm: jax.Array) -> jax.Array:
         """Whether the norm is not far above what it was; at first any is."""
         few = state.taken.astype(jnp.float32) * self._step < 1.0
-        spread = jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
-        most = state.mean + (self._deviations or 0.0) * spread
-        return jnp.isfinite(norm) & (few | (norm <= most))
+        mean, spread = usual(state)
+        return few | (norm <= mean + jnp.maximum((self._deviations or 0.0) * spread, _LEAST_SPREAD * mean))
 
     def _counted(self, state: State, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
         """The numbers of steps skipped, the norm, and what norms are usual."""
@@ -173,12 +210,14 @@ class Guard(Declaration):
         }
         if self._deviations is None:
             return own
+        mean, spread = usual(state)
+        seen = jnp.where(self._is_usual(state, norm), norm, jnp.minimum(norm, mean + _MOST_SPREADS * spread))
         taken = increment(state.taken)
         step = jnp.maximum(self._step, 1.0 / taken.astype(jnp.float32))  # the mean of all, while they are few
-        mean = numerics.ema(state.mean, norm, step)
-        variance = numerics.ema(state.variance, (norm - state.mean) * (norm - mean), step)
+        mean = numerics.ema(state.mean, seen, step)
+        variance = numerics.ema(state.variance, (seen - state.mean) * (seen - mean), step)
         new = {"taken": taken, "mean": mean, "variance": variance}
-        counts = ok & (norm > 0)  # a step without a gradient says nothing of what is usual
+        counts = jnp.isfinite(norm) & (norm > 0)  # a step without a gradient says nothing of what is usual
         return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
 
     def _scaled(self, state: State, finite: jax.Array) -> dict[str, jax.Array]:
@@ -203,19 +242,27 @@ class Guard(Declaration):
         return own, [("inner", self.links["inner"], state.inner)]
 
 
-def _divided(walk: Walk, column: Column, scale: jax.Array) -> Column:
-    return [x / numerics.scalar(scale, x.real) if i in walk.present else x for i, x in enumerate(column)]
+def usual(state: State) -> tuple[jax.Array, jax.Array]:
+    """The mean of the norms, and their spread around it."""
+    return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
 
 
-def _finite(walk: Walk, column: Column) -> jax.Array:
-    """Whether every element of every leaf is."""
-    found = [jnp.all(jnp.isfinite(column[i])).astype(jnp.int32) for i in walk.present]
-    return numerics.sorted_apart(found)[0] > 0 if found else jnp.ones((), bool)
+def _each(walk: Walk, function: Callable[[jax.Array], jax.Array], column: Column | None) -> Any:
+    """The function of every leaf that is there."""
+    return column and [function(x) if i in walk.present else x for i, x in enumerate(column)]
+
+
+def _divided(x: jax.Array, by: jax.Array) -> jax.Array:
+    return x / numerics.scalar(by, x.real)
+
+
+def _finite_or_zero(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def _norm(walk: Walk, column: Column) -> jax.Array:
     """The root of the sum of all squares, float32."""
-    squares = [jnp.sum(numerics.square(column[i])).astype(jnp.float32) for i in walk.present]
+    squares = [manual.total(jnp.sum(numerics.square(column[i])).astype(jnp.float32)) for i in walk.present]
     return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
 
 

@@ -19,6 +19,7 @@ from adam_tx._core.declaration import Call, Declaration
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
 from adam_tx._core.trees import Column, State, Walk, increment
 from adam_tx.link import Link, as_link, link_of, may_change_gradient
+from adam_tx.training.guard import usual
 
 SAMPLE = 8192  # of how many elements the quantiles are
 QUANTILES = {"step_size_p10": 0.1, "step_size_p50": 0.5, "step_size_p90": 0.9, "step_size_max": 1.0}
@@ -88,7 +89,7 @@ def monitor(
 class Monitor(Declaration):
     """A link that looks at what another does."""
 
-    formula = "inner(u), and figures of it"
+    formula, told = "inner(u), and figures of it", ("metrics",)
 
     def __init__(self, inner: Any, groups: Mapping[str, PathPattern] | None, every: int) -> None:
         self.name, self.call = "monitor", Call(monitor, (inner,), {"groups": groups, "every": every})
@@ -364,8 +365,10 @@ def _reported(kind: str, node: Any) -> dict[str, Any]:
         ordered = sorted(node.metrics, key=lambda key: (key.rpartition("/")[0], FIGURES.index(key.split("/")[-1])))
         step = {"step": node.count} if "count" in node._fields else {}
         return step | {key: node.metrics[key] for key in ordered}
-    counted = {"skipped": node.skipped, "skipped_in_a_row": node.skipped_in_a_row}
-    return counted | ({"loss_scale": node.scale} if "scale" in node._fields else {}) | {"guarded_norm": node.norm}
+    counted = {"skipped": node.skipped, "skipped_in_a_row": node.skipped_in_a_row, "guarded_norm": node.norm}
+    if "mean" in node._fields:
+        counted |= dict(zip(("guarded_mean", "guarded_spread"), usual(node), strict=True))
+    return counted | ({"loss_scale": node.scale} if "scale" in node._fields else {})
 
 
 def _first_count(state: State) -> dict[str, jax.Array]:
