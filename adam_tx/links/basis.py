@@ -155,7 +155,7 @@ class InBasis(Declaration):
         return self._type(memory, basis, state)
 
     def _axes(self, walk: Walk, i: int) -> tuple[int, ...]:
-        if i not in walk.present:
+        if i not in walk.present or 0 in jnp.shape(walk.params[i]):  # without elements there is nothing to turn
             return ()
         shape, where = jnp.shape(walk.params[i]), walk.path(i)
         chosen = tuple(self.basis.axes(where, shape))

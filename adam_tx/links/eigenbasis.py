@@ -42,7 +42,7 @@ def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: Ax
     `every` updates, Q takes one step of orthogonal iteration: its columns are sorted by
     the size of diag(Qᴴ C Q), and Q becomes the Q of C Q = QR. What `inner` has
     accumulated follows the basis, as in `in_basis`. The derivative of an update takes
-    the basis as given.
+    the basis as given. In C, elements of g count as at most so large that C stays finite.
 
     Args:
       inner: a link, such as a chain, to run in the basis; it gets no parameters.
@@ -103,6 +103,7 @@ class Eigenbasis(Basis):
     def see(self, memory: jax.Array, grad: jax.Array, axis: int, count: jax.Array) -> jax.Array:
         """The running average of g gᴴ along the axis."""
         others = [other for other in range(grad.ndim) if other != axis]
+        grad = _bounded(grad)
         seen = jnp.tensordot(grad, grad.conj(), axes=(others, others), precision=lax.Precision.HIGHEST)
         return numerics.ema(memory, seen.astype(memory.dtype), numerics.scalar(1.0 - self._decay(count), memory))
 
@@ -110,6 +111,14 @@ class Eigenbasis(Basis):
         """The eigenvectors before the second update, one step of orthogonal iteration later."""
         del grad, axis
         return Turn(*lax.cond(count == 1, _eigenvectors, _iterate, basis, memory))
+
+
+def _bounded(grad: jax.Array) -> jax.Array:
+    """The gradient, no element so large that a product with C could overflow: C would be infinite for ever."""
+    if numerics.is_complex(grad):
+        return lax.complex(_bounded(grad.real), _bounded(grad.imag))
+    most = (numerics.largest(grad.dtype) / max(4 * grad.size, 1)) ** 0.5
+    return jnp.clip(grad, -most, most)
 
 
 def _eigenvectors(basis: jax.Array, covariance: jax.Array) -> tuple[jax.Array, jax.Array]:
