@@ -252,21 +252,27 @@ def test_adams_second_moment_becomes_adam_minis_as_the_means_of_its_blocks():
     assert "converted:      nu_of_blocks from nu" in said
 
 
-def test_a_debiasing_weight_that_is_not_there_is_computed_from_the_count_and_the_decay():
+def test_a_debiasing_weight_that_is_not_there_is_computed_from_the_count_and_the_decay_that_made_the_average():
     params, count = {"w": jnp.ones(2)}, 1_000_000
     zeros, decay = np.zeros(2, np.float32), optax.linear_schedule(0.9, 0.99999, 1000)
+    given = {"count": np.int32(count), "mu/w": zeros, "nu/w": zeros, "mu.decay": 0.9}
     for b2, weight in ((0.9999999, -np.expm1(count * np.log(0.9999999))), (0.0, 1.0)):
-        tx = adam_tx.adam(RATE, b2=b2)
-        state = import_state(tx, params, {"count": np.int32(count), "mu/w": zeros, "nu/w": zeros})
-        kept = np.asarray(state["scale_by_rms"].weight, np.float64)
-        np.testing.assert_allclose(kept.sum(), weight, rtol=2e-9)
-    tx = adam_tx.adam(RATE, b2=decay)
-    state = import_state(tx, params, {"count": np.int32(30), "mu/w": zeros, "nu/w": zeros})
+        for tx in (adam_tx.adam(RATE, b2=b2), adam_tx.adam(RATE)):  # whatever the decay from now on is
+            state = import_state(tx, params, given | {"nu.decay": b2}, report=None)
+            kept = np.asarray(state["scale_by_rms"].weight, np.float64)
+            np.testing.assert_allclose(kept.sum(), weight, rtol=2e-9)
+    state = import_state(tx, params, given | {"count": np.int32(30), "nu.decay": decay})
     exact = 1 - np.prod([float(decay(k)) for k in range(30)])
     np.testing.assert_allclose(np.sum(state["scale_by_rms"].weight), exact, rtol=1e-6)
-    injected = optax.inject_hyperparams(adam_tx.adam, hyperparam_dtype=jnp.float32)(learning_rate=RATE, b2=0.9)
-    state = import_state(injected, params, {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}, fresh="inject*")
-    np.testing.assert_allclose(np.sum(state.inner_state["scale_by_rms"].weight), 1 - 0.9**3, rtol=1e-6)
+
+
+def test_a_decay_that_is_not_known_is_asked_for_unless_nothing_was_averaged_yet():
+    params, zeros = {"w": jnp.ones(2)}, np.zeros(2, np.float32)
+    given = {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}
+    for tx in (adam_tx.adam(RATE), optax.adam(RATE)):
+        with pytest.raises(ValueError, match=r"it is not known by which decay nu was averaged: .*'nu\.decay'\] = 0.999"):
+            import_state(tx, params, given)
+        assert np.all(optax.tree.get(import_state(tx, params, given | {"count": np.int32(0)}), "count") == 0)
 
 
 @adam_tx.link(

@@ -137,17 +137,32 @@ class Walk:
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.
 
-        Where a leaf is present its node must be a leaf too, or absent if `optional`.
+        Where a leaf is present its node must be a leaf too, or absent if `optional`; what is absent then may stand for
+        a whole part of the tree.
         """
         try:
             nodes = self._treedef.flatten_up_to(tree)
         except ValueError:
-            raise ValueError(self._different(tree, name)) from None
+            if not optional:
+                raise ValueError(self._different(tree, name)) from None
+            nodes = self._spread(tree, name)
         for i in self.present:
             node = nodes[i]
             if not (hasattr(node, "dtype") or (optional and is_absent(node)) or _is_leaf(node)):
                 raise ValueError(self._different(tree, name))
         return nodes
+
+    def _spread(self, tree: Tree, name: str) -> Column:
+        """The nodes of a tree in which what is absent may stand above the leaves, as Optax puts it there."""
+
+        def below(node: Any, part: Tree) -> Tree:
+            return jax.tree.map(lambda _: node, part, is_leaf=is_absent) if is_absent(node) else node
+
+        ours = self._treedef.unflatten(self.leaves)
+        try:
+            return self._treedef.flatten_up_to(jax.tree.map(below, tree, ours, is_leaf=is_absent))
+        except ValueError:
+            raise ValueError(self._different(tree, name)) from None
 
     def tree(self, column: Sequence[Any]) -> Tree:
         """The tree whose leaves these are."""

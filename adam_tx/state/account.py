@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 
 _MOST = 4  # paths that are named, of a role that was not all treated alike
 
@@ -16,6 +19,7 @@ class Account:
         self._computed: list[str] = []
         self._started: list[str] = []
         self._dropped: list[str] = []
+        self._own: list[str] = []
         self._notes: list[str] = []
 
     def keep(self, key: str) -> None:
@@ -28,7 +32,8 @@ class Account:
 
     def compute(self, key: str) -> None:
         """It was computed from the count."""
-        self._computed.append(key)
+        if key not in self._computed:
+            self._computed.append(key)
 
     def start(self, key: str) -> None:
         """It starts as `init` starts it."""
@@ -38,6 +43,10 @@ class Account:
         """There is no place for it."""
         self._dropped.append(key)
 
+    def own(self, name: str, now: Any, old: Any) -> None:
+        """It is a number of the recipe, which stays what the new one says, though the old state had another."""
+        self._own.append(f"{name} {_text(now)} (the old state had {_text(old)})")
+
     def note(self, text: str) -> None:
         """What else has to be known."""
         self._notes.append(text)
@@ -45,7 +54,7 @@ class Account:
     @property
     def is_worth_telling(self) -> bool:
         """Whether anything was not simply kept, or computed as it was."""
-        return bool(self._converted or self._started or self._dropped or self._notes)
+        return bool(self._converted or self._started or self._dropped or self._own or self._notes)
 
     def __str__(self) -> str:
         sources = [f"{role} from {self._converted[key].partition('/')[0]}" for key, role in _roles(self._converted)]
@@ -55,6 +64,7 @@ class Account:
             "from the count": self._summed(self._computed),
             "started fresh": self._summed(self._started),
             "dropped": self._summed(self._dropped),
+            "of the recipe": list(dict.fromkeys(self._own)),
         }
         lines = [f"{name + ':':<16}{', '.join(found)}" for name, found in rows.items() if found]
         return "\n".join([*lines, *self._notes])
@@ -76,6 +86,10 @@ class Account:
             else:
                 summed.append(f"{role} ({len(of_role)})")
         return summed
+
+
+def _text(value: Any) -> str:
+    return f"{float(value):.6g}" if np.ndim(value) == 0 else "other numbers"
 
 
 def _roles(keys: Iterable[str]) -> list[tuple[str, str]]:

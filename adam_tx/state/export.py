@@ -43,8 +43,9 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
     were divided by their size before (LaProp), `trace_of_steps` of such that had been
     multiplied by the learning rate, `_of_basis` in another basis (SOAP), `_of_changed` of what
     another link made of it. The constant that it was multiplied by before stands beside it,
-    with its sign, where that is not one: `trace_of_steps.rate`, NaN for a schedule. Of several
-    of a role and parameter all but the fastest are numbered, `mu_2`, and `mu_2.decay` says of each how fast it is.
+    with its sign, where that is not one: `trace_of_steps.rate`, infinite for a schedule. Of several
+    of a role and parameter all but the fastest are numbered, `mu_2`. `mu.decay` is the decay of an
+    average that has no weight beside it (Optax), or that is one of several.
 
     Moments are float32, or wider where they are. What is stored in eight bits is there once
     more as it is, under `<key>@codes_by_128` and `<key>@scales_by_128`. Where a count is not
@@ -78,6 +79,7 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
     walk, leaves, found = Walk.of_params(params), jax.tree.leaves(state), {}
     scalars: dict[Role, dict[int | None, np.ndarray[Any, Any]]] = {}
     rates: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
+    gathered: set[str] = set()
     for part in parts:
         values = to_host(leaves[part.values])
         if isinstance(part, OfMany):
@@ -89,26 +91,34 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
             raise ValueError(
                 f"params: two leaves have the path {walk.paths[part.leaf]}; give one of them another name."
             )
-        found[key] = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
+        value = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
+        found[key] = value if part.shape is None else value.reshape(part.shape)
         if part.scales is not None:
             found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))
         rates.setdefault(str(part.role), {})[walk.paths[part.leaf]] = np.asarray(part.role.rate)
+        gathered |= {str(part.role)} if part.gathers else set()
     for role, values in rates.items():
-        if any(value != 1.0 for value in values.values()):
+        if role in gathered or any(value != 1.0 for value in values.values()):
             found |= collapsed(values, f"{role}.rate")
-    found |= _decays(parts)
+    found |= _decays(parts, walk)
     for role, values in scalars.items():
         found |= _of_many(role, walk, values, found)
     return found
 
 
-def _decays(parts: list[Part]) -> dict[str, Any]:
-    """Where there are several averages of a role, the decay of each, by which they are told apart."""
-    roles = {str(part.role): part.decay_value for part in parts if isinstance(part, OfLeaf)}
-    several = {role for role in roles if NUMBERED.sub("", role) != role}
-    several |= {NUMBERED.sub("", role) for role in several}
-    decays = {role: decay for role, decay in roles.items() if role in several and isinstance(decay, float | int)}
-    return {f"{role}.decay": np.asarray(float(decay)) for role, decay in decays.items()}
+def _decays(parts: list[Part], walk: Walk) -> dict[str, Any]:
+    """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
+    averages = [part for part in parts if isinstance(part, OfLeaf) and part.averages and part.decay is not None]
+    weighed = {(part.averages, leaf) for part in parts if isinstance(part, OfMany) and part.link for leaf in part.leaves}
+    numbered = {str(part.role) for part in averages if NUMBERED.search(str(part.role))}
+    numbered |= {NUMBERED.sub("", role) for role in numbered}
+    decays: dict[str, dict[str, Any]] = {}
+    for part in averages:
+        role = str(part.role)
+        own = "." in role  # of one link alone, to which nothing else is compared
+        if role in numbered or not (own or (part.averages, part.leaf) in weighed):
+            decays.setdefault(role, {})[walk.paths[part.leaf]] = np.asarray(part.decay)
+    return {key: value for role, values in decays.items() for key, value in collapsed(values, f"{role}.decay").items()}
 
 
 def _check_shape(part: OfLeaf, walk: Walk, values: Any) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from adam_tx._core.trees import Walk
-from adam_tx.state.account import Account
+from adam_tx.state.choice import Choice
 from adam_tx.state.parts import parts_of
-from adam_tx.state.reading import Choice, Reading
+from adam_tx.state.reading import Reading
 from adam_tx.state.roles import OfLeaf, OfMany
+from adam_tx.state.shared import Shared
 
 Exported = Mapping[str, Any]
 """A state by role and parameter; see `export_state`."""
@@ -61,14 +62,14 @@ def import_state(
     >>> list(state)
     ['bias_correction', 'count', 'scale_by_momentum', 'scale_by_rms']
     """
-    state, account = imported(tx, params, exported, Choice(fresh, drop))
-    if report is not None and account.is_worth_telling:
-        report(str(account))
+    state, reading = imported(tx, params, exported, Choice(fresh, drop))
+    if report is not None and reading.account.is_worth_telling:
+        report(str(reading.account))
     return state
 
 
-def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, Account]:
-    """The state, and the account of what became of everything."""
+def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, Reading]:
+    """The state, and the reading that knows what became of everything."""
     if not isinstance(exported, Mapping):
         raise TypeError(f"exported: it must be a dict as export_state gives it, got a {type(exported).__name__}.")
     if not isinstance(tx, optax.GradientTransformation):
@@ -83,11 +84,13 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     # what is there under its own name is no look-alike of anything else
     for part in sorted(of_leaves, key=lambda part: not reading.has(part)):
         reading.take(part)
+    shared = Shared(reading)
     for part in parts:
         if isinstance(part, OfMany):
-            reading.take_shared(part)
+            shared.take(part)
+    shared.correct()
     new = reading.finished()
-    return treedef.unflatten([_placed(now, old) for now, old in zip(new, leaves, strict=True)]), reading.account
+    return treedef.unflatten([_placed(now, old) for now, old in zip(new, leaves, strict=True)]), reading
 
 
 def _placed(new: Any, old: jax.Array) -> jax.Array:

@@ -8,9 +8,11 @@ from typing import Any
 
 import optax
 
-from adam_tx.state.export import RAW, export_state
+from adam_tx.state.choice import Choice
+from adam_tx.state.export import RAW, written
 from adam_tx.state.imports import imported
-from adam_tx.state.reading import Choice
+from adam_tx.state.parts import parts_of
+from adam_tx.state.roles import OfLeaf
 
 
 def migrate(
@@ -68,12 +70,21 @@ def migrate(
     started fresh:  guard.skipped, guard.skipped_in_a_row, guard.norm
     dropped:        nu (1), weight_nu, weight_mu
     """
-    exported = export_state(old_state, params if old_params is None else old_params, old_tx)
+    old_params = params if old_params is None else old_params
+    parts = parts_of(old_tx, old_state, old_params)
+    exported = written(old_state, old_params, parts)
     if rename:
         exported = _renamed(exported, rename)
-    state, account = imported(new_tx, params, exported, Choice(fresh, recipe=True))
+    state, reading = imported(new_tx, params, exported, Choice(fresh, recipe=True))
+    kept_some = {str(part.role): None for part in parts if isinstance(part, OfLeaf)}
+    if kept_some and not reading.kept and reading.missing:
+        raise ValueError(
+            f"migrate: nothing that the old state keeps of a parameter would be kept: {', '.join(kept_some)} would be "
+            f"dropped, and {', '.join(reading.missing)} start fresh. Are the parameters others? Then give old_params "
+            f"and rename. If it is meant, say so: fresh='{'|'.join(reading.missing)}', or fresh='*' to begin anew."
+        )
     if report is not None:
-        report(str(account))
+        report(str(reading.account))
     return state
 
 

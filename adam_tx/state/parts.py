@@ -23,7 +23,8 @@ from adam_tx._core.trees import Walk, is_absent, path_str
 from adam_tx.chain import Chain, Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.links.basis import InBasis
-from adam_tx.state.naming import AVERAGES, GRADIENT, OPTAX, Seen, after, after_optax, debiased_by, role_of
+from adam_tx.state import foreign
+from adam_tx.state.naming import AVERAGES, GRADIENT, Place, Seen, after, debiased_by, number, role_of
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, arrays_of
 from adam_tx.training.groups import Groups
 from adam_tx.training.guard import Guard
@@ -43,9 +44,10 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
     state, params = unboxed((state, params))
     walk = Walk.of_params(params)
     leaves, treedef = jax.tree.flatten(state)
-    numbered = treedef.unflatten([_Numbered(leaf, i) for i, leaf in enumerate(leaves)])
-    found = list(_Reader(walk, leaves).read(tx, numbered, _Place(frozenset(walk.present))))
-    missed = set(range(len(leaves))).difference(i for part in found for i in arrays_of(part))
+    numbered = treedef.unflatten([Numbered(leaf, i) for i, leaf in enumerate(leaves)])
+    reader = Reader(walk, leaves)
+    found = reader.read(tx, numbered, Place(frozenset(walk.present)))
+    missed = set(range(len(leaves))).difference(reader.nothing, (i for part in found for i in arrays_of(part)))
     if missed:
         where = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
         raise ValueError(
@@ -78,11 +80,10 @@ def _distinct(parts: list[Part]) -> list[Part]:
 
 def _decay(part: Part) -> float:
     """By what averages of one role are told apart, whatever their order: how fast they forget."""
-    decay = part.decay_value
-    return decay if isinstance(decay, float | int) else math.inf
+    return math.inf if part.decay is None else part.decay
 
 
-class _Numbered(jax.ShapeDtypeStruct):
+class Numbered(jax.ShapeDtypeStruct):
     """In place of an array of a state: its shape, and its number among the leaves."""
 
     def __init__(self, like: Any, number: int) -> None:
@@ -90,38 +91,48 @@ class _Numbered(jax.ShapeDtypeStruct):
         self.number = number
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a link stands.
+class Reader:
+    """Reads the parts of numbered states.
 
     Attributes:
-      leaves: the numbers of the parameters that are its own.
-      updates: what comes in.
-      grad: what it has as the gradient.
+      walk: the parameters.
+      leaves: the arrays of the state.
+      emitted: what the last transformation that was read makes of what came in.
+      nothing: the numbers of arrays that only stand where there is nothing to keep.
+      varying: the identities of arrays whose values of now say nothing of those before.
     """
 
-    leaves: frozenset[int]
-    updates: Seen = GRADIENT
-    grad: Seen = GRADIENT
-
-
-class _Reader:
-    """Reads the parts of numbered states."""
-
     def __init__(self, walk: Walk, leaves: Sequence[Any]) -> None:
-        self.walk, self._leaves, self._emitted = walk, leaves, GRADIENT
+        self.walk, self.leaves, self.emitted = walk, leaves, GRADIENT
+        self.nothing: set[int] = set()
+        self.varying: set[int] = set()
 
-    def read(self, tx: Any, state: Any, place: _Place) -> Iterator[Part]:
-        """The parts of the state of a transformation, in the order in which its links act."""
+    def read(self, tx: Any, state: Any, place: Place) -> list[Part]:
+        """The parts of the state of a transformation, in the order in which its links act.
+
+        What is kept once is of the parameters of which something is kept, if there are any: a frozen one has no count.
+        """
+        parts = list(self._read(tx, state, place))
+        kept = frozenset(part.leaf for part in parts if isinstance(part, OfLeaf))
+        return [
+            part._replace(leaves=part.leaves & kept or part.leaves) if isinstance(part, OfMany) else part
+            for part in parts
+        ]
+
+    def decay(self, value: Any) -> float | None:
+        """A decay, if it is known and does not vary."""
+        return None if id(value) in self.varying else number(value)
+
+    def _read(self, tx: Any, state: Any, place: Place) -> Iterator[Part]:
         tx = introspect.unadapted(tx)
         declaration = declared(tx)
         if isinstance(declaration, Foreign):
             tx, declaration = introspect.unadapted(declaration.wrapped), None
-        self._emitted = place.updates
+        self.emitted = place.updates
         if declaration is None:
-            yield from self._foreign(tx, state, dataclasses.replace(place, grad=place.updates))
+            yield from foreign.parts(self, tx, state, dataclasses.replace(place, grad=place.updates))
         elif isinstance(declaration, Leafwise) and not declaration.keeps:
-            self._emitted = after(declaration, place.updates)
+            self.emitted = after(declaration, place.updates)
         elif state is None and not declaration.keeps:
             yield from self._members(
                 declaration, [(name, link, None) for name, link in declaration.links.items()], place
@@ -129,14 +140,14 @@ class _Reader:
         else:
             yield from self._link(declaration, state, place)
 
-    def _link(self, declaration: Any, state: Any, place: _Place) -> Iterator[Part]:
+    def _link(self, declaration: Any, state: Any, place: Place) -> Iterator[Part]:
         if isinstance(declaration, Leafwise):
             yield from self._leafwise(declaration, state, place)
             return
         try:
             own, members = declaration.parts(state)
         except (AttributeError, KeyError):
-            raise _of_another(declaration.name, state) from None
+            raise foreign.of_another(declaration.name, state) from None
         for name, tree in own.items():
             # a link whose members count by themselves may hold steps back from them
             base = ("steps" if _counts_inside(declaration) else "count") if name == "count" else None
@@ -144,22 +155,23 @@ class _Reader:
                 yield OfMany(Role(base), place.leaves, tree.number)
             elif isinstance(declaration, InBasis):
                 kind = f"{type(declaration.basis).__name__}." if name == "memory" else ""
-                yield from self._unknown(f"{kind}{name}", tree, place)
+                yield from self.unknown(f"{kind}{name}", tree, place)
             else:
-                yield from self._unknown(f"{declaration.name}.{name}", tree, place)
+                found = self.unknown(f"{declaration.name}.{name}", tree, place)
+                yield from (part._replace(of="figure") if isinstance(part, OfMany) else part for part in found)
         if isinstance(declaration, Chain):
             place = dataclasses.replace(place, grad=place.updates)
         if isinstance(declaration, Groups):
             emitted: list[Seen] = []
             for group, leaves in declaration.leaves_of(self.walk):
                 if group.link is not None:
-                    yield from self.read(group.link, state.get(group.key), _within(place, leaves))
-                    emitted.append(self._emitted)
-            self._emitted = Seen.joined(emitted or [place.updates])
+                    yield from self.read(group.link, state.get(group.key), place.within(leaves))
+                    emitted.append(self.emitted)
+            self.emitted = Seen.joined(emitted or [place.updates])
             return
         yield from self._members(declaration, members, place)
 
-    def _members(self, declaration: Any, members: Any, place: _Place) -> Iterator[Part]:
+    def _members(self, declaration: Any, members: Any, place: Place) -> Iterator[Part]:
         emitted, side_by_side = place.updates, []
         for name, link, part in members:
             inner = place
@@ -175,36 +187,44 @@ class _Reader:
                 inner = dataclasses.replace(place, updates=emitted)
             yield from self.read(link, part, inner)
             if not isinstance(declaration, WithGradient) or name == "member":
-                emitted = self._emitted
+                emitted = self.emitted
                 side_by_side.append(emitted)
-        self._emitted = Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
+        self.emitted = Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
 
-    def _leafwise(self, link: Leafwise, state: Any, place: _Place) -> Iterator[Part]:
+    def _leafwise(self, link: Leafwise, state: Any, place: Place) -> Iterator[Part]:
         kind, rule = link.kind, link.rule
         seen = place.grad if link.reads_grad else place.updates
         expected = {*kind.slots, *kind.numbers, *(kind.weights[decay] for decay in rule.debias)}
         if set(getattr(state, "_fields", ())) - {"count", "scales"} != expected:
-            raise _of_another(link.name, state)
+            raise foreign.of_another(link.name, state)
         if "count" in state._fields:
             yield OfMany(Role("count"), place.leaves, state.count.number)
         for decay in rule.debias:
             weight, (averages, role) = getattr(state, kind.weights[decay]), debiased_by(link, decay)
-            yield OfMany(Role(role), place.leaves, weight.number, link, decay, averages)
+            value = self.decay(link.hyperparams[decay])
+            yield OfMany(Role(role), place.leaves, weight.number, link, decay, averages, value)
         for name in kind.numbers:
             yield OfMany(Role(f"{link.name}.{name}"), place.leaves, getattr(state, name).number)
-        for name in kind.slots:
-            of_gradient = kind.slots[name].kind in AVERAGES
+        for name, slot in kind.slots.items():
+            of_gradient = slot.kind in AVERAGES
+            averages = "" if slot.decay is None else slot.kind
+            decay = None if slot.decay is None else self.decay(link.hyperparams[slot.decay])
             role = (seen if of_gradient else GRADIENT).role(role_of(link, name, place.updates, place.grad))
-            values = self._column(getattr(state, name), link.name)
+            values = self.column(getattr(state, name), link.name)
             key = link.scaled.get(name)
-            scales: list[Any] = [None] * len(values) if key is None else self._column(state.scales.get(key), link.name)
+            scales: list[Any] = [None] * len(values) if key is None else self.column(state.scales.get(key), link.name)
             for i in sorted(place.leaves):
                 if not is_absent(values[i]):
                     scale = None if is_absent(scales[i]) else scales[i].number
-                    yield OfLeaf(role, i, values[i].number, scale, link, name)
-        self._emitted = after(link, place.updates)
+                    yield OfLeaf(role, i, values[i].number, scale, link, name, averages, decay)
+        self.emitted = after(link, place.updates)
 
-    def _column(self, tree: Any, name: str) -> list[Any]:
+    def shape(self, leaf: int) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return jnp.shape(self.walk.params[leaf])
+
+    def column(self, tree: Any, name: str) -> list[Any]:
+        """What stands in a tree for each parameter; an error if it is of others."""
         try:
             return self.walk.column(tree, name, optional=True)
         except ValueError as error:
@@ -214,88 +234,32 @@ class _Reader:
                 "for; old_params, if they are others now."
             ) from None
 
-    def _foreign(self, tx: Any, state: Any, place: _Place) -> Iterator[Part]:
-        """What Optax keeps, as far as it is known, and of any other what its fields are called."""
-        maker, found = introspect.name(tx.update), introspect.values(tx)
-        if not inside.is_optax(tx):
-            yield from self._unknown(maker, state, place)
-            return
-        known = OPTAX.get(maker)
-        if known is not None:
-            if not known.keys() <= set(getattr(state, "_fields", ())):
-                raise _of_another(maker, state)
-            for name, tree in state._asdict().items():
-                if name == "count":
-                    yield OfMany(Role("count"), place.leaves, tree.number)
-                else:
-                    role = place.updates.role(known.get(name, f"{maker}.{name}"))
-                    yield from self._unknown(role, tree, place)
-        elif maker not in _OF_OTHER_TREES and (taken := self._parts(tx, maker, state)) is not None:
-            (own, members), emitted = taken, list[Seen]()
-            for name, tree in own.items():
-                yield from self._unknown(f"{maker}.{name}" if name else maker, tree, place)
-            for key, member, part in members:
-                leaves = inside.chosen(tx, key, self.walk)
-                yield from self.read(member, part, place if leaves is None else _within(place, leaves))
-                if maker in ("chain", "named_chain"):
-                    place = dataclasses.replace(place, updates=self._emitted)
-                emitted.append(self._emitted)
-            if members:
-                self._emitted = Seen.joined(emitted) if maker == "partition" else emitted[-1]
-                return
-        elif inside.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
-            raise _of_another(maker, state)
-        else:
-            yield from self._unknown(maker, state, place)
-        self._emitted = after_optax(maker, found, known, place.updates)
-
-    def _parts(self, tx: Any, maker: str, state: Any) -> inside.Parts | None:
-        """The parts of a wrapper's state; from hyperparameters that are injected, as they are, its inside is made."""
-        if maker != "inject_hyperparams":
-            return inside.parts(tx, state)
-        given = state._replace(hyperparams=jax.tree.map(lambda x: self._leaves[x.number], state.hyperparams))
-        taken = inside.parts(tx, given)
-        return None if taken is None else (state._replace(inner_state=None)._asdict() | {"inner_state": ()}, taken[1])
-
-    def _unknown(self, role: Role | str, tree: Any, place: _Place) -> Iterator[Part]:
+    def unknown(self, role: Role | str, tree: Any, place: Place) -> Iterator[Part]:
         """The arrays in a tree of which no more is known: by parameter where it is like the params, else by name."""
         known = role if isinstance(role, Role) else Role(role)
-        if isinstance(tree, _Numbered) and not self._is_the_parameter(tree, least=0 if known is role else 1):
+        if isinstance(tree, Numbered) and not self._is_the_parameter(tree, least=0 if known is role else 1):
             yield OfMany(known, place.leaves, tree.number)
         elif (column := self._like_params(tree)) is not None:
             yield from (OfLeaf(known, i, node.number) for i, node in enumerate(column) if not is_absent(node))
         else:
             for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
-                yield from self._unknown(f"{role}.{jax.tree_util.keystr(path, simple=True)}", node, place)
+                yield from self.unknown(f"{role}.{jax.tree_util.keystr(path, simple=True)}", node, place)
 
     def _like_params(self, tree: Any) -> list[Any] | None:
+        found = jax.tree.leaves(tree, is_leaf=is_absent)
+        if len(found) != len(self.walk) and not any(map(is_absent, found)):
+            return None
         try:
             column = self.walk.column(tree, "", optional=True)
         except ValueError:
             return None
         nodes = [node for node in column if not is_absent(node)]
-        return column if nodes and all(isinstance(node, _Numbered) for node in nodes) else None
+        return column if nodes and all(isinstance(node, Numbered) for node in nodes) else None
 
-    def _is_the_parameter(self, array: _Numbered, least: int) -> bool:
+    def _is_the_parameter(self, array: Numbered, least: int) -> bool:
         """Whether one array, of at least so many axes, is like the one parameter that is the whole tree."""
         column = self._like_params(array)
         return column is not None and array.shape == jnp.shape(self.walk.leaves[0]) and array.ndim >= least
-
-
-_OF_OTHER_TREES = ("flatten", "lookahead")
-"""Wrappers whose inside does not see the tree of parameters."""
-
-
-def _of_another(name: str, state: Any) -> ValueError:
-    fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
-    return ValueError(
-        f"opt_state: a {type(state).__name__} of {fields} came in the place of what {name} keeps. Give the state and "
-        "the transformation that made it."
-    )
-
-
-def _within(place: _Place, leaves: frozenset[int]) -> _Place:
-    return dataclasses.replace(place, leaves=place.leaves & leaves)
 
 
 def _counts_inside(declaration: Any) -> bool:

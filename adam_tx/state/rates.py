@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-_POWERS = {"nu_inf": 1, "nu": 2, "sum_of_squares": 2, "mu": 1, "trace": 1, "mean": 1, "previous_gradient": 1}
+_POWERS = {
+    **{"nu_inf": 1, "nu": 2, "sum_of_squares": 2},
+    **dict.fromkeys(("mu", "trace", "mean", "previous_gradient", "MultiSteps.acc_grads"), 1),
+}
 """By the beginning of a role, the power of the gradient that it is of; sizes have no sign."""
 _SIZES = ("nu", "sum_of_squares")
 
@@ -14,7 +17,7 @@ def factor(base: str, rate: float, wanted: float, *, fades: bool = False) -> flo
 
     Args:
       base: what it is, as `Role.base`.
-      rate: the constant that is in it; NaN if it varied or is not known.
+      rate: the constant that is in it; infinite if it varied, with its sign, and NaN if that is not known.
       wanted: that which is to be in it.
       fades: whether both are learning rates inside a momentum. A new one then takes over as
         steps are made, as it does in place; only the sign has to be right at once.
@@ -25,10 +28,9 @@ def factor(base: str, rate: float, wanted: float, *, fades: bool = False) -> flo
     if rate == wanted:
         return 1.0
     if fades:
-        ratio = (
-            1.0 if math.isnan(rate) or math.isnan(wanted) or not rate * wanted else math.copysign(1.0, rate * wanted)
-        )
-    elif math.isnan(rate) or math.isnan(wanted) or not rate or not wanted:
+        unknown = math.isnan(rate) or math.isnan(wanted) or not rate or not wanted
+        ratio = 1.0 if unknown else math.copysign(1.0, rate) * math.copysign(1.0, wanted)
+    elif not (math.isfinite(rate) and math.isfinite(wanted) and rate and wanted):
         return None
     else:
         ratio = wanted / rate

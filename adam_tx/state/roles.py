@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from adam_tx._core.leafwise import Leafwise
 
@@ -13,7 +14,8 @@ class Role(NamedTuple):
     Attributes:
       base: "mu" for an average of gradients, "nu" for one of their squares, "trace", "count" and so on.
       of: what was done to the gradient before, as in `mu_of_scaled`; empty for the gradient itself.
-      rate: the product of the constants, with its sign, that it was multiplied by before; NaN if one of them varies.
+      rate: the product of the constants, with its sign, that it was multiplied by before; infinite if one of them
+        varies and the sign is known, NaN if that is not known either.
     """
 
     base: str
@@ -34,6 +36,12 @@ class OfLeaf(NamedTuple):
       scales: that of its scales, where its storage has any.
       link: whose slot it is; None for a transformation that is not of adam_tx.
       slot: the name of the slot.
+      averages: the kind of what it averages, "gradient" or "square"; empty if it is no average.
+      decay: the decay by which it averages; None if that is not known, or varies.
+      corrected_by: the number of the count by which, with this decay, every update corrects its start from zero
+        (Optax); None if it is not corrected, or by a weight that is kept with it.
+      shape: its shape with the axes of one element that the state leaves out; None if it leaves out none.
+      gathers: whether it is the mean or the sum of the gradients so far, until they are enough for an update.
     """
 
     role: Role
@@ -42,28 +50,19 @@ class OfLeaf(NamedTuple):
     scales: int | None = None
     link: Leafwise | None = None
     slot: str = ""
-
-    @property
-    def averages(self) -> str:
-        """The kind of what it averages, "gradient" or "square"; empty if it is no average."""
-        if self.link is not None:
-            slot = self.link.kind.slots[self.slot]
-            return "" if slot.decay is None else slot.kind
-        return {"mu": "gradient", "nu": "square"}.get(self.role.base[:2], "")
+    averages: str = ""
+    decay: float | None = None
+    corrected_by: int | None = None
+    shape: tuple[int, ...] | None = None
+    gathers: Literal["", "mean", "sum"] = ""
 
     @property
     def counts_on(self) -> bool:
         """Whether its start is over at some number of updates, and not by a weight that is kept with it."""
-        if self.link is None:  # Optax corrects by its count
-            return bool(self.averages)
+        if self.link is None:
+            return self.corrected_by is not None
         divides = self.link.kind.slots[self.slot].kind == "square"
         return divides and "count" in getattr(getattr(self.link.rule.apply, "__code__", None), "co_names", ())
-
-    @property
-    def decay_value(self) -> Any:
-        """The decay by which it averages, as it was given; None if it is no average, or that is not known."""
-        decay = None if self.link is None else self.link.kind.slots[self.slot].decay
-        return None if self.link is None or decay is None else self.link.hyperparams[decay]
 
 
 class OfMany(NamedTuple):
@@ -74,21 +73,33 @@ class OfMany(NamedTuple):
       leaves: the numbers of these parameters.
       values: the number of its array among the leaves of the state.
       link: whose debiasing weight it is; None if it is none.
-      decay: the decay of that weight.
+      argument: the argument that is the decay of that weight.
       averages: the kind of the slots that it debiases, "gradient" or "square"; empty if that is not known.
+      decay: the decay of that weight; None if that is not known, or varies.
+      of: "figure" for what a wrapper counts or measures, which may start anew; "recipe" for a number of the recipe,
+        which is no state; "update" for one that every update makes anew.
+      also: the roles of what it is too, where there is none of its own.
+      below: from the number of updates so far what it must be less than; None if nothing.
     """
 
     role: Role
     leaves: frozenset[int]
     values: int
     link: Leafwise | None = None
-    decay: str = ""
+    argument: str = ""
     averages: str = ""
+    decay: float | None = None
+    of: Literal["state", "figure", "recipe", "update"] = "state"
+    also: tuple[str, ...] = ()
+    below: Callable[[int], int] | None = None
 
     @property
-    def decay_value(self) -> Any:
-        """The decay whose weight it is, as it was given; None if it is none."""
-        return None if self.link is None else self.link.hyperparams[self.decay]
+    def is_of_average(self) -> bool:
+        """Whether it is the weight of an average, and not of what only looks ahead with another decay."""
+        if self.link is None:
+            return False
+        slots = self.link.kind.slots.values()
+        return self.link.rule.corrects is not None or any(slot.decay == self.argument for slot in slots)
 
 
 Part = OfLeaf | OfMany

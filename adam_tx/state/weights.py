@@ -7,30 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-
-from adam_tx._core.leafwise import Leafwise
 
 _AT_ONCE = 2**20  # values of a schedule
 
 
-def after(link: Leafwise, decay: str, count: int, dtype: Any) -> np.ndarray[Any, Any]:
-    """1 - Π decay over the first `count` updates, as the two numbers that a state keeps.
-
-    Raises:
-      ValueError: a decay that is not known outside a compiled program.
-    """
-    if isinstance(link.hyperparams[decay], Tracer):
-        raise ValueError(f"{decay} of {link.name} is injected, so it cannot be computed from the count.")
-    step: Any = link.hyperparams_at(jnp.zeros((), jnp.int32))[decay].step
-    if callable(link.hyperparams[decay]) and not isinstance(link.hyperparams[decay], jax.Array):
-        steps = jax.jit(jax.vmap(lambda n: link.hyperparams_at(n)[decay].step))
-        parts = (jnp.arange(k, min(k + _AT_ONCE, count), dtype=jnp.int32) for k in range(0, count, _AT_ONCE))
-        with np.errstate(divide="ignore"):
+def after(decay: Any, count: int, dtype: Any) -> np.ndarray[Any, Any]:
+    """1 - Π decay over the first `count` updates, as the two numbers that a state keeps; of a number or a schedule."""
+    with np.errstate(divide="ignore"):
+        if callable(decay):
+            steps = jax.jit(jax.vmap(lambda n: 1.0 - jnp.asarray(decay(n))))
+            parts = (jnp.arange(k, min(k + _AT_ONCE, count), dtype=jnp.int32) for k in range(0, count, _AT_ONCE))
             total = sum((np.sum(np.log1p(-np.asarray(steps(part), np.longdouble))) for part in parts), np.longdouble(0))
-    else:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            total = np.longdouble(count) * np.log1p(-np.longdouble(float(step))) if count else np.longdouble(0)
+        else:
+            total = np.longdouble(count) * np.log(np.longdouble(decay)) if count else np.longdouble(0)
     return pair(np.asarray([-np.expm1(total), 0.0]), dtype)
 
 

@@ -1,0 +1,37 @@
+"""`Choice`: what of a state may start fresh, and what of a dict may be left over."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from adam_tx._core.paths import Pattern
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What may be started fresh, and what may be dropped.
+
+    Attributes:
+      fresh: a pattern of what starts as `init` starts it, whatever came.
+      drop: a pattern of what may be left over.
+      recipe: whether the recipe is another, so that what is simply missing starts fresh, and what is left over is
+        dropped; only what looks alike and is another quantity needs to be named.
+    """
+
+    fresh: str = ""
+    drop: str = ""
+    recipe: bool = False
+
+    def starts(self, key: str) -> bool:
+        """Whether this starts fresh, whatever came."""
+        return _names(self.fresh, key)
+
+    def drops(self, key: str) -> bool:
+        """Whether this may be left over."""
+        return self.recipe or _names(self.drop, key)
+
+
+def _names(pattern: str, key: str) -> bool:
+    """Whether a pattern means this key, or its role."""
+    matches = Pattern(pattern or "!*").matches
+    return matches(key, ()) or matches(key.partition("/")[0], ())

@@ -1,0 +1,61 @@
+"""Why a quantity that looks like another does not follow from it, or does not fit in its place."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from adam_tx.state.export import NARROW
+from adam_tx.state.roles import Role
+
+Array = np.ndarray[Any, Any]
+
+
+def misfit(value: Array, like: Any, *, coded: bool = False) -> str:
+    """Why a value cannot take the place of another, if it cannot."""
+    if value.shape != like.shape:
+        return f"has shape {value.shape}, but the state has {like.shape}"
+    kind = "f" if coded or like.dtype in NARROW else like.dtype.kind
+    if value.dtype.kind == "c" and kind != "c":
+        return f"is complex, but the state is {like.dtype}"
+    if kind in "fc" and not coded and np.any(np.isfinite(value) & ~np.isfinite(_narrowed(value, like.dtype))):
+        return f"has numbers that are too large for the state's {like.dtype}"
+    if kind in "iub" and not np.array_equal(value, value.astype(like.dtype)):
+        return f"is {value.dtype}, whose values the state's {like.dtype} does not have"
+    return ""
+
+
+def _narrowed(value: Array, dtype: Any) -> Array:
+    with np.errstate(over="ignore"):
+        return value.astype(dtype).astype(value.dtype if dtype not in NARROW else np.float32)
+
+
+def without_steps(role: str) -> str:
+    """The role, had there been no learning rate before."""
+    return re.sub(r"(_of)?_steps$", "", role)
+
+
+def why_not(role: Role, had: str) -> str:
+    """Why one cannot be made of the other."""
+    words = {*role.of, *had.partition("_of_")[2].split("_")}
+    if had == str(role):
+        return "it is of gradients that were multiplied by another constant, which is not known"
+    for word, reason in _REASONS.items():
+        if words & set(word.split("|")) and (word != "steps" or without_steps(had) == without_steps(str(role))):
+            return reason
+    return "they are averages of different things"
+
+
+_REASONS = {
+    "bits": "it is of another number of bits",
+    "sums": "one is of sums over blocks",
+    "debiased": "one is the maximum of v, the other of v debiased, and neither follows from the other",
+    "stored|stored_eps|eps": "in one of them epsilon was added before the maximum, and cannot be taken out",
+    "steps": "the learning rate is inside one of them, and it varied, or its value is not known",
+    "basis": "one is in another basis",
+    "blocks": "one stands for blocks of the other",
+    "scaled": "one is of updates that were divided by their size before",
+    "changed": "one is of what another link made of the gradient",
+}
