@@ -244,6 +244,7 @@ def _counts(iteration: np.ndarray[Any, Any], config: Mapping[str, Any], guarded:
     counts: dict[str, Any] = {"count": count}
     if every > 1:
         counts |= {"MultiSteps.mini_step": within, "MultiSteps.gradient_step": count}
+        counts["MultiSteps.acc_grads.rate"] = np.maximum(within, 1)  # Keras adds gradients up, and takes no mean
     if guarded or (every > 1 and (config["use_ema"] or config["loss_scale_factor"] is not None)):
         counts["steps"] = np.asarray(iteration, np.int32)
     return counts
@@ -271,6 +272,8 @@ def _written(
     used.add(key)
     value = np.asarray(_needed(what, exported, key))
     rate, wanted = of_parameter(exported, f"{place.role}.rate", place.path), _rate(place, config)
+    if place.role == "MultiSteps.acc_grads":
+        wanted = max(1.0, float(_needed(what, exported, "MultiSteps.mini_step")))
     fades = place.role.endswith("_steps")
     by = factor(place.role, 1.0 if rate is None else float(rate), wanted, fades=fades)
     if by is None:

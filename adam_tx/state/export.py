@@ -109,7 +109,9 @@ def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
 def _decays(parts: list[Part], walk: Walk) -> dict[str, Any]:
     """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
     averages = [part for part in parts if isinstance(part, OfLeaf) and part.averages and part.decay is not None]
-    weighed = {(part.averages, leaf) for part in parts if isinstance(part, OfMany) and part.link for leaf in part.leaves}
+    weighed = {
+        (part.averages, leaf) for part in parts if isinstance(part, OfMany) and part.link for leaf in part.leaves
+    }
     numbered = {str(part.role) for part in averages if NUMBERED.search(str(part.role))}
     numbered |= {NUMBERED.sub("", role) for role in numbered}
     decays: dict[str, dict[str, Any]] = {}

@@ -35,7 +35,9 @@ def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
     elif maker not in _OF_OTHER_TREES and (taken := _taken_apart(reader, tx, maker, found, state)) is not None:
         own, members = taken
         for name, tree in own.items():
-            yield from _own(reader, maker, name, found, tree, state, place)
+            field = f"{maker}.{name}" if name else maker
+            for part in _field(reader, maker, name, found, tree, place):
+                yield _of_wrapper(reader, field, found, state, part)
         emitted = list[Seen]()
         for key, member, part in members:
             chosen = inside.chosen(tx, key, reader.walk)
@@ -50,6 +52,9 @@ def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
             return
     elif inside.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
         raise of_another(maker, state)
+    elif maker in RECIPES:
+        for name, tree in state._asdict().items():
+            yield from _field(reader, maker, name, found, tree, place)
     else:
         yield from reader.unknown(maker, state, place)
     reader.emitted = after_optax(maker, found, place.updates, keeps=keeps)
@@ -120,29 +125,32 @@ def _taken_apart(reader: Reader, tx: Any, maker: str, found: Mapping[str, Any], 
     return None if taken is None else (state._replace(inner_state=None)._asdict() | {"inner_state": ()}, taken[1])
 
 
-def _own(
-    reader: Reader, maker: str, name: str, found: Mapping[str, Any], tree: Any, state: Any, place: Place
-) -> Iterator[Part]:
-    """A field of a wrapper's own."""
+def _field(reader: Reader, maker: str, name: str, found: Mapping[str, Any], tree: Any, place: Place) -> Iterator[Part]:
+    """A field of which no more is known than whether it has numbers of the recipe."""
     role = f"{maker}.{name}" if name else maker
-    if RECIPES.get(maker) == name:
-        for path, node in jax.tree_util.tree_leaves_with_path(tree):
-            key = jax.tree_util.keystr(path, simple=True, separator=".")
-            of = "update" if key in found.get("sched_hps", ()) else "recipe"
-            yield OfMany(Role(f"{role}.{key}" if key else role), place.leaves, node.number, of=of)
+    if RECIPES.get(maker) != name:
+        yield from reader.unknown(role, tree, place)
         return
-    for part in reader.unknown(role, tree, place):
-        if isinstance(part, OfMany):
-            counts = not role.endswith("_states") or str(part.role).endswith(".count")
-            part = part._replace(of="figure", also=COUNTS.get(role, ()) if counts else ())
-            if role == "MultiSteps.mini_step":
-                part = part._replace(below=functools.partial(_every, found))
-        elif role == "MultiSteps.acc_grads":
-            number = _now(reader, state.mini_step)
-            means = found.get("use_grad_mean", True)
-            rate = 1.0 if means else max(1.0, number)
-            part = part._replace(role=part.role._replace(rate=rate), gathers="mean" if means else "sum")
-        yield part
+    for path, node in jax.tree_util.tree_leaves_with_path(tree):
+        key = jax.tree_util.keystr(path, simple=True, separator=".")
+        of = "update" if key in found.get("sched_hps", ()) else "recipe"
+        yield OfMany(Role(f"{role}.{key}" if key else role), place.leaves, node.number, of=of)
+
+
+def _of_wrapper(reader: Reader, field: str, found: Mapping[str, Any], state: Any, part: Part) -> Part:
+    """A part of a field of a wrapper, with what is known of that."""
+    if isinstance(part, OfLeaf):
+        if field != "MultiSteps.acc_grads":
+            return part
+        means = found.get("use_grad_mean", True)
+        rate = 1.0 if means else max(1.0, _now(reader, state.mini_step))
+        return part._replace(role=part.role._replace(rate=rate), gathers="mean" if means else "sum")
+    if part.of != "state":
+        return part
+    # of the state of a schedule only its count is known
+    counts = field in COUNTS and (not field.endswith("_states") or str(part.role).endswith(".count"))
+    part = part._replace(of="figure", also=COUNTS[field] if counts else ())
+    return part._replace(below=functools.partial(_every, found)) if field == "MultiSteps.mini_step" else part
 
 
 def _now(reader: Reader, node: Any) -> float:

@@ -88,7 +88,7 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     for part in parts:
         if isinstance(part, OfMany):
             shared.take(part)
-    shared.correct()
+    shared.finish()
     new = reading.finished()
     return treedef.unflatten([_placed(now, old) for now, old in zip(new, leaves, strict=True)]), reading
 

@@ -141,7 +141,7 @@ def after_optax(maker: str, found: Mapping[str, Any], updates: Seen, *, keeps: b
         return updates.step(rate) if rate < 0 and not math.isclose(rate, -1.0) else updates.times(float(rate))
     if maker in ("reduce_on_plateau", "scale_by_polyak"):
         return updates.step(math.inf)
-    if maker in OPTAX:
+    if maker in OPTAX and maker not in _KEEPS:
         divides = any(kept.role.startswith(("nu", "sum")) or kept.divides for kept in OPTAX[maker].values())
         return updates.marked("scaled" if divides else "changed")
     # of one that keeps something it is not known what it makes of the gradient
@@ -222,6 +222,8 @@ OPTAX: Mapping[str, Mapping[str, Kept]] = {
     "scale_by_factored_rms": {"v_row": Kept("nu_row"), "v_col": Kept("nu_col"), "v": Kept("nu")},
     "trace": {"trace": Kept("trace")},
     "ema": {"ema": _mu("decay", "debias")},
+    "scale_by_schedule": {},
+    "add_decayed_weights": {},
 }
 """What Optax's transformations keep, by the function that makes them; several share the type of their state."""
 RECIPES: Mapping[str, str] = {

@@ -17,7 +17,7 @@ from adam_tx.state.account import Account
 from adam_tx.state.choice import Choice
 from adam_tx.state.export import ABOUT, NARROW, NUMBERED, RAW, decoded, key_of, of_parameter, raw_keys
 from adam_tx.state.lookalikes import Array, misfit, why_not, without_steps
-from adam_tx.state.naming import RECIPES
+from adam_tx.state.naming import COUNTS, RECIPES
 from adam_tx.state.roles import OfLeaf, Role
 
 
@@ -36,6 +36,7 @@ class Reading:
       started: of each kind of average and parameter the role of what starts fresh.
       young: by role the parameters of which it starts fresh, though its start may be over by the count.
       missing: the roles of what starts fresh though nobody asked for it, but for bases.
+      figures: what counts or measures in the new state; of others' figures of the same name none is left over.
     """
 
     def __init__(self, walk: Walk, exported: Mapping[str, Any], choice: Choice, leaves: Sequence[Any]) -> None:
@@ -47,6 +48,7 @@ class Reading:
         self.started: dict[tuple[str, int], str] = {}
         self.young: dict[str, list[int]] = {}
         self.missing: dict[str, None] = {}
+        self.figures: set[str] = set()
         self._unused = {key: None for key in exported if not role_of(key).endswith(ABOUT)}
         self._in_basis: dict[int, list[str]] = {}
         self._bases: dict[int, list[str]] = {}
@@ -198,6 +200,10 @@ class Reading:
         for key in keys:
             self._unused.pop(key, None)
 
+    def is_left(self, key: str) -> bool:
+        """Whether there is such an entry, which was not used so far."""
+        return key in self._unused
+
     def _start(self, part: OfLeaf, key: str) -> None:
         self.account.start(key)
         self.started.setdefault((part.averages, part.leaf), str(part.role))
@@ -216,7 +222,7 @@ class Reading:
         for key in self._unused:
             if self.choice.drops(key) and RAW.search(key):
                 continue  # its value is told of
-            if self.choice.drops(key) or key.startswith(_RECIPES):
+            if self.choice.drops(key) or key.startswith(_NO_STATE) or key.partition(".")[0] in self.figures:
                 self.account.drop(key)
             else:
                 self.wrong.append(f"{key} is left over")
@@ -230,8 +236,8 @@ class Reading:
         return self.new
 
 
-_RECIPES = tuple(f"{maker}.{field}" for maker, field in RECIPES.items())
-"""How the keys of a recipe's own numbers begin, which are no state, and so are never left over."""
+_NO_STATE = (*(f"{maker}.{field}" for maker, field in RECIPES.items()), *COUNTS)
+"""How the keys of a recipe's own numbers begin, and those of second counts, which are never left over."""
 
 
 def role_of(key: str) -> str:

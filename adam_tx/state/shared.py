@@ -34,6 +34,7 @@ class Shared:
         names = dict.fromkeys((*keys_of_count(name), *part.also))
         found = {path: key for path in paths if (key := self._key(names, path)) is not None}
         reading.use(*found.values())
+        reading.figures |= {name.partition(".")[0]} if part.of == "figure" else set()
         if part.of in ("recipe", "update"):
             self._tell_recipe(part, name)
         elif reading.choice.starts(name) or (part.link is not None and part.leaves and not self._has_average(part)):
@@ -69,8 +70,7 @@ class Shared:
     def _make(self, part: OfMany, name: str) -> None:
         """What is missing: a weight from the count, or as `init` starts it where that is allowed."""
         reading = self._reading
-        counted = all(self._key(("count",), path) is not None for path in self._paths(part))
-        if part.link is not None and counted:
+        if part.link is not None and (not reading.choice.recipe or self._has_average(part)):
             self._weigh(part, name)
         elif reading.choice.recipe or part.of == "figure":
             reading.account.start(name)
@@ -84,15 +84,18 @@ class Shared:
             path, source = reading.walk.paths[leaf], self._source(part, leaf)
             if source is None and part.is_of_average:
                 continue  # it starts fresh
-            count = reading.number(self._key(("count",), path) or "")
-            if count is None:
+            counted = self._key(("count",), path)
+            if counted is None:
+                reading.wrong.append(f"{name} and count are missing{_uncounted(role_of(source or name))}")
+                return
+            if (count := reading.number(counted)) is None:
                 return
             decay = reading.decay_of(role_of(source), path) if source and part.is_of_average else self._own(part)
             if decay is None and count:
                 role = role_of(source or "") or part.argument
                 reading.wrong.append(f"{name} is missing{_asked(role)}")
                 return
-            values[path] = weights.after(0.0 if decay is None else decay, int(count), reading.old[part.values].dtype)
+            values[path] = weights.of_decay(decay, int(count)) if count else np.zeros(2)
         if values:
             self._share(part, values, reading.account.compute)
 
@@ -171,7 +174,17 @@ class Shared:
                     "Start count fresh too, where that matters."
                 )
 
-    def correct(self) -> None:
+    def finish(self) -> None:
+        """What can only be said once all counts are there."""
+        self._correct()
+        gathered = "MultiSteps.mini_step"
+        steps = self._reading.exported.get(gathered, 0)
+        if self._reading.is_left(gathered) and np.any(steps):
+            self._reading.account.note(
+                f"note: the gradients of {steps} steps, which were gathered for the next update, are lost."
+            )
+
+    def _correct(self) -> None:
         """Make averages that are corrected by a count and a decay of now what they are once corrected.
 
         With another decay than that which made them, or another weight, Optax would correct them by a wrong factor.
@@ -196,20 +209,22 @@ class Shared:
         if weight is not None:
             reading.use(weight)
             reading.account.compute(role_of(weight))
-        count = int(reading.new[part.corrected_by or 0])
+        count, counted = int(reading.new[part.corrected_by or 0]), self._key(("count",), path)
+        if counted is None or (not count and np.any(reading.exported[counted])):
+            missing = "is not there" if counted is None else "starts fresh"
+            reading.wrong.append(f"{source} is corrected by a count that {missing}{_uncounted(role_of(source))}")
+            return 1.0
         if not count or part.decay is None:
             return 1.0
         decay = reading.decay_of(role_of(source), path)
         if decay is None and weight is None:
             reading.wrong.append(f"{source} cannot be corrected by the count{_asked(role_of(source))}")
             return 1.0
-        kept = weights.after(decay, self._count(path, count), np.float64) if decay is not None else reading.number(weight)
+        kept = (
+            reading.number(weight or "") if decay is None else weights.of_decay(decay, int(reading.exported[counted]))
+        )
         had, wanted = float(np.sum(kept)), 1.0 - part.decay**count
         return wanted / had if had > 0 and abs(wanted - had) > _ROUNDING * wanted else 1.0
-
-    def _count(self, path: str, count: int) -> int:
-        key = self._key(("count",), path)
-        return count if key is None else int(self._reading.exported[key])
 
     def _weight_key(self, part: OfLeaf, source: str, path: str) -> str | None:
         numbered = role_of(source).partition("_of_")[0].rpartition("_")[2]
@@ -217,9 +232,17 @@ class Shared:
         return self._key((f"{name}_{numbered}" if numbered.isdigit() else name,), path)
 
 
+def _uncounted(role: str) -> str:
+    """What to do where it is not known how many updates an average was made of."""
+    return (
+        f", so it is not known how much of its start from zero is left in {role}: start it fresh, too, fresh='{role}', "
+        "or give the number of updates to import_state, as in exported['count'] = 1000"
+    )
+
+
 def _asked(role: str) -> str:
     """What to do where it is not known by which decay something was averaged."""
     return (
-        f", and it is not known by which decay {role} was averaged: give it beside it, as in "
+        f", and it is not known by which decay {role} was averaged: give that to import_state, as in "
         f"exported['{role}.decay'] = 0.999, a number or a schedule"
     )
