@@ -15,7 +15,7 @@ import optax
 from adam_tx import inside
 from adam_tx._core import introspect
 from adam_tx._core.trees import is_absent
-from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, Seen, after_optax
+from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, Seen, after_optax, after_unknown
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
     keeps = bool(jax.tree.leaves(state))
     if not inside.is_optax(tx):
         yield from reader.unknown(maker, state, place)
-        reader.emitted = place.updates.marked("changed") if keeps else place.updates
+        reader.emitted = after_unknown(maker, place.updates, keeps=keeps)
         return
     if maker in OPTAX:
         yield from _known(reader, maker, found, state, place)

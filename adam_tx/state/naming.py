@@ -53,10 +53,11 @@ class Seen:
     def role(self, declared: str) -> Role:
         """The role of what is kept of it, from what is declared."""
         base, _, of = declared.partition("_of_")
-        marks = [word for word in ("changed", "basis", "scaled", "steps") if word in self.words]
+        marks = [*sorted(self.words.difference(_MARKS)), *(word for word in _MARKS if word in self.words)]
         return Role(base, (*([of] if of else []), *marks), self.rate)
 
 
+_MARKS = ("changed", "basis", "scaled", "steps")
 GRADIENT = Seen()
 """The gradient itself."""
 
@@ -144,8 +145,17 @@ def after_optax(maker: str, found: Mapping[str, Any], updates: Seen, *, keeps: b
     if maker in OPTAX and maker not in _KEEPS:
         divides = any(kept.role.startswith(("nu", "sum")) or kept.divides for kept in OPTAX[maker].values())
         return updates.marked("scaled" if divides else "changed")
-    # of one that keeps something it is not known what it makes of the gradient
-    return updates.marked("changed") if maker in _OTHER_DIRECTION or (keeps and maker not in _KEEPS) else updates
+    if maker in _OTHER_DIRECTION:
+        return updates.marked("changed")
+    return updates if maker in _KEEPS else after_unknown(maker, updates, keeps=keeps)
+
+
+def after_unknown(maker: str, updates: Seen, *, keeps: bool) -> Seen:
+    """What a transformation makes of updates of which only that is known whether it keeps something.
+
+    If it does, it may make anything of them, so it leaves a mark of its own.
+    """
+    return updates.marked(maker.replace("_of_", "_")) if keeps else updates
 
 
 _OTHER_DIRECTION = {
