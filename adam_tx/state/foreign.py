@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.core import Tracer
 
 from adam_tx import inside
 from adam_tx._core import introspect
@@ -155,7 +155,7 @@ def _of_wrapper(reader: Reader, field: str, found: Mapping[str, Any], state: Any
 
 def _now(reader: Reader, node: Any) -> float:
     array = reader.leaves[node.number]
-    return 0.0 if isinstance(array, jax.ShapeDtypeStruct | jax.core.Tracer) else float(array)
+    return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
 
 
 def _every(found: Mapping[str, Any], count: int) -> int:

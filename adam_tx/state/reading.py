@@ -77,7 +77,7 @@ class Reading:
         elif (alike := self._alike(part.role, path)) is not None:
             self.use(alike, *self._raw_of(alike, path))
             self._scale(part, key, alike)
-        elif self.choice.recipe or part.gathers:
+        elif self.choice.recipe or self._gathers_nothing(part, path):
             if not {"basis", "memory"} & set(part.role.base.split(".")):
                 self.missing.setdefault(str(part.role))
             self._start(part, key)
@@ -116,6 +116,10 @@ class Reading:
         else:
             value = np.asarray(blocks.mean(jnp.asarray(value), shape)) if blocked else value
             self._put(part, key, value if by == 1.0 else value * np.asarray(by, value.dtype), source, converted=True)
+
+    def _gathers_nothing(self, part: OfLeaf, path: str) -> bool:
+        """Whether it gathers gradients for an update, but where this comes from nothing does."""
+        return bool(part.gathers) and of_parameter(self.exported, "MultiSteps.mini_step", path) is None
 
     def _gathered(self, part: OfLeaf, path: str, rate: Any) -> float:
         """By what the mean of the gradients is multiplied in what gathers them."""

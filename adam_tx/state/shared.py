@@ -148,8 +148,8 @@ class Shared:
         if value < most:
             return ""
         return (
-            f"is {value}: the gradients of so many steps are gathered, but an update is made of {most}. Go on with the "
-            "old recipe until it has made its update, or give them up: fresh='MultiSteps.mini_step|MultiSteps.acc_grads'"
+            f"is {value}: the gradients of so many steps are gathered, but an update is made of {most}; go on with the "
+            "old recipe until it has made its update, or lose them, fresh='MultiSteps.mini_step|MultiSteps.acc_grads'"
         )
 
     def _note_young(self, part: OfMany, name: str) -> None:
