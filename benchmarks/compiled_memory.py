@@ -1,9 +1,10 @@
 """Memory that a compiled step needs beside its arguments and results, read off its program; nothing is allocated."""
 
+import functools
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,21 @@ class Needs:
     between: int | None
 
 
+@functools.cache
 def ways() -> dict[str, dict[str, Any]]:
-    """Options to compile with."""
-    return {"default": {}} | ({"saving": SAVING} if jax.default_backend() == "cpu" else {})
+    """Options to compile with, where the compiler knows them."""
+    return {"default": {}} | ({"saving": SAVING} if jax.default_backend() == "cpu" and knows(SAVING) else {})
+
+
+def knows(options: Mapping[str, Any]) -> bool:
+    """Whether this version of XLA has all of these options."""
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 def lower_step(contender: Contender, shapes: Sequence[tuple[int, ...]]) -> Any:

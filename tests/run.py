@@ -12,13 +12,16 @@ import numpy as np
 import optax
 import pytest
 
+JAXLIB = jaxlib.version.__version_info__
+"""The version of XLA's compiler, on which it depends what a program costs."""
+
 # Compiling is what takes the time. LLVM optimises nothing, and of XLA's two emitters of loops, where there are two, the
 # older is faster. The operations, which are chosen before, are the same; `usual_compiler` gives back what users have.
 # XLA ends the process when it is given a flag that it does not know, so each version is given its own alone.
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 AS_FOR_USERS = {"xla_backend_optimization_level": 3}
 """Compiler options that undo `FLAGS`, for tests of the last bit."""
-if jaxlib.version.__version_info__ < (0, 11, 2):
+if JAXLIB < (0, 11, 2):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
     AS_FOR_USERS["xla_cpu_use_fusion_emitters"] = True
 AS_WRITTEN = {"xla_disable_hlo_passes": "fusion"}

@@ -89,7 +89,7 @@ def test_the_paths_in_a_checkpoint_are_names(name, checkpointer):
 
 @each_case
 def test_a_checkpoint_of_one_device_is_restored_onto_eight(name, checkpointer):
-    mesh = jax.make_mesh((8,), ("rows",))
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(jax.sharding.AxisType.Explicit,))
     places = {"kernel": NamedSharding(mesh, PartitionSpec("rows", None)), "bias": NamedSharding(mesh, PartitionSpec())}
     with jax.set_mesh(mesh):
         params = jax.device_put(golden.parameters(golden.CASES[name]), places)

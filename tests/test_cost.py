@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+import run
 from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from cost import compiled_cost, jitted_step, per_leaf
 from fixed_cost import fixed, nested
@@ -74,8 +75,10 @@ def test_a_state_has_hardly_more_leaves_than_optaxs(name):
 @pytest.mark.parametrize("name", ["lamb", "novograd", "adafactor"])
 def test_a_step_of_matrices_costs_no_more_than_with_optax_where_a_whole_tensor_counts(name):
     ours, theirs = (compiled_cost(tx, [(256, 256)] * 2) for tx in pair(name))
-    assert ours.fusions <= theirs.fusions
-    assert ours.bytes_accessed <= theirs.bytes_accessed
+    # before jaxlib 0.10 the square of Adafactor's update is written before it is summed up, and read: 8 bytes an element
+    squares = 2 if run.JAXLIB < (0, 10) and name == "adafactor" else 0
+    assert ours.fusions <= theirs.fusions + squares
+    assert ours.bytes_accessed <= theirs.bytes_accessed + squares * 8 * 256 * 256
 
 
 @pytest.mark.parametrize("shapes", [[(2**25,)], [(4096,)] * 20], ids=["1 leaf of 32M", "20 leaves of 4K"])

@@ -165,8 +165,8 @@ def test_every_optimizer_trains_an_equinox_module_as_in_a_plain_loop(plain, stan
     assert_as_plain({name: {"kernel": m.kernel, "bias": m.bias} for name, m in models.items()}, plain)
 
 
-def test_every_optimizer_runs_under_the_explicit_mesh_that_jax_makes_by_default():
-    mesh = jax.make_mesh((4, 2), ("rows", "columns"))
+def test_every_optimizer_runs_under_an_explicit_mesh():
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     params = {"w": np.linspace(-1, 1, 48, dtype=np.float32).reshape(8, 6), "b": np.ones(8, np.float32)}
     specs = {"w": P("rows", "columns"), "b": P("rows")}
 

@@ -107,8 +107,15 @@ def test_what_is_measured_can_be_printed_and_written(measured, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["contenders"][memory.BASELINE]["shares"]["default"] > 0
 
 
+def test_a_compiler_is_given_only_options_that_it_knows():
+    assert compiled_memory.knows({"xla_cpu_copy_insertion_use_region_analysis": True})
+    assert not compiled_memory.knows({"xla_of_tomorrow": True})
+    assert all(map(compiled_memory.knows, memory.ways().values()))
+
+
 def test_checksums_are_taken_only_to_compare_two_ways_of_compiling(measured, attempt, monkeypatch):
-    assert set(measured.contenders[memory.BASELINE].digests) == set(memory.ways())
+    several = set(memory.ways()) if len(memory.ways()) > 1 else set()
+    assert set(measured.contenders[memory.BASELINE].digests) == several
     monkeypatch.setattr(compiled_memory, "ways", lambda: {"default": {}})
     assert memory.measure(PROBLEM, 1, BASELINE, attempt).contenders[memory.BASELINE].digests == {}
 

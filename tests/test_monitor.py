@@ -365,7 +365,7 @@ def test_derivatives_are_those_without_a_monitor(usual_compiler):
 
 
 def test_a_monitor_works_on_an_explicit_mesh():
-    mesh = jax.make_mesh((8,), ("m",))
+    mesh = jax.make_mesh((8,), ("m",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "m"))
     params = {"w": jax.device_put(parameters()["w"][:, :24], sharding), "bias": parameters()["bias"]}
     state, seen = after(adam_tx.monitor(adam_tx.adam(RATE)), 2, params)

@@ -266,7 +266,7 @@ def test_sharded_parameters_give_the_bits_of_one_device(storage, shape, spec):
 
 
 def test_a_small_state_trains_under_an_explicit_mesh():
-    mesh = jax.make_mesh((2, 4), ("y", "x"))
+    mesh = jax.make_mesh((2, 4), ("y", "x"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     place = NamedSharding(mesh, PartitionSpec("y", "x"))
     storage = EightBit(block=32, min_size=1)
     tx = adam_tx.chain(adam_tx.adamw(1e-3, mu_dtype=storage, nu_dtype=storage), adam_tx.master_weights())

@@ -76,8 +76,8 @@ def state_sharding(
     >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
     >>> kernel = jax.ShapeDtypeStruct((256, 256), "float32")
     >>> places = state_sharding(adam_tx.adam(1e-3), kernel, zero1="data", mesh=mesh)
-    >>> places["scale_by_rms"].nu.spec, places["count"].spec
-    (P('data',), P())
+    >>> places["scale_by_rms"].nu.shard_shape(kernel.shape), places["count"].is_fully_replicated
+    ((32, 256), True)
     """
     walk = Walk.of_params(params)
     layout = Layout(walk, specs, mesh)
