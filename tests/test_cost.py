@@ -75,7 +75,7 @@ def test_a_state_has_hardly_more_leaves_than_optaxs(name):
 @pytest.mark.parametrize("name", ["lamb", "novograd", "adafactor"])
 def test_a_step_of_matrices_costs_no_more_than_with_optax_where_a_whole_tensor_counts(name):
     ours, theirs = (compiled_cost(tx, [(256, 256)] * 2) for tx in pair(name))
-    # before jaxlib 0.10 the square of Adafactor's update is written before it is summed up, and read: 8 bytes an element
+    # before jaxlib 0.10 the square of Adafactor's update is written before it is summed up: 8 bytes to and fro
     squares = 2 if run.JAXLIB < (0, 10) and name == "adafactor" else 0
     assert ours.fusions <= theirs.fusions + squares
     assert ours.bytes_accessed <= theirs.bytes_accessed + squares * 8 * 256 * 256

@@ -162,7 +162,7 @@ def keras_fit():
 def test_the_history_is_that_of_keras_fit(run, keras_fit):
     ours, theirs = run.histories["keras"], keras_fit
     assert np.abs(np.diff(ours.loss)).min() > 1e-3  # so that a history shifted by a step would not pass
-    # either loss is a sum of twenty float32 terms of order one; Keras's first steps, and what they gain, are 6.5e-6 less
+    # either loss is a sum of twenty float32 terms of order one; Keras's first steps, and their gain, are 6.5e-6 short
     fallen = ours.loss[0] - ours.loss[EPOCHS]
     np.testing.assert_allclose(ours.loss[:EPOCHS], theirs["loss"], rtol=0, atol=2 * 20 * 2.0**-24 + 6.5e-6 * fallen)
     np.testing.assert_allclose(ours.accuracy[:EPOCHS], theirs["accuracy"], rtol=1e-6)
