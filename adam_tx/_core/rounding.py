@@ -14,6 +14,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from adam_tx._core import sharding
@@ -27,12 +28,20 @@ def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
       leaf: the number of the leaf in its tree.
       what: the array, such as "scale_by_rms.nu".
     """
-    place = jnp.uint32((zlib.crc32(what.encode()) + leaf * 0x9E3779B9) % 2**32)
+    place = (zlib.crc32(what.encode()) + leaf * 0x9E3779B9) % 2**32
+    return _seed(count, np.array([place, 0], np.uint32))
+
+
+@jax.jit
+def _seed(count: jax.Array, place: jax.Array) -> jax.Array:
+    # XLA writes a single constant into the kernel, and every leaf would then have a kernel of its own to compile. A
+    # constant of two numbers behind a barrier is an argument of the kernel, which leaves of equal shape share.
+    place = lax.optimization_barrier(place)[0]
     return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
-# one dispatch where nothing is compiled, and no call where something is; only `like` says on which devices
-@functools.partial(jax.jit, inline=True, keep_unused=True)
+# jitted: traced once a shape, and one dispatch where nothing is compiled; only `like` says on which devices
+@functools.partial(jax.jit, keep_unused=True)
 def bits(like: jax.Array, seed: jax.Array) -> jax.Array:
     """32 random bits for every element of an array, uint32, from its place in the whole array."""
     place, stride = jnp.zeros((), jnp.uint32), 1

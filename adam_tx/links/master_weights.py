@@ -321,7 +321,7 @@ _STATES = tuple(states.state_type("master_weights", fields) for fields in (("res
 # from the rounded half it fits into a signed integer of half the size.
 
 
-@functools.partial(jax.jit, static_argnames="dtype", inline=True)
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once a shape
 def _split(whole: jax.Array, dtype: Any, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """The bits of the bfloat16, as those of a float32, and the residual as an integer of this dtype."""
     bits, dropped = _bits(whole), 0 if dtype == jnp.int16 else 8
@@ -336,7 +336,7 @@ def _split(whole: jax.Array, dtype: Any, noise: jax.Array | None) -> tuple[jax.A
     return upper, jnp.where(finite, jnp.where(far, most, rest), 0).astype(dtype)
 
 
-@functools.partial(jax.jit, inline=True)
+@jax.jit
 def _join(upper: jax.Array, residual: jax.Array) -> jax.Array:
     """The whole weight, from the bits of the bfloat16, as those of a float32, and the residual."""
     shift = 0 if residual.dtype == jnp.int16 else 8

@@ -63,6 +63,7 @@ class StochasticBFloat16(Storage):
 
 
 @jax.custom_jvp
+@jax.jit  # traced once a shape
 def stochastic_bfloat16(x: jax.Array, noise: jax.Array) -> jax.Array:
     """The number as bfloat16, rounded up or down by 16 of the random bits."""
     x = x.astype(jnp.float32)

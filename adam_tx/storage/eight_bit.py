@@ -142,8 +142,8 @@ class EightBit(Storage):
         return stored.values != (_NAN_SIZE if stored.values.dtype == jnp.uint8 else _NAN_SIGNED)
 
 
-# jitted: one dispatch where nothing is compiled, and no call where something is
-_each = functools.partial(jax.jit, static_argnames="block", inline=True)
+# jitted: traced once a shape, and one dispatch where nothing is compiled
+_each = functools.partial(jax.jit, static_argnames="block")
 
 
 # Sizes: codes from _EDGE on stand for floats with four bits of mantissa, 160 up to the block's largest; those below for
