@@ -29,7 +29,7 @@ def total(leaf: jax.Array, shape: Shape) -> jax.Array:
 
 def mean(leaf: jax.Array, shape: Shape) -> jax.Array:
     """The mean over each block; zero for one without elements."""
-    return total(leaf, shape) / max(leaf.size // max(math.prod(shape), 1), 1)
+    return total(leaf, shape) / float(max(leaf.size // max(math.prod(shape), 1), 1))  # JAX takes no int beyond int32
 
 
 def expand(blocks: jax.Array, shape: Shape) -> jax.Array:

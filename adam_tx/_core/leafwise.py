@@ -372,7 +372,7 @@ class Leafwise(Declaration):
             slot = values[statistic.over]
             shape = terms.shape if slot is None else slot.shape
             return (blocks.mean if statistic.mean else blocks.total)(terms, shape)
-        return jnp.sum(terms) / (max(terms.size, 1) if statistic.mean else 1)
+        return jnp.sum(terms) / (float(max(terms.size, 1)) if statistic.mean else 1.0)  # JAX takes no int beyond int32
 
     def _numbers(self, now: "_Views", rows: Mapping[int, Any], walk: Walk, state: State) -> dict[str, Any]:
         """Statistics over the tree, and the new numbers of the state that follow from them."""

@@ -81,7 +81,7 @@ class Surprise(Chain):
             g, real = walk.grad[i], real_dtype(walk.dtypes[i])
             v = blocks.expand(cast(column[i], real), g.shape) / cast(total, real)
             size = root_and_divide_clamped(jnp.abs(g), v, scalar(eps, v))
-            surprise = root(jnp.sum(square(size)) / max(size.size, 1))
+            surprise = root(jnp.sum(square(size)) / float(max(size.size, 1)))
             slowed = 1.0 / jnp.maximum(surprise / scalar(threshold, surprise), 1.0)
             emitted[i] = emitted[i] * scalar(slowed, emitted[i])
         return emitted, new
