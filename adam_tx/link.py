@@ -14,7 +14,6 @@ knows what it is. Adam's second link shows all there is to a declaration::
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, overload
@@ -182,9 +181,7 @@ def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
             made: Any = function(*args, **kwargs)
         if declared(made) is None:
             raise TypeError(f"{function.__name__} must return a link, got {made!r}; adam_tx.as_link makes one of it.")
-        declaration = copy.copy(made.declaration)  # what it returned may be in use under its own name
-        declaration.call = Call(make, args, kwargs)
-        return link_of(declaration)
+        return link_of(made.declaration.made_by(Call(make, args, kwargs)))
 
     return hyperparams.readable(make, "Link")
 

@@ -188,6 +188,12 @@ class Declaration:
         new_state = self.with_count(new_state, None if count is None else increment(count))
         return walk.lower(emitted, exact=self.terminal), new_state
 
+    def made_by(self, call: Call) -> Declaration:
+        """The same under another call; this one may be in use under its own."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, call=call)
+        return other
+
     def __reduce__(self) -> Any:
         """A link is pickled as the code that makes it, so closures and what they close over stay behind."""
         return _make_anew, (self.call,)

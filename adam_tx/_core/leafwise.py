@@ -80,8 +80,7 @@ class Leafwise(Declaration):
         if self._is_open():
             corrects = correction.to_correct(averages)
             by_name = {f"b{order}": decay for order, decay in corrects.items()}
-            declaration = self.call.maker(**by_name).declaration
-            declaration.call = self.call
+            declaration = self.call.maker(**by_name).declaration.made_by(self.call)
         return declaration, correction.correct(averages, corrects)
 
     def _is_open(self) -> bool:
