@@ -59,7 +59,7 @@ def _explicit_mesh(x: jax.Array) -> Any:
 
 def share(x: Any) -> tuple[int, ...] | None:
     """The shape of what each device has of an array; None where that is not known."""
+    if isinstance(x, Tracer):  # it has no sharding, and to say so JAX looks through all equations so far
+        x = jax.typeof(x) if _explicit_mesh(x) is not None else None
     placed = getattr(x, "sharding", None)
-    if isinstance(x, Tracer):
-        placed = getattr(jax.typeof(x), "sharding", None) if _explicit_mesh(x) is not None else None
     return None if placed is None else placed.shard_shape(x.shape)

@@ -104,6 +104,7 @@ class Reader:
 
     def __init__(self, walk: Walk, leaves: Sequence[Any]) -> None:
         self.walk, self.leaves, self.emitted = walk, leaves, GRADIENT
+        self._top = _top(walk.given("params"))
         self.nothing: set[int] = set()
         self.varying: set[int] = set()
 
@@ -246,6 +247,8 @@ class Reader:
                 yield from self.unknown(f"{role}.{jax.tree_util.keystr(path, simple=True)}", node, place)
 
     def _like_params(self, tree: Any) -> list[Any] | None:
+        if is_absent(tree) or _top(tree) != self._top:  # asked at once: some states have a small tree a parameter
+            return None
         found = jax.tree.leaves(tree, is_leaf=is_absent)
         if len(found) != len(self.walk) and not any(map(is_absent, found)):
             return None
@@ -260,6 +263,11 @@ class Reader:
         """Whether one array, of at least so many axes, is like the one parameter that is the whole tree."""
         column = self._like_params(array)
         return column is not None and array.shape == jnp.shape(self.walk.leaves[0]) and array.ndim >= least
+
+
+def _top(tree: Any) -> Any:
+    """The container that a tree is, without what is in it."""
+    return jax.tree.structure(tree, is_leaf=lambda node: node is not tree)
 
 
 def _counts_inside(declaration: Any) -> bool:
