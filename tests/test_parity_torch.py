@@ -77,7 +77,7 @@ def test_the_first_float32_update_is_within_4_ulp(record, usual_compiler):
 
 @pytest.mark.parametrize("decoupled_key", [True, False])
 def test_implementation_flags_and_bookkeeping_make_no_difference(decoupled_key):
-    group = RECORDS[0]["group"] | {"fused": True, "foreach": False, "initial_lr": 1.0, "param_names": ["w"]}
+    group = RECORDS[0]["group"] | {"fused": True, "foreach": False, "param_names": ["w"]}
     if not decoupled_key:
         group = {key: value for key, value in group.items() if key != "decoupled_weight_decay"}
     interop.torch.from_param_group(group, "Adam")

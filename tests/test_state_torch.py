@@ -27,6 +27,12 @@ def state_dict_of(record):
     return {"state": {0: slots}, "param_groups": [record["group"]]}
 
 
+def read_of(record, params):
+    """What it kept half way; SGD keeps no step."""
+    read = from_state_dict(state_dict_of(record), params, record["optimizer"], names=[""])
+    return read | {"count": 50} if record["optimizer"] == "SGD" else read
+
+
 @some_and_all
 def test_a_hundred_steps_of_which_torch_made_the_first_fifty_agree_with_torch_to_1e_12(records, x64):
     start, grads = oracles.problem()
@@ -34,8 +40,7 @@ def test_a_hundred_steps_of_which_torch_made_the_first_fifty_agree_with_torch_to
     begun = []
     for record in records:
         tx, params = from_param_group(record["group"], record["optimizer"]), jnp.asarray(record["half"]["params"])
-        read = from_state_dict(state_dict_of(record), params, record["optimizer"], names=[""])
-        begun.append((tx, params, adam_tx.import_state(tx, params, read)))
+        begun.append((tx, params, adam_tx.import_state(tx, params, read_of(record, params))))
     for record, end in zip(records, jax.jit(lambda: ends(begun, half))(), strict=True):
         error = run.relative_error(np.asarray(end[0]), np.array(record["params"]), start)
         assert error <= 1e-12, (record["optimizer"], record["group"], error)
@@ -60,7 +65,7 @@ def test_every_slot_that_torch_kept_comes_back_to_the_last_bit(records, x64):
     for record in records:
         params, given = jnp.asarray(record["half"]["params"]), state_dict_of(record)
         tx, optimizer = from_param_group(record["group"], record["optimizer"]), record["optimizer"]
-        state = adam_tx.import_state(tx, params, from_state_dict(given, params, optimizer, names=[""]))
+        state = adam_tx.import_state(tx, params, read_of(record, params))
         exported = adam_tx.export_state(state, params, tx)
         back = to_state_dict(exported, given, params, optimizer, names=[""])["state"][0]
         assert list(back) == list(given["state"][0]), optimizer
@@ -78,7 +83,9 @@ CASES = {
     "Adamax": FLAGS,
     "RMSprop": FLAGS | {"centered": True, "momentum": 0.9},
     "Adagrad": FLAGS | {"lr_decay": 0.1, "initial_accumulator_value": 0.5},
+    "SGD": FLAGS | {"dampening": 0.5},
 }
+ALWAYS = {"SGD": {"lr": 0.01, "momentum": 0.9}}  # without momentum it keeps nothing
 
 
 def tree(arrays, convert=jnp.asarray):
@@ -105,7 +112,9 @@ def test_fifty_steps_there_fifty_here_and_fifty_there_are_150_there(optimizer, d
 
     def make(setting, params):
         weights = {path: torch.tensor(np.array(value), requires_grad=True) for path, value in params.items()}
-        return weights, getattr(torch.optim, optimizer)(weights.values(), **({"lr": 0.01} | setting))
+        return weights, getattr(torch.optim, optimizer)(
+            weights.values(), **(ALWAYS.get(optimizer, {"lr": 0.01}) | setting)
+        )
 
     def steps(weights, made, some):
         for grad in some:
@@ -127,6 +136,7 @@ def test_fifty_steps_there_fifty_here_and_fifty_there_are_150_there(optimizer, d
                 dicts.append(made.state_dict())
                 tx, params = from_param_group(dicts[-1]["param_groups"][0], optimizer), tree(values(weights))
                 read = from_state_dict(dicts[-1], params, optimizer, **there)
+                read |= {"count": 50} if optimizer == "SGD" else {}
                 begun.append((tx, params, adam_tx.import_state(tx, params, read)))
             middle = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(tree, grads[50:100]))
             after = jax.jit(lambda: ends(begun, middle), compiler_options=run.AS_FOR_USERS)()
@@ -192,26 +202,35 @@ def test_parameters_that_made_different_steps_need_counts_of_their_own_and_go_on
         np.testing.assert_allclose(update, exact, rtol=1e-6)
 
 
-def test_a_parameter_without_a_step_has_zeros_and_a_count_of_zero():
-    given = two_entries(steps=(0, 0))
+def test_a_parameter_without_a_step_has_no_entry_on_either_side():
+    given = two_entries(steps=(4, 0))
     del given["state"][1]
-    given["state"][0]["step"] = np.float32(4)
     read = from_state_dict(given, TWO, axes=flax_axes)
-    assert (int(read["count/b"]), read["mu/b"].tolist()) == (0, [0, 0, 0])
-    back = to_state_dict(read, given, TWO, axes=flax_axes)
-    assert list(back["state"]) == [0]
+    assert sorted(read) == ["count", "mu/a/kernel", "nu/a/kernel", "weight_mu", "weight_nu"]
+    assert list(to_state_dict(read, given, TWO, axes=flax_axes)["state"]) == [0]
+    with pytest.raises(ValueError, match="mu/b is missing"):
+        adam_tx.import_state(adam_tx.adam(1e-3), TWO, read)
+    told = []
+    adam_tx.import_state(adam_tx.adam(1e-3), TWO, read, fresh="*/b", report=told.append)
+    assert "note: mu of b starts from zero, but is debiased by weight_mu like that of older parameters" in told[0]
+    state = two_entries(steps=(4, 3))["state"]
+    with pytest.raises(ValueError, match="needs exp_avg of b, but exported has no mu/b"):
+        to_state_dict(read, given | {"state": state}, TWO, axes=flax_axes)
+    with pytest.raises(ValueError, match="exported has nothing of any parameter"):
+        to_state_dict({"count": 4}, given | {"state": {}}, TWO, axes=flax_axes)
 
 
 def test_eight_bit_states_of_bitsandbytes_are_decoded():
     rng, n = np.random.default_rng(0), 600
     qmap, codes = np.linspace(-1, 1, 256, dtype=np.float32), rng.integers(0, 256, n).astype(np.uint8)
     largest = np.array([1.0, 2.0, 4.0], np.float32)
+    groups = [{"params": [0], "betas": (0.9, 0.999)}]
     quantised = {f"{key}{k}": v for k in (1, 2) for key, v in (("state", codes), ("qmap", qmap), ("absmax", largest))}
-    given = {"state": {0: {"step": 7, "__bnb_optimizer_quant_state__": quantised}}, "param_groups": [{"params": [0]}]}
+    given = {"state": {0: {"step": 7, "__bnb_optimizer_quant_state__": quantised}}, "param_groups": groups}
     read = from_state_dict(given, np.zeros(n, np.float32), names=[""])
     np.testing.assert_array_equal(read["mu"], qmap[codes] * np.repeat(largest, 256)[:n])
     assert int(read["count"]) == 7
-    whole = {"state": {0: {"step": 7, "state1": np.ones(3), "state2": np.ones(3)}}, "param_groups": [{"params": [0]}]}
+    whole = {"state": {0: {"step": 7, "state1": np.ones(3), "state2": np.ones(3)}}, "param_groups": groups}
     assert from_state_dict(whole, np.zeros(3, np.float32), names=[""])["nu"].tolist() == [1, 1, 1]
 
 
@@ -264,6 +283,79 @@ def test_what_torch_needs_or_cannot_hold_is_an_error_on_the_way_out():
         to_state_dict(read | {"weight_nu": np.array([0.5, 0.0])}, like, TWO, axes=flax_axes)
 
 
+def test_sgd_keeps_no_step_and_without_momentum_nothing():
+    group = {"lr": 0.1, "weight_decay": 0.0, "momentum": 0.9, "dampening": 0.0, "nesterov": False, "params": [0]}
+    params, there = {"w": jnp.ones(2)}, {"names": ["w"]}
+    given = {"state": {0: {"momentum_buffer": np.ones(2)}}, "param_groups": [group]}
+    read, tx = from_state_dict(given, params, "SGD", **there), from_param_group(group, "SGD")
+    assert list(read) == ["trace/w"]
+    with pytest.raises(ValueError, match="count is missing"):
+        adam_tx.import_state(tx, params, read)
+    state = adam_tx.import_state(tx, params, read | {"count": 7})
+    back = to_state_dict(adam_tx.export_state(state, params, tx), given, params, "SGD", **there)
+    assert back["state"][0]["momentum_buffer"].tolist() == [1.0, 1.0]
+    plain = {"state": {}, "param_groups": [group | {"momentum": 0}]}
+    with pytest.raises(ValueError, match="it has made no step, or keeps nothing"):
+        from_state_dict(plain, params, "SGD", **there)
+    tx = from_param_group(plain["param_groups"][0], "SGD")
+    exported = adam_tx.export_state(tx.init(params), params, tx)
+    assert to_state_dict(exported, plain, params, "SGD", **there)["state"] == {}
+
+
+def case_of_100_steps(betas):
+    """Moments of a constant gradient after a hundred steps, as PyTorch has them, and the parameters."""
+    grad = np.float32(0.1)
+    slots = {"exp_avg": grad * (1 - betas[0] ** 100), "exp_avg_sq": grad**2 * (1 - betas[1] ** 100)}
+    return {"step": np.float32(100), **{slot: np.full(3, value, np.float32) for slot, value in slots.items()}}
+
+
+@pytest.mark.parametrize("to", [{"b2": 0.95}, {"b2": 0.9999}, {"b1": 0.5}, {"b1": 0.99, "b2": 0.99}])
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "RAdam"])
+def test_moments_are_debiased_by_the_decays_that_made_them(optimizer, to):
+    """The gradient is the same in every step, so every step has the length of the learning rate."""
+    groups = [{"params": [0], "betas": (0.9, 0.999)}, {"params": [1], "betas": (0.8, 0.99)}]
+    params = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
+    entries = {i: case_of_100_steps(group["betas"]) for i, group in enumerate(groups)}
+    read = from_state_dict({"state": entries, "param_groups": groups}, params, optimizer, names=["a", "b"])
+    for path in params:
+        alone = {key: value for key, value in read.items() if key.endswith(f"/{path}") or key == "count"}
+        tx = adam_tx.adam(1e-3, **to)
+        state = adam_tx.import_state(tx, {path: params[path]}, alone)
+        updates, _ = tx.update({path: jnp.full(3, 0.1)}, state, {path: params[path]})
+        np.testing.assert_allclose(updates[path] / -1e-3, 1.0, rtol=1e-5)
+
+
+def test_weights_from_torch_are_those_that_the_same_decays_give_here(x64):
+    for betas in ((0.9, 0.999), (0.5, 0.9999), (0.0, 0.95)):
+        for count in (1, 2, 3, 10, 100, 12345, 10**6):
+            group = {"lr": 1, "betas": betas, "eps": 0, "weight_decay": 0, "params": [0]}
+            entry = {"step": count, "exp_avg": np.ones(1), "exp_avg_sq": np.ones(1)}
+            read = from_state_dict({"state": {0: entry}, "param_groups": [group]}, np.ones(1), names=[""])
+            bare = {key: value for key, value in read.items() if not key.startswith("weight")}
+            for dtype in (jnp.float32, jnp.float64):
+                params, tx = jnp.ones(1, dtype), adam_tx.adam(1e-3, *betas)
+                states = [adam_tx.import_state(tx, params, given) for given in (read, bare)]
+                for mine, computed in zip(*map(jax.tree.leaves, states), strict=True):
+                    np.testing.assert_array_equal(mine, computed)
+
+
+def test_decays_that_are_missing_or_that_a_scheduler_has_varied_are_refused():
+    given = two_entries()
+    for betas in (None, 0.9, (0.9,), (0.9, 1.5), (np.nan, 0.999)):
+        with pytest.raises(ValueError, match="betas"):
+            from_state_dict(two_entries(betas=betas), TWO, axes=flax_axes)
+    cycled = two_entries(max_momentum=0.95, base_momentum=0.85)
+    with pytest.raises(
+        ValueError, match=r"betas=\(0.9, 0.999\) .*\['max_momentum', 'base_momentum'\] .*\(schedule, 0.9"
+    ):
+        from_state_dict(cycled, TWO, axes=flax_axes)
+    cycled["param_groups"][0]["betas"] = (lambda count: jnp.where(count < 3, 0.5, 0.8), 0.999)
+    read = from_state_dict(cycled, TWO, axes=flax_axes)
+    np.testing.assert_allclose(read["weight_mu"].sum(), 1 - 0.5**3 * 0.8**2, rtol=1e-6)
+    plain = from_state_dict(given, TWO, axes=flax_axes)
+    np.testing.assert_array_equal(read["weight_nu"], plain["weight_nu"])
+
+
 def test_a_sign_that_torch_puts_before_the_gradient_is_known_on_both_sides():
     given = two_entries(maximize=True)
     read = from_state_dict(given, TWO, axes=flax_axes)
@@ -294,3 +386,60 @@ def test_bfloat16_tensors_become_float32_and_come_back_to_the_last_bit():
     for slot, value in given["state"][0].items():
         assert torch.equal(again.state[weight][slot], value)
         assert again.state[weight][slot].dtype == value.dtype
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("how", ["no gradient", "in no group"])
+def test_frozen_parameters_of_torch_come_into_a_frozen_group_and_go_back(how):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    head = torch.nn.Parameter(torch.ones(3))
+    base = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    named = [("head", head)] if how == "in no group" else [("base", base), ("head", head)]
+    made = torch.optim.AdamW(named)
+    for _ in range(3):
+        made.zero_grad()
+        (head * 2).sum().backward()
+        made.step()
+    given, params = made.state_dict(), {"base": jnp.ones(3), "head": jnp.ones(3)}
+    read = from_state_dict(given, params, "AdamW")
+    assert sorted(read) == ["count", "mu/head", "nu/head", "weight_mu", "weight_nu"]
+    live = from_param_group(given["param_groups"][0], "AdamW")
+    tx = adam_tx.groups({"base": "freeze"}, default=live)
+    state = adam_tx.import_state(tx, params, read)
+    updates, state = tx.update({"base": jnp.ones(3), "head": jnp.full(3, 2.0)}, state, params)
+    assert not np.any(updates["base"])
+    exported = adam_tx.export_state(state, params, tx)
+    back = to_state_dict(exported, given, params, "AdamW", tensor=torch.from_numpy)
+    made.load_state_dict(back)
+    assert [float(entry["step"]) for entry in made.state.values()] == [4.0]
+    with pytest.raises(ValueError, match="mu/base is missing"):
+        adam_tx.import_state(live, params, read)
+    if how == "in no group":
+        state = live.init(params)
+        with pytest.raises(ValueError, match="has no place for mu/base, nu/base"):
+            to_state_dict(adam_tx.export_state(state, params, live), given, params, "AdamW")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_a_transposed_convolution_is_turned_as_flax_reads_it(transpose_kernel):
+    torch, flax = pytest.importorskip("torch", reason="PyTorch is not installed"), pytest.importorskip("flax.linen")
+    rng = np.random.default_rng(0)
+    kernel, x = rng.standard_normal((4, 4, 3, 2), dtype=np.float32), rng.standard_normal((1, 5, 6, 4), dtype=np.float32)
+    entry = {"step": 1.0, "exp_avg": kernel, "exp_avg_sq": kernel**2}
+    given = {"state": {0: entry}, "param_groups": [{"params": [0], "betas": (0.9, 0.999), "amsgrad": False}]}
+    params, there = {"ConvTranspose_0": {"kernel": np.zeros((3, 2, 4, 4))}}, {"names": ["ConvTranspose_0/kernel"]}
+    with pytest.raises(ValueError, match=r'axes=\{"ConvTranspose_0/kernel": \(~2, ~3, 0, 1\), "\*": flax_axes\}'):
+        from_state_dict(given, params, **there, axes=flax_axes)
+    order = (2, 3, 1, 0) if transpose_kernel else (~2, ~3, 0, 1)
+    there |= {"axes": {"*/ConvTranspose_*/kernel": order, "*": flax_axes}}
+    read = from_state_dict(given, params, **there)
+    layer = flax.ConvTranspose(
+        4, (3, 2), (2, 2), padding="VALID", use_bias=False, transpose_kernel=transpose_kernel, precision="highest"
+    )
+    ours = layer.apply({"params": {"kernel": read["mu/ConvTranspose_0/kernel"]}}, x)
+    theirs = torch.nn.functional.conv_transpose2d(torch.tensor(x).movedim(-1, 1), torch.tensor(kernel), stride=2)
+    np.testing.assert_allclose(ours, theirs.movedim(1, -1), rtol=0, atol=1e-5)
+    back = to_state_dict(read, given, params, **there)["state"][0]
+    np.testing.assert_array_equal(back["exp_avg"], kernel)
+    np.testing.assert_array_equal(back["exp_avg_sq"], kernel**2)

@@ -54,6 +54,69 @@ def unsupported(what: str, key: str, value: Any, reason: str) -> ValueError:
     return ValueError(f"{what}: {key}={value!r} cannot be honoured: {reason}")
 
 
+_CYCLED = ("max_momentum", "base_momentum")
+_SCHEDULED = {
+    "lr": ("initial_lr", "max_lr", "min_lr", "swa_lr"),
+    "betas": _CYCLED,
+    "momentum": _CYCLED,
+}
+"""What PyTorch's schedulers leave in a group, by the setting that they vary."""
+SCHEDULERS = tuple(dict.fromkeys(key for keys in _SCHEDULED.values() for key in keys))
+"""All that PyTorch's schedulers leave in a group."""
+
+
+def check_scheduled(what: str, group: Mapping[str, Any], key: str) -> None:
+    """Refuse a number that one of PyTorch's schedulers has set, which would stay as it is now.
+
+    Raises:
+      ValueError: there is no schedule in its place.
+    """
+    marks = [mark for mark in _SCHEDULED.get(key, ()) if mark in group]
+    value = group[key][0] if key == "betas" else group[key]
+    if not marks or callable(value):
+        return
+    scheduled = f"(schedule, {group[key][1]})" if key == "betas" else "schedule"
+    raise unsupported(
+        what,
+        key,
+        group[key],
+        f"a scheduler, which left {marks} in the group, has set it, and it would stay so. Give the schedule, a "
+        f"function of the number of earlier updates such as optax.cosine_decay_schedule makes: group | {{{key!r}: "
+        f"{scheduled}}}. optax.constant_schedule({float(value)}) keeps what it is now.",
+    )
+
+
 def keras_class(name: object) -> str:
     """The key of the class that Keras derived this name from: `adam_w_2` is the third AdamW of its process."""
     return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()
+
+
+def keras_settings(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
+    """What to call one of Keras's optimizers, the key of its class, and its settings.
+
+    Raises:
+      TypeError: no configuration.
+      ValueError: a serialised optimizer without one.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
+    if "class_name" in config:
+        optimizer, config = optimizer or str(config["class_name"]), config.get("config")
+    if not isinstance(config, Mapping):
+        raise unsupported(f"keras.optimizers.{optimizer}", "config", config, "it must be a dict of settings.")
+    name = optimizer or config.get("name")
+    return f"keras.optimizers.{name}", keras_class(name), config
+
+
+def keras_inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The serialised optimizer inside a LossScaleOptimizer.
+
+    Raises:
+      ValueError: there is none.
+    """
+    inner = config.get("inner_optimizer")
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("config"), Mapping):
+        raise unsupported(
+            "keras.optimizers.LossScaleOptimizer", "inner_optimizer", inner, "it must be a serialised optimizer."
+        )
+    return inner

@@ -113,8 +113,10 @@ def _members(path: str | PathLike[str]) -> dict[str, bytes]:
         raise ValueError(f"{path}: its name must end with .keras or .weights.h5; save the model anew in that format.")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_sizes(archive, Path(path).stat().st_size)
+            _check_sizes(archive, path)
             members = {name: archive.read(name) for name in archive.namelist()}
+    except _hdf5.FileError:
+        raise
     except Exception as error:  # whatever zipfile and its decompressors make of a damaged file
         raise _hdf5.damaged(path, error) from None
     if missing := {_CONFIG, _WEIGHTS} - members.keys():
@@ -136,10 +138,11 @@ def _config(members: Mapping[str, bytes], path: Any) -> Mapping[str, Any] | None
     return optimizer
 
 
-def _check_sizes(archive: zipfile.ZipFile, stored: int) -> None:
+def _check_sizes(archive: zipfile.ZipFile, path: str | PathLike[str]) -> None:
     """Refuse what would be unpacked to far more than the file; Keras does not compress. `read` goes no further."""
-    if (unpacked := sum(info.file_size for info in archive.infolist())) > _hdf5.LARGEST * stored:
-        raise ValueError(f"it would be unpacked to {unpacked} bytes, but the file has {stored}")
+    unpacked, stored = sum(info.file_size for info in archive.infolist()), Path(path).stat().st_size
+    if unpacked > _hdf5.LARGEST * stored:
+        raise _hdf5.damaged(path, f"it would be unpacked to {unpacked} bytes, but the file has {stored}")
 
 
 def _datasets(file: Any, path: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from adam_tx.interop._config import check_keys
+from adam_tx.interop._config import check_keys, unsupported
 
 Schedule = Callable[[ArrayLike], Any]
 
@@ -32,10 +32,17 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
             "Pass a dict with its class_name and config, or replace learning_rate by a number."
         )
     make, keys = _SCHEDULES[name]
-    arguments = config["config"]
+    arguments: Any = config.get("config")
     required = [key for key in keys if not key.startswith("warmup")]
     check_keys(arguments, required=required, ignored=["name", *keys], what=f"keras schedule {name}")
+    for key, value in arguments.items():
+        if key != "name" and not all(isinstance(number, float | int | None) for number in _listed(value)):
+            raise unsupported(f"keras schedule {name}", key, value, "it must be a number, or a list of them.")
     return make(**{key: value for key, value in arguments.items() if key != "name"})
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _as_float(step: ArrayLike) -> jax.Array:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from adam_tx.interop._config import keras_class
+from adam_tx.interop._config import keras_inner, keras_settings, number, whole
 from adam_tx.interop._parameters import Parameters, check_nothing_is_lost, check_weights
 from adam_tx.state.export import key_of, of_parameter
 from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair
+from adam_tx.state.weights import exact_pair, of_decay
 
 
 class Slot(NamedTuple):
@@ -51,6 +51,15 @@ _SLOTS: Mapping[str, Sequence[Slot]] = {
     "sgd": (Slot("momentum", "trace_of_steps", only_if="momentum"),),
     "adafactor": (Slot("", "nu_row"), Slot("", "nu_col"), Slot("velocity", "nu", unless_factored=True)),
 }
+_BETAS: Mapping[str, Mapping[str, str]] = {
+    "adam": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
+    "adamw": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
+    "lamb": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
+    "nadam": {"weight_nu": "beta_2"},
+    "adamax": {"weight_mu": "beta_1"},
+}
+"""The weights by which the averages of a class are debiased, and the settings that they follow from."""
+_ALWAYS = ("learning_rate", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
 _READ = "weight_mu_read"  # 1 - the product of the decays that Nadam looks ahead with
 _GUARDED = {"guard.skipped": np.int32(0), "guard.skipped_in_a_row": np.int32(0), "guard.norm": np.float32(0)}
 
@@ -82,14 +91,30 @@ def from_variables(
       optimizer: the class, as for `from_config`.
 
     Returns:
-      The dict. Of a LossScaleOptimizer, the steps that were skipped are not known and are 0.
+      The dict. The weights by which moments are debiased are those of the configuration's betas,
+      so that the first step is right under other decays, too. Of a LossScaleOptimizer, the steps
+      that were skipped are not known and are 0.
 
     Raises:
       ValueError: more or fewer variables than the configuration has, a variable of another
-        shape or another name than is expected in its place, names that do not cover the
-        parameters. Keras itself would load what fits by chance.
+        shape or another name than is expected in its place, names that are not those of
+        params. Keras itself would load what fits by chance.
 
     Reference: keras/src/optimizers in Keras 3.15.
+
+    >>> import adam_tx
+    >>> import numpy as np
+    >>> config = dict(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=False, use_ema=False)
+    >>> config |= dict(loss_scale_factor=None, gradient_accumulation_steps=None)
+    >>> params = {"dense": {"kernel": np.zeros((2, 1)), "bias": np.zeros(1)}}
+    >>> variables = [np.int64(7), np.float32(0.1), np.ones((2, 1)), np.ones(1)]  # optimizer.variables
+    >>> names = ["dense/kernel", "dense/bias"]  # model.trainable_variables
+    >>> exported = adam_tx.interop.keras.from_variables(variables, config, params, names)
+    >>> sorted(exported)
+    ['count', 'trace_of_steps.rate', 'trace_of_steps/dense/bias', 'trace_of_steps/dense/kernel']
+    >>> back = adam_tx.interop.keras.to_variables(exported, config, params, names)
+    >>> back[0], back[2].shape
+    (array(7, dtype=int32), (2, 1))
     """
     what, kind, config = _described(config, optimizer)
     parameters = Parameters(what, params, names)
@@ -99,14 +124,14 @@ def from_variables(
         if len(given) < 4:
             raise ValueError(f"{what}: it has at least 4 variables, but {len(given)} came; give optimizer.variables.")
         found |= {"guard.good_in_a_row": _array(given[2]), "guard.scale": _array(given[3]), **_GUARDED}
-        what, kind, config = _described(config["inner_optimizer"], None)
+        what, kind, config = _described(keras_inner(config), None)
         given = given[4:]
     places = list(_places(kind, config, parameters))
     if len(given) != len(places):
         raise ValueError(
             f"{what}: with this configuration it has {len(places)} variables for {len(names)} parameters, but "
-            f"{len(given)} came. amsgrad, momentum, centered, use_ema, accumulation and a schedule change the number; "
-            "give the config of the optimizer that they are of."
+            f"{len(given)} came. Give the config of the optimizer that they are of: amsgrad, momentum, centered, "
+            "use_ema, accumulation and a schedule change the number; and names for all of model.trainable_variables."
         )
     for place, variable in zip(places, given, strict=True):
         value = _array(variable)
@@ -125,7 +150,8 @@ def from_variables(
     for place in places:
         if place.path and (rate := _rate(place, config)) != 1.0:
             found[f"{place.role}.rate"] = np.asarray(rate)
-    return found | _counts(found.pop("iteration"), config, "guard.scale" in found)
+    found |= _counts(found.pop("iteration"), config, "guard.scale" in found)
+    return found | {role: of_decay(decay, int(found["count"])) for role, decay in _decays(what, kind, config).items()}
 
 
 def to_variables(
@@ -155,33 +181,42 @@ def to_variables(
 
     Raises:
       ValueError: what Keras needs and is not there, and what it has no place for.
+
+    See `from_variables` for an example.
     """
     what, kind, config = _described(config, optimizer)
     parameters, outer = Parameters(what, params, names), list[np.ndarray[Any, Any]]()
     if kind == "lossscaleoptimizer":
         good, scale = (_needed(what, exported, f"guard.{name}") for name in ("good_in_a_row", "scale"))
         outer = [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
-        what, kind, config = _described(config["inner_optimizer"], None)
+        what, kind, config = _described(keras_inner(config), None)
     used = set[str]()
     values = [_written(what, place, exported, config, used) for place in _places(kind, config, parameters)]
     check_nothing_is_lost(what, exported, used, drop)
-    betas = [config[key] for key in ("beta_1", "beta_2") if key in config] if kind != "lion" else []
     for path in parameters.paths:
-        check_weights(what, exported, path, betas, int(of_parameter(exported, "count", path)))
+        count = int(of_parameter(exported, "count", path))
+        check_weights(what, exported, path, _decays(what, kind, config), count)
     return outer + values
 
 
 def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
     """What to call it, the key of its class, and the configuration itself."""
-    if not isinstance(config, Mapping):
-        raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
-    if "class_name" in config:
-        optimizer, config = optimizer or config["class_name"], config["config"]
-    kind = keras_class(optimizer or config.get("name"))
-    what = f"keras.optimizers.{optimizer or config.get('name')}"
-    if kind not in _SLOTS and kind != "lossscaleoptimizer":
+    what, kind, config = keras_settings(config, optimizer)
+    if kind == "lossscaleoptimizer":
+        return what, kind, config
+    if kind not in _SLOTS:
         raise ValueError(f"{what} is not known, only {sorted(_SLOTS)}; pass optimizer= if it is one by another name.")
+    needed = (*_ALWAYS, *(slot.only_if for slot in _SLOTS[kind] if slot.only_if), *_BETAS.get(kind, {}).values())
+    if missing := [key for key in needed if key not in config]:
+        raise ValueError(f"{what}: config has no {missing}; give what get_config() returns.")
+    if (every := config["gradient_accumulation_steps"]) is not None:
+        whole(what, "gradient_accumulation_steps", every, 2)
     return what, kind, config
+
+
+def _decays(what: str, kind: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """By weight the decay of the averages that it debiases."""
+    return {role: number(what, key, config[key], 0.0, 1.0) for role, key in _BETAS.get(kind, {}).items()}
 
 
 def _places(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Place]:
@@ -239,6 +274,8 @@ def _rate(place: Place, config: Mapping[str, Any]) -> float:
 
 def _counts(iteration: np.ndarray[Any, Any], config: Mapping[str, Any], guarded: bool) -> dict[str, Any]:
     """Our counts from Keras's, which is of micro-steps."""
+    if not (np.issubdtype(iteration.dtype, np.integer) and iteration >= 0):
+        raise ValueError(f"variables: iteration is {iteration}, but must be a whole number of at least 0.")
     every = config["gradient_accumulation_steps"] or 1
     count, within = (np.asarray(number, np.int32) for number in divmod(int(iteration), every))
     counts: dict[str, Any] = {"count": count}

@@ -12,8 +12,12 @@ from adam_tx._core.paths import Pattern, shape_of, slashed
 from adam_tx._core.trees import is_absent, some
 from adam_tx.state.export import ABOUT, RAW, of_parameter
 
-Axes = Mapping[str, Sequence[int]] | Callable[[str, tuple[int, ...]], Sequence[int] | None] | None
-"""By pattern of paths, or by a function of path and shape, the other framework's axes in the order of ours."""
+Order = Sequence[int] | Callable[[str, tuple[int, ...]], Sequence[int] | None]
+Axes = Mapping[str, Order] | Callable[[str, tuple[int, ...]], Sequence[int] | None] | None
+"""By pattern of paths, or by a function of path and shape, the other framework's axes in the order of ours.
+
+An axis that is read backwards is written as its complement, `~2`.
+"""
 
 
 def flax_axes(path: str, shape: tuple[int, ...]) -> Sequence[int] | None:
@@ -22,12 +26,34 @@ def flax_axes(path: str, shape: tuple[int, ...]) -> Sequence[int] | None:
     A `Linear`'s (out, in) becomes (in, out), a `Conv2d`'s (out, in, height, width) becomes
     (height, width, in, out). Other parameters, embeddings among them, stay as they are.
 
+    **It is not for transposed convolutions.** PyTorch's `ConvTranspose2d` has (in, out, height,
+    width). Flax's `ConvTranspose` has (height, width, in, out), and reads height and width
+    backwards, unless it has `transpose_kernel=True`: then this function is right. The shape
+    tells only if the numbers of channels differ. So a path with "ConvTranspose" in it, as Linen
+    makes them, is refused, and you say which parameters are such by their paths::
+
+        axes = {"*/ConvTranspose_*/kernel": (~2, ~3, 0, 1), "*": flax_axes}
+
+    where `~2` is axis 2, read backwards; with `transpose_kernel=True` it is `(2, 3, 1, 0)`.
+
+    Raises:
+      ValueError: a kernel of what is called ConvTranspose.
+
     >>> import adam_tx
     >>> adam_tx.interop.torch.flax_axes("conv/kernel", (3, 3, 8, 16))
     (2, 3, 1, 0)
     """
     n = len(shape)
-    return (*range(2, n), 1, 0) if path.split("/")[-1] == "kernel" and n > 1 else None
+    if path.split("/")[-1] != "kernel" or n < 2:
+        return None
+    if "convtranspose" in path.lower().replace("_", ""):
+        turned = ", ".join(f"~{axis}" for axis in range(2, n))
+        raise ValueError(
+            f"axes: {path} is called a transposed convolution, whose axes are in another order than flax_axes gives. "
+            f'Say it before: axes={{"{path}": ({turned}, 0, 1), "*": flax_axes}}; with transpose_kernel=True '
+            f"{(*range(2, n), 1, 0)} instead."
+        )
+    return (*range(2, n), 1, 0)
 
 
 class Parameters:
@@ -46,8 +72,7 @@ class Parameters:
         self._what, self.paths = what, list(paths)
         twice = sorted({path for path in self.paths if self.paths.count(path) > 1})
         unknown = [path for path in self.paths if path not in self._shapes]
-        without = [path for path in self._shapes if path not in self.paths]
-        for problem, found in (("twice", twice), ("no parameter", unknown), ("left out", without)):
+        for problem, found in (("twice", twice), ("no parameter", unknown)):
             if found:
                 raise ValueError(
                     f"{what}: names must say for each of its {len(self.paths)} parameters, in its order, which of the "
@@ -57,11 +82,13 @@ class Parameters:
 
     def _order(self, path: str, axes: Axes) -> tuple[int, ...] | None:
         shape = self._shapes[path]
-        if callable(axes):
-            given = axes(path, shape)
+        order: Any
+        if isinstance(axes, Mapping):
+            order = next((order for of, order in axes.items() if Pattern(of).matches(path, shape)), None)
         else:
-            given = next((order for of, order in (axes or {}).items() if Pattern(of).matches(path, shape)), None)
-        if given is not None and sorted(given) != list(range(len(shape))):
+            order = axes
+        given = order(path, shape) if callable(order) else order
+        if given is not None and sorted(map(_axis, given)) != list(range(len(shape))):
             raise ValueError(
                 f"{self._what}: axes gives {tuple(given)} for {path}, but must give each of its {len(shape)} axes once."
             )
@@ -74,7 +101,7 @@ class Parameters:
     def ours(self, path: str, slot: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Their array of a slot, in the axes of our parameter."""
         order, shape = self._axes[path], self._shapes[path]
-        turned = value if order is None or value.ndim != len(order) else np.transpose(value, order)
+        turned = value if order is None or value.ndim != len(order) else _turned(value, order)
         if turned.shape != shape:
             hint = (
                 "" if order is not None or sorted(value.shape) != sorted(shape) else " Are its axes in another order?"
@@ -93,7 +120,24 @@ class Parameters:
                 f"{self._what}: {slot} of {path} has shape {value.shape}, but the parameter has {self._shapes[path]}. "
                 "Give the params that were exported."
             )
-        return value if order is None else np.ascontiguousarray(np.transpose(value, np.argsort(order)))
+        return value if order is None else np.ascontiguousarray(_turned_back(value, order))
+
+
+def _axis(axis: int) -> int:
+    """The number of an axis that may be read backwards."""
+    return axis if axis >= 0 else ~axis
+
+
+def _backwards(order: Sequence[int]) -> tuple[int, ...]:
+    return tuple(place for place, axis in enumerate(order) if axis < 0)
+
+
+def _turned(value: np.ndarray[Any, Any], order: Sequence[int]) -> np.ndarray[Any, Any]:
+    return np.flip(np.transpose(value, [_axis(axis) for axis in order]), _backwards(order))
+
+
+def _turned_back(value: np.ndarray[Any, Any], order: Sequence[int]) -> np.ndarray[Any, Any]:
+    return np.transpose(np.flip(value, _backwards(order)), np.argsort([_axis(axis) for axis in order]))
 
 
 def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str], drop: str) -> None:
@@ -114,9 +158,9 @@ def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str]
         )
 
 
-def check_weights(what: str, exported: Mapping[str, Any], path: str, betas: Sequence[Any], count: int) -> None:
+def check_weights(what: str, exported: Mapping[str, Any], path: str, betas: Mapping[str, Any], count: int) -> None:
     """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have."""
-    for role, beta in zip(("weight_mu", "weight_nu"), betas, strict=False):
+    for role, beta in betas.items():
         ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
         if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
             raise ValueError(

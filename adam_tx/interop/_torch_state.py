@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import optax
 
+from adam_tx.interop._config import check_scheduled, number
 from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, check_weights
 from adam_tx.state.export import collapsed, key_of, of_parameter
 from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair
+from adam_tx.state.weights import exact_pair, of_decay
 
 _ADAM = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 _SLOTS: Mapping[str, Mapping[str, str]] = {
@@ -22,6 +23,7 @@ _SLOTS: Mapping[str, Mapping[str, str]] = {
     "Adamax": {"exp_avg": "mu", "exp_inf": "nu_inf_of_stored_eps"},
     "RMSprop": {"square_avg": "nu", "momentum_buffer": "trace_of_scaled", "grad_avg": "mean"},
     "Adagrad": {"sum": "sum_of_squares"},
+    "SGD": {"momentum_buffer": "trace"},
 }
 """The slots of each class, in its order, and their roles."""
 _ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -33,6 +35,14 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
+_DEBIASED: Mapping[str, Sequence[str]] = {
+    "Adam": ("weight_mu", "weight_nu"),
+    "AdamW": ("weight_mu", "weight_nu"),
+    "NAdam": ("weight_nu",),
+    "RAdam": ("weight_mu", "weight_nu"),
+    "Adamax": ("weight_mu",),
+}
+"""The weights by which the averages of a class are debiased: those of its betas, beside NAdam's own."""
 _READ = "weight_mu_read"  # 1 - the product of the decays that NAdam looks ahead with
 
 
@@ -52,26 +62,30 @@ def from_state_dict(
         states and torchao's are decoded.
       params: our parameters, or their shapes.
       optimizer: the class that it is of: "Adam", "AdamW", "NAdam", "RAdam", "Adamax",
-        "RMSprop" or "Adagrad".
+        "RMSprop", "Adagrad" or "SGD".
       names: the paths of our parameters in the order of PyTorch's, or by PyTorch's names;
         None where the groups have `param_names`, which are our paths with dots for slashes.
       axes: where PyTorch has other axes than ours: by pattern of paths the numbers of its
         axes in our order, `{"*/kernel": (1, 0)}`, or a function such as `flax_axes`.
 
     Returns:
-      The dict; with `count/<path>` where parameters have made different numbers of steps,
-      which asks for an optimizer that counts them apart, such as `optax.partition`.
+      The dict. The weights by which moments are debiased are those of the group's `betas`, so
+      that the first step is right under other decays, too. Of a parameter that has made no step
+      in PyTorch, because it is frozen or in no group, there is nothing. There is `count/<path>`
+      where parameters have made different numbers of steps, which asks for an optimizer that
+      counts them apart, such as `optax.partition`. PyTorch's SGD keeps no step, so there is no
+      count: add it, `exported | {"count": 1000}`.
 
     Raises:
       ValueError: another class than said; a slot that is missing or of another shape; names
-        that do not cover the parameters of both sides.
+        that are not those of params; no `betas`, or such as a scheduler has varied.
 
     Reference: torch/optim in PyTorch 2.13.
 
     >>> import adam_tx
     >>> import numpy as np
     >>> slots = {"step": np.float32(3), "exp_avg": np.ones((1, 2)), "exp_avg_sq": np.ones((1, 2))}
-    >>> state_dict = {"state": {0: slots}, "param_groups": [{"params": [0], "amsgrad": False}]}
+    >>> state_dict = {"state": {0: slots}, "param_groups": [{"params": [0], "betas": (0.9, 0.999)}]}
     >>> params = {"kernel": np.zeros((2, 1), np.float32)}
     >>> read = adam_tx.interop.torch.from_state_dict(state_dict, params, names=["kernel"], axes={"kernel": (1, 0)})
     >>> read["count"], read["mu/kernel"].shape
@@ -86,26 +100,52 @@ def from_state_dict(
             f"{what}: state has entries for {strangers[:3]}, but the parameters in param_groups are {ids[:3]}...; give "
             "state_dict as PyTorch made it, with whole numbers as keys."
         )
-    if not state_dict["state"]:
-        raise ValueError(f"{what}: its state is empty, because it has made no step. Call init instead.")
+    if not any(map(_entry, state_dict["state"].values())):
+        raise ValueError(
+            f"{what}: its state is empty, because it has made no step, or keeps nothing. Call init instead."
+        )
     found: dict[str, Any] = {}
-    counts, products = {}, {}
-    signs: dict[str, dict[str, float]] = {}
+    shared: dict[str, dict[str, Any]] = {}
     for i, path in zip(ids, parameters.paths, strict=True):
-        entry = _entry(state_dict["state"].get(i))
-        slots = _expected(what, optimizer, group_of[i], path, entry or None)
-        counts[path] = _step(what, path, entry.get("step", 0))
-        if "mu_product" in entry:
-            products[path] = exact_pair(_array(entry["mu_product"]))
-        for slot, role in slots.items():
-            # without a step there is nothing, which to PyTorch is another thing than zeros, but not to us
-            zeros = np.zeros(parameters.shape(path), np.float32)
-            found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot])) if entry else zeros
-            signs.setdefault(role, {})[path] = _sign(group_of[i])
-    for role, of_role in signs.items():
-        if -1.0 in of_role.values():
-            found |= collapsed({path: np.asarray(sign) for path, sign in of_role.items()}, f"{role}.rate")
-    return found | collapsed(counts, "count") | (collapsed(products, _READ) if products else {})
+        if not (entry := _entry(state_dict["state"].get(i))):
+            continue  # it is frozen, or had no gradient yet
+        group = group_of[i]
+        for slot, role in _expected(what, optimizer, group, path, entry).items():
+            found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
+            shared.setdefault(f"{role}.rate", {})[path] = np.asarray(_sign(group))
+        for role, value in _shared(what, optimizer, group, path, entry).items():
+            shared.setdefault(role, {})[path] = value
+    rates = [role for role, of_role in shared.items() if role.endswith(".rate") and -1.0 not in of_role.values()]
+    for role in shared.keys() - rates:
+        found |= collapsed(shared[role], role)
+    return found
+
+
+def _shared(
+    what: str, optimizer: str, group: Mapping[str, Any], path: str, entry: Mapping[str, Any]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The count, and the weights by which the averages of a parameter are debiased."""
+    if "step" not in entry:
+        return {}
+    found = {"count": _step(what, path, entry["step"])}
+    if "mu_product" in entry:
+        found[_READ] = exact_pair(_array(entry["mu_product"]))
+    for role in _DEBIASED.get(optimizer, ()):
+        found[role] = of_decay(_beta(what, group, role), int(found["count"]))
+    return found
+
+
+def _beta(what: str, group: Mapping[str, Any], role: str) -> Any:
+    """The decay, a number or a schedule, of the average that this weight debiases."""
+    betas = group.get("betas")
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(
+            f"{what}: betas={betas!r} in a group of state_dict do not say by which decays its moments were made, which "
+            "are debiased accordingly; give the group as PyTorch made it, with a pair of betas."
+        )
+    check_scheduled(what, group, "betas")
+    beta = betas[0] if role == "weight_mu" else betas[1]
+    return beta if callable(beta) else number(what, "betas", beta, 0.0, 1.0)
 
 
 def to_state_dict(
@@ -154,21 +194,39 @@ def to_state_dict(
     made, used, make = {}, set[str](), tensor or np.asarray
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
-            if (count := of_parameter(exported, "count", path)) is None or np.shape(count):
-                raise ValueError(f"{what}: exported has no count; give what export_state gave.")
-            entry: dict[str, Any] = {"step": np.asarray(count, np.float32)}
-            if optimizer == "NAdam":
-                entry["mu_product"] = _product(what, exported, path)
-            for slot, role in _expected(what, optimizer, group, path, None).items():
+            roles = _expected(what, optimizer, group, path, None)
+            keys = {key_of(role, path) for role in _SLOTS[optimizer].values()} & exported.keys()
+            if roles and not keys and not _entry(state_dict["state"].get(i)):
+                continue  # it is frozen on both sides
+            entry = _numbers(what, optimizer, exported, group, path)
+            for slot, role in roles.items():
                 if key_of(role, path) not in exported:
                     raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key_of(role, path)}.")
-                used.add(key_of(role, path))
                 entry[slot] = parameters.theirs(path, slot, _scaled(what, exported, role, path, _sign(group)))
-            check_weights(what, exported, path, group.get("betas", ()), int(count))
-            if count:
+            # without momentum there is a trace here, of which nothing is read
+            used |= keys if optimizer == "SGD" and not roles else {key_of(role, path) for role in roles.values()}
+            if entry.get("step", 1):
                 made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
+    if not used and exported:
+        raise ValueError(
+            f"{what}: exported has nothing of any parameter; give what export_state gave for these params."
+        )
     check_nothing_is_lost(what, exported, used, drop)
-    return {"state": made, "param_groups": groups}
+    return {"state": {i: entry for i, entry in made.items() if entry}, "param_groups": groups}
+
+
+def _numbers(
+    what: str, optimizer: str, exported: Mapping[str, Any], group: Mapping[str, Any], path: str
+) -> dict[str, Any]:
+    """What an entry has beside its arrays: the step, and NAdam's product of decays."""
+    if optimizer == "SGD":
+        return {}
+    if (count := of_parameter(exported, "count", path)) is None or np.shape(count):
+        raise ValueError(f"{what}: exported has no count; give what export_state gave.")
+    betas: dict[str, Any] = dict(zip(("weight_mu", "weight_nu"), group.get("betas", ()), strict=False))
+    check_weights(what, exported, path, betas, int(count))
+    product = {"mu_product": _product(what, exported, path)} if optimizer == "NAdam" else {}
+    return {"step": np.asarray(count, np.float32), **product}
 
 
 def _groups(what: str, optimizer: str, state_dict: Any) -> Sequence[Mapping[str, Any]]:
@@ -209,7 +267,7 @@ def _expected(
     others = [key for key in _OF_OTHERS.get(optimizer, ()) if key in group]
     if entry is not None and others:
         raise ValueError(f"{what}: a group with {others} is of another class; say which: optimizer=...")
-    expected = {*slots, "step", *(["mu_product"] if optimizer == "NAdam" else [])}
+    expected = {*slots, *(["step"] if optimizer != "SGD" else []), *(["mu_product"] if optimizer == "NAdam" else [])}
     if entry is not None and set(entry) != expected:
         missing, unknown = sorted(expected - entry.keys()), sorted(entry.keys() - expected)
         fitting = [name for name, known in _SLOTS.items() if entry.keys() <= {*known, "step"}]

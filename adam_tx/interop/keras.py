@@ -20,7 +20,7 @@ from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.trees import Mask, is_absent
 from adam_tx.chain import chain
 from adam_tx.interop import _keras_schedules
-from adam_tx.interop._config import check_keys, keras_class, number, unsupported, whole
+from adam_tx.interop._config import check_keys, keras_inner, keras_settings, number, unsupported, whole
 from adam_tx.interop._keras_files import read_file as read_file
 from adam_tx.interop._keras_files import write_file as write_file
 from adam_tx.interop._keras_state import from_variables as from_variables
@@ -124,14 +124,10 @@ def from_config(
     >>> weights + tx.update(jnp.array([-0.1, 0.2]), tx.init(weights), weights)[0]
     Array([0.29771897, 0.12379974], dtype=float32)
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
-    if "class_name" in config:
-        optimizer, config = optimizer or config["class_name"], config["config"]
-    if keras_class(optimizer or config.get("name")) == "lossscaleoptimizer":
+    what, name, config = keras_settings(config, optimizer)
+    if name == "lossscaleoptimizer":
         return _loss_scaled(config, exclude_from_weight_decay=exclude_from_weight_decay)
-    what = f"keras.optimizers.{optimizer or config.get('name')}"
-    kind = _CLASSES.get(keras_class(optimizer or config.get("name")))
+    kind = _CLASSES.get(name)
     if kind is None:
         raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
     check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
@@ -151,7 +147,8 @@ def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
     )
     initial = number(what, "initial_scale", config["initial_scale"], 1e-30)
     every = whole(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
-    inner = {**config["inner_optimizer"], "config": {**config["inner_optimizer"]["config"], "loss_scale_factor": None}}
+    inner = keras_inner(config)
+    inner = {**inner, "config": {**inner["config"], "loss_scale_factor": None}}
     return guard(from_config(inner, **options), loss_scale=LossScale(initial, every=every))
 
 

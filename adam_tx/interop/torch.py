@@ -13,7 +13,7 @@ import optax
 from adam_tx import schedules
 from adam_tx._core.paths import PathPattern
 from adam_tx.chain import chain
-from adam_tx.interop._config import check_keys, number, unsupported
+from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes as flax_axes
 from adam_tx.interop._torch_state import from_state_dict as from_state_dict
 from adam_tx.interop._torch_state import to_state_dict as to_state_dict
@@ -38,9 +38,14 @@ Links = Sequence[optax.GradientTransformation]
 
 _IRRELEVANT = (
     *("foreach", "fused", "capturable", "differentiable"),  # how it is computed, not what
-    *("params", "param_names", "initial_lr"),  # bookkeeping of the group and its scheduler
+    *("params", "param_names"),  # bookkeeping of the group
+    *SCHEDULERS,  # a number that a scheduler has set is refused below
     "decoupled_weight_decay",  # checked against the class below
 )
+_LACKING = {"maximize": False, "amsgrad": False}
+"""What PyTorch takes for granted of older groups; those of bitsandbytes and torchao have no such flags either."""
+_OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
+"""What all groups of bitsandbytes have, and only its AdEMAMix uses."""
 
 
 @made_by
@@ -60,9 +65,18 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     Args:
       group: an entry of `state_dict()["param_groups"]`. Numbers in it may be 0-d
         tensors. Implementation flags (foreach, fused, capturable, differentiable) and
-        bookkeeping (params, param_names, initial_lr) make no difference. For complex
-        parameters PyTorch treats real and imaginary part as two numbers, adam_tx as
-        one modulus.
+        bookkeeping (params, param_names) make no difference. For complex parameters
+        PyTorch treats real and imaginary part as two numbers, adam_tx as one modulus.
+        Groups of bitsandbytes and torchao are known, too; say "AdamW" for the former,
+        whose Adam decays as AdamW does.
+
+        Under a scheduler the number in the group is the rate of the moment, so it is
+        refused. Give the schedule in its place, a function of the number of earlier
+        updates: `group | {"lr": optax.cosine_decay_schedule(1e-3, 10_000)}`. One that was
+        stepped once an epoch is `lambda count: schedule(count // steps_per_epoch)`. If the
+        scheduler varies momentum as well, as OneCycleLR does, give `"betas": (schedule,
+        0.999)`, or `"momentum"`; PyTorch debiases by the beta of the moment to the power of
+        the step, adam_tx by the product of all, which differ in the first steps.
       optimizer: the class the group comes from: "Adam", "AdamW", "NAdam", "RAdam",
         "Adamax", "RMSprop", "Adagrad", "Adafactor" or "SGD". The group does not say; of Adam and AdamW only
         `decoupled_weight_decay`, where it is there, and it must agree.
@@ -88,9 +102,11 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     if optimizer not in _CLASSES:
         raise ValueError(f"{what}: optimizer must be one of {sorted(_CLASSES)}, got {optimizer!r}.")
     kind = _CLASSES[optimizer]
-    check_keys(group, required=(*_COMMON, *kind.keys), ignored=_IRRELEVANT, what=what)
+    keys = (*_COMMON, *kind.keys)
+    group = _completed(group, keys) if isinstance(group, Mapping) else group
+    check_keys(group, required=keys, ignored=_IRRELEVANT, what=what)
     decoupled = _is_decoupled(group, optimizer, what)
-    values = _values(group, (*_COMMON, *kind.keys), what)
+    values = _values(group, keys, what)
 
     decay, rate = values["weight_decay"], _learning_rate(values)
     links = (*kind.direction(values), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
@@ -108,7 +124,8 @@ def from_param_groups(
     """Build one of PyTorch's optimizers from all of its parameter groups.
 
     Args:
-      groups: `state_dict()["param_groups"]`.
+      groups: `state_dict()["param_groups"]`; under a scheduler with the schedule in its
+        place, as for `from_param_group`: `[group | {"lr": schedule} for group in groups]`.
       optimizer: the class that they come from, as for `from_param_group`.
       patterns: for each group the pattern of the paths of its parameters, as for
         `adam_tx.groups`; None where the groups have `param_names` and the paths are these
@@ -156,13 +173,20 @@ def _names_of(group: Mapping[str, Any], what: str, position: int) -> PathPattern
     return "|".join(glob.escape(name.replace(".", "/")) for name in names)
 
 
+def _completed(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """The group with the flags that some lack, and without keys that nothing uses."""
+    lacking = {key: value for key, value in _LACKING.items() if key in keys}
+    unused = [key for key in _OF_ADEMAMIX if key not in keys and not group.get(key)]
+    return {key: value for key, value in {**lacking, **group}.items() if key not in unused}
+
+
 def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[str, Any]:
     """The group's numbers by name, each checked; a pair has a name for either."""
     values: dict[str, Any] = {}
     for key in keys:
         value = group[key]
         if key == "betas":
-            values["b1"], values["b2"] = (number(what, key, beta, 0.0, 1.0) for beta in _pair(what, key, value))
+            values["b1"], values["b2"] = (_number(what, key, beta, 1.0) for beta in _pair(what, key, value))
         elif key == "eps" and "beta2_decay" in keys:
             least, scale = _pair(what, key, value)
             values["eps"] = None if least is None else number(what, key, least, 0.0)
@@ -170,8 +194,14 @@ def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[st
         elif key == "beta2_decay":
             values[key] = number(what, key, value, -math.inf, 0.0)
         else:
-            values[key] = number(what, key, value, 0.0)
+            values[key] = _number(what, key, value) if key in ("lr", "momentum") else number(what, key, value, 0.0)
+        check_scheduled(what, group, key)
     return values
+
+
+def _number(what: str, key: str, value: Any, high: float = math.inf) -> Any:
+    """What a scheduler may vary: a number of at least 0, or a schedule as it is."""
+    return value if callable(value) else number(what, key, value, 0.0, high)
 
 
 def _pair(what: str, key: str, value: Any) -> Sequence[Any]:
@@ -191,11 +221,15 @@ def _is_decoupled(group: Mapping[str, Any], optimizer: str, what: str) -> bool:
     return decoupled
 
 
-def _learning_rate(values: Mapping[str, float]) -> optax.ScalarOrSchedule:
+def _learning_rate(values: Mapping[str, Any]) -> optax.ScalarOrSchedule:
     lr, lr_decay = values["lr"], values.get("lr_decay", 0.0)
     if not lr_decay:
         return lr
-    return lambda count: lr / (1.0 + jax.numpy.asarray(count).astype(float) * lr_decay)
+
+    def decayed(count: Any) -> Any:
+        return (lr(count) if callable(lr) else lr) / (1.0 + jax.numpy.asarray(count).astype(float) * lr_decay)
+
+    return decayed
 
 
 def _adam(values: Mapping[str, Any]) -> Links:

@@ -32,7 +32,7 @@ CASES = {
     "Adafactor matrix": ADAFACTOR | FLAGS,
     "SGD nesterov": {"lr": [0.01], "momentum": [0.9], "nesterov": [True]} | FLAGS,
 }
-CARRIED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
+CARRIED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "SGD")
 
 
 def record():
@@ -51,8 +51,9 @@ def record():
             for n, grad in enumerate(grads, start=1):
                 weights.grad = torch.tensor(grad, dtype=torch.float64)
                 optimizer.step()
-                if name in CARRIED and n == len(grads) // 2:
-                    state = {slot: value.tolist() for slot, value in optimizer.state_dict()["state"][0].items()}
+                kept = optimizer.state_dict()["state"].get(0)
+                if name.split()[0] in CARRIED and kept and n == len(grads) // 2:
+                    state = {slot: value.tolist() for slot, value in kept.items()}
                     half = {"half": {"params": weights.tolist(), "state": state}}
             (group,) = optimizer.state_dict()["param_groups"]
             records.append({"optimizer": name.split()[0], "group": group, "params": weights.tolist()} | half)
