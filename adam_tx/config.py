@@ -7,7 +7,7 @@ function that makes it, with all of its arguments::
     {"name": "chain", "links": [{"name": "scale_by_momentum", ...}, {"key": "mine", "name": "optax.scale", ...}]}
 
 A name stands for what `adam_tx` exports, what Optax does after `optax.`, or, as
-`module:name`, for what can be imported from elsewhere. Numbers, strings, lists and dicts
+`module:name`, for what can be imported from elsewhere, if it is allowed. Numbers, strings, lists and dicts
 are themselves; what JSON has no form for is written as one of
 
     {"tuple": [0.9, 0.999]}                        {"dtype": "bfloat16"}
@@ -23,8 +23,8 @@ from __future__ import annotations
 import collections
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core import code, introspect
+from adam_tx._core.allowed import Place
 from adam_tx._core.declaration import Call
 
 _WORDS = ("name", "key", "links", "unknown")
@@ -69,26 +70,30 @@ def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
     return _encoded(tx, 0)
 
 
-def from_config(config: dict[str, Any]) -> optax.GradientTransformation:
+def from_config(config: dict[str, Any], *, allow: Sequence[str] = ()) -> optax.GradientTransformation:
     """Make the optimizer that `get_config` has written down.
 
     The config may have come from JSON, and may be written by hand: arguments that are
     left out have their defaults. Where it is to hold what JSON cannot, such as a lambda,
     put the object itself there.
 
-    A config names functions, which are imported and called. As with pickle, read only
-    configs that come from where you trust.
+    A config names functions, which are imported and called. Only parts of optimizers from
+    adam_tx and Optax are. Functions of your own, such as `my_package.masks:no_biases`, need
+    `allow=["my_package"]`. Allow only modules that do no harm when a stranger calls what is
+    in them, or read only configs that come from where you trust.
 
     Args:
       config: a dict as `get_config` returns it.
+      allow: names of modules that may be imported beside adam_tx and Optax, with those
+        inside them: `"my_package"`, `"__main__"`, `"jax.numpy"`.
 
     Returns:
       The transformation, which does to the last bit what the original did.
 
     Raises:
       TypeError: a config that is no dict, or that makes no transformation.
-      ValueError: a name or an argument that is not known, with its place in the config;
-        something that a config cannot hold.
+      ValueError: a name or an argument that is not known or not allowed, with its place in
+        the config; something that a config cannot hold.
 
     >>> import adam_tx
     >>> tx = adam_tx.from_config({"name": "adam", "learning_rate": 1e-3, "b1": 0.8})
@@ -101,7 +106,12 @@ def from_config(config: dict[str, Any]) -> optax.GradientTransformation:
         raise TypeError(f"config must be a dict, as get_config returns it, got {type(config).__name__}.")
     if "name" not in config and "unknown" not in config:
         raise ValueError(f"config has no 'name' of what to make, only {sorted(map(str, config))}.")
-    made = _decoded(config, "config")
+    if isinstance(allow, str):
+        raise TypeError(f"config: allow must be a list of modules, such as [{allow!r}], got a str.")
+    try:
+        made = _decoded(config, Place("config", tuple(allow)))
+    except RecursionError:
+        raise ValueError("config: it is no optimizer, but dicts in dicts without end; take another copy.") from None
     if not _is_transformation(made):
         raise TypeError(f"config['name']: {config['name']!r} makes no transformation, but {type(made).__name__}.")
     return made
@@ -227,36 +237,36 @@ def _where(value: Any) -> str:
     return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
-def _decoded(config: Any, path: str) -> Any:
+def _decoded(config: Any, at: Place) -> Any:
     """What an entry of a config stands for; what is no data is itself."""
     if isinstance(config, list):
-        return [_decoded(item, f"{path}[{i}]") for i, item in enumerate(config)]
+        return [_decoded(item, at[i]) for i, item in enumerate(config)]
     if not isinstance(config, dict):
         return config
     if "unknown" in config:
         raise ValueError(
-            f"{path}: {config['unknown']} cannot be made from a config. Put the object itself there before "
-            f"from_config, as in {path} = ..., or give the optimizer what has a name: a function or class that can be "
+            f"{at}: {config['unknown']} cannot be made from a config. Put the object itself there before "
+            f"from_config, as in {at} = ..., or give the optimizer what has a name: a function or class that can be "
             "imported, a schedule of optax or adam_tx.schedules, a number."
         )
     if "name" in config:
-        return _decoded_call(config, path)
+        return _decoded_call(config, at)
     form = next((form for form in _FORMS if form in config), None)
     if form is None:
-        return {key: _decoded(item, f"{path}[{key!r}]") for key, item in config.items()}
+        return {key: _decoded(item, at[key]) for key, item in config.items()}
     if extra := config.keys() - {form, "dtype", "weak_type"}:
-        raise ValueError(f"{path}: {sorted(extra)} cannot stand beside {form!r}; take one of them away.")
-    return _FORMS[form](config, f"{path}[{form!r}]")
+        raise ValueError(f"{at}: {sorted(extra)} cannot stand beside {form!r}; take one of them away.")
+    return _FORMS[form](config, at[form])
 
 
-def _decoded_call(config: Mapping[str, Any], path: str) -> Any:
+def _decoded_call(config: Mapping[str, Any], at: Place) -> Any:
     """What the maker of that name gives for these arguments."""
-    maker = _maker(config["name"], f"{path}['name']")
+    maker = _maker(config["name"], at["name"])
     signature = code.signature_of(maker)
     members = next((name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL), "links")
     arguments = {}
     for key, value in config.items():
-        place = f"{path}[{key!r}]"
+        place = at[key]
         if key in ("name", "key"):
             continue
         argument = members if key == "links" else _unescaped(key)
@@ -266,44 +276,44 @@ def _decoded_call(config: Mapping[str, Any], path: str) -> Any:
                 f"{_instead(argument, signature.parameters)}; it takes {list(signature.parameters)}."
             )
         if key == "links":
-            arguments[argument] = [_decoded_member(link, f"{place}[{i}]") for i, link in enumerate(value)]
+            arguments[argument] = [_decoded_member(link, place[i]) for i, link in enumerate(_listed(value, place))]
         else:
             arguments[argument] = _decoded(value, place)
-    return _called(maker, signature, arguments, path)
+    return _called(maker, signature, arguments, at)
 
 
-def _called(maker: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any], path: str) -> Any:
+def _called(maker: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any], at: Place) -> Any:
     """The maker's result, with the place in the config added to what it raises."""
     given = collections.OrderedDict((name, arguments[name]) for name in signature.parameters if name in arguments)
     various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [name for name, p in signature.parameters.items() if p.default is p.empty and p.kind not in various]
     if missing := [name for name in needed if name not in given]:
-        raise ValueError(f"{path}: give the arguments {missing}, which have no default.")
+        raise ValueError(f"{at}: give the arguments {missing}, which have no default.")
     bound = inspect.BoundArguments(signature, given)
     try:
         return maker(*bound.args, **bound.kwargs)
     except Exception as error:
-        error.add_note(f"It was made from {path}.")
+        error.add_note(f"It was made from {at}.")
         raise
 
 
-def _decoded_member(config: Any, path: str) -> Any:
-    made = _decoded(config, path)
+def _decoded_member(config: Any, at: Place) -> Any:
+    made = _decoded(config, at)
     return (config["key"], made) if isinstance(config, dict) and "key" in config else made
 
 
-def _maker(name: Any, path: str) -> Callable[..., Any]:
+def _maker(name: Any, at: Place) -> Callable[..., Any]:
     """The function of this name."""
-    if isinstance(name, dict):
-        return _decoded(name, path)
-    found = _named(name) if isinstance(name, str) else None
-    if callable(found):
+    if isinstance(name, dict) and callable(made := _decoded(name, at)):
+        return made
+    if isinstance(name, str) and (found := at.named(name)) is not None:
         return found
-    module, colon, _ = str(name).partition(":")
-    if colon:
-        raise ValueError(f"{path}: {name!r} cannot be imported here; make the module {module!r} importable.")
+    if isinstance(name, str) and ":" in name:
+        raise ValueError(
+            f"{at}: {name!r} cannot be imported here; make the module {name.partition(':')[0]!r} importable."
+        )
     known = [*introspect.find("adam_tx", "__all__"), *(f"optax.{public}" for public in dir(optax))]
-    raise ValueError(f"{path}: {name!r} is neither a name of adam_tx nor one of Optax's{_instead(str(name), known)}.")
+    raise ValueError(f"{at}: {name!r} is neither a name of adam_tx nor one of Optax's{_instead(str(name), known)}.")
 
 
 def _instead(name: str, known: Any) -> str:
@@ -311,47 +321,64 @@ def _instead(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _decoded_array(config: Mapping[str, Any], path: str) -> Any:
+def _listed(value: Any, at: Place) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{at}: it must be a list, got a {type(value).__name__}.")
+    return cast(list[Any], value)
+
+
+def _converted(convert: Callable[..., Any], at: Place, *given: Any) -> Any:
+    """What plain data stands for."""
+    try:
+        return convert(*given)
+    except Exception as error:  # whatever NumPy makes of what is no data of this form
+        raise ValueError(f"{at}: {given[0]!r} must be as get_config writes it, but {error}.") from None
+
+
+def _decoded_array(config: Mapping[str, Any], at: Place) -> Any:
     form = next(form for form in ("array", "numpy", "numpy_scalar") if form in config)
-    numbers, dtype = _decoded(config[form], path), jnp.dtype(config["dtype"])
+    dtype = _converted(jnp.dtype, at, config.get("dtype", "missing"))
+    numbers = _decoded(config[form], at)
+    _converted(np.array, at, numbers, dtype)
     if form != "array":
         plain = np.array(numbers, dtype)
         return plain if form == "numpy" else plain[()]
     weak = config.get("weak_type", False)  # as are arrays from Python's own numbers, in the precision that is enabled
     if (jnp.asarray(numbers).dtype if weak else jax.dtypes.canonicalize_dtype(dtype)) != dtype:
-        raise ValueError(f"{path}: an array of {dtype} needs jax_enable_x64 to be as it was when it was made.")
+        raise ValueError(f"{at}: an array of {dtype} needs jax_enable_x64 to be as it was when it was made.")
     return jnp.asarray(numbers) if weak else jnp.array(numbers, dtype)
 
 
-def _decoded_function(config: Mapping[str, Any], path: str) -> Any:
+def _decoded_function(config: Mapping[str, Any], at: Place) -> Any:
     name = config["function"]
-    found = _named(name) if isinstance(name, str) and ":" in name else None
+    found = at.named(name) if isinstance(name, str) and ":" in name else None
     if found is None:
-        raise ValueError(f"{path}: {name!r} cannot be imported here; a function is written as 'module:name'.")
+        raise ValueError(f"{at}: {name!r} cannot be imported here; a function is written as 'module:name'.")
     return found
 
 
-def _decoded_dtype(config: Mapping[str, Any], path: str) -> Any:
+def _decoded_dtype(config: Mapping[str, Any], at: Place) -> Any:
     name = config["dtype"]
     found = getattr(jnp, name, None) if isinstance(name, str) else None
     if code.scalar_type(found) is None:
-        raise ValueError(f"{path}: {name!r} must be a dtype of JAX, such as 'bfloat16'.")
+        raise ValueError(f"{at}: {name!r} must be a dtype of JAX, such as 'bfloat16'.")
     return found
 
 
-def _decoded_items(config: Mapping[str, Any], path: str) -> dict[Any, Any]:
-    return dict(map(tuple, _decoded(config["items"], path)))
+def _decoded_dict(config: Mapping[str, Any], at: Place) -> dict[Any, Any]:
+    plain = _converted(dict, at, config["dict"])
+    return {key: _decoded(item, at[key]) for key, item in plain.items()}
 
 
-_FORMS: Mapping[str, Callable[[Mapping[str, Any], str], Any]] = {
+_FORMS: Mapping[str, Callable[[Mapping[str, Any], Place], Any]] = {
     "array": _decoded_array,
     "numpy": _decoded_array,
     "numpy_scalar": _decoded_array,
-    "tuple": lambda config, path: tuple(_decoded(config["tuple"], path)),
-    "dict": lambda config, path: {key: _decoded(item, f"{path}[{key!r}]") for key, item in config["dict"].items()},
-    "items": _decoded_items,
-    "float": lambda config, _: float(config["float"]),
+    "tuple": lambda config, at: tuple(_decoded(_listed(config["tuple"], at), at)),
+    "dict": _decoded_dict,
+    "items": lambda config, at: _converted(dict, at, _decoded(_listed(config["items"], at), at)),
+    "float": lambda config, at: _converted(float, at, config["float"]),
     "function": _decoded_function,
-    "numpy_dtype": lambda config, _: jnp.dtype(config["numpy_dtype"]),
+    "numpy_dtype": lambda config, at: _converted(jnp.dtype, at, config["numpy_dtype"]),
     "dtype": _decoded_dtype,
 }

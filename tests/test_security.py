@@ -1,15 +1,23 @@
 """What comes from a stranger is data: it reads, writes and runs nothing else, and what is wrong with it is said."""
 
+import functools
+import importlib
 import io
 import json
+import sys
 import zipfile
 
+import catalogue
 import h5py
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rebuild import through_json, unknown
 
+import adam_tx
 from adam_tx.interop.keras import read_file, write_file
 
 ADAM = {"class_name": "Adam", "config": {"name": "adam"}}
@@ -243,3 +251,148 @@ def test_a_crash_half_way_leaves_the_old_file_and_nothing_beside_it(tmp_path, mo
         write_file(path, VALUES, like=path)
     assert path.read_bytes() == whole
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.keras"]
+
+
+REACHES = [
+    "os:system",
+    "subprocess:run",
+    "builtins:eval",
+    "builtins:exec",
+    "importlib:import_module",
+    "functools:reduce",
+    "collections:Counter",
+    "operator:methodcaller",
+    "numpy:load",
+    "numpy:float32.__class__",
+    "jax:jit",
+    "jax.numpy:load",
+    "adam_tx:from_config",
+    "adam_tx.config:from_config",
+    "adam_tx.config:inspect.os.system",
+    "adam_tx._core.introspect:find",
+    "adam_tx._core.introspect:importlib.import_module",
+    "adam_tx._core.code:render",
+    "adam_tx._core.files:replacing",
+    "adam_tx.interop.keras:read_file",
+    "adam_tx.interop.keras:write_file",
+    "adam_tx.interop.keras:_keras_files.write_file",
+    "adam_tx.link:introspect.find",
+    "adam_tx.links.rms:jnp.load",
+    "adam_tx:adam.__globals__",
+    "adam_tx:adam.__class__",
+    "adam_tx:adam.__wrapped__",
+    "adam_tx:Link.__class__.__subclasses__",
+    "optax._src.base:jnp.load",
+    "optax:tree.__loader__",
+    "optax:MultiSteps.__init__.__globals__",
+    "optax:jax.jit",
+    "adam_tx_evil:make",
+    "optaxevil:make",
+    "",
+    ":",
+    "os:",
+    ":system",
+    "...",
+]
+SHORT = [name.replace(":", ".").removeprefix("adam_tx.") for name in REACHES if name.startswith(("adam_tx", "optax"))]
+
+
+@pytest.mark.parametrize("name", [*REACHES, *SHORT])
+def test_a_name_in_a_config_reaches_nothing_but_parts_of_optimizers(name, monkeypatch):
+    """Wherever a name may stand; nothing is imported, and nothing called."""
+    imported = []
+    find = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", lambda module: imported.append(module) or find(module))
+    inside = {"name": "adam", "learning_rate": {"name": name, "command": "x"}}
+    for config in (
+        {"name": name, "command": "x"},
+        inside,
+        {"name": "chain", "links": [{"name": name}]},
+        {"name": "adam", "learning_rate": {"function": name}},
+        {"name": "adam", "learning_rate": {"tuple": [{"name": name}]}},
+        {"name": {"name": name, "command": "x"}},
+        {"name": {"function": name}, "command": "x"},
+        {"name": "functools:partial", "func": {"function": name}},
+    ):
+        with pytest.raises(ValueError, match=r"^config"):
+            adam_tx.from_config(config)
+    assert all(module.split(".")[0] in ("adam_tx", "optax", "functools", "numpy") for module in imported), imported
+
+
+def test_a_config_in_a_config_cannot_allow_more():
+    config = {"dict": {"name": "os:getcwd"}}
+    for name in ("from_config", "adam_tx:from_config", "adam_tx.config:from_config"):
+        with pytest.raises(ValueError, match="is no part of an optimizer"):
+            adam_tx.from_config({"name": name, "config": config, "allow": ["os"]})
+
+
+def test_what_is_allowed_is_a_module_with_what_is_defined_in_it_alone(monkeypatch, tmp_path):
+    (tmp_path / "mine_to_allow.py").write_text("import os, optax\ndef make(rate):\n    return optax.sgd(rate)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = {"name": "mine_to_allow:make", "rate": 0.1}
+    with pytest.raises(ValueError, match=r"config\['name'\]: 'mine_to_allow:make' .*allow=\['mine_to_allow'\]"):
+        adam_tx.from_config(config)
+    assert "mine_to_allow" not in sys.modules
+    assert adam_tx.from_config(config, allow=["mine_to_allow"]).init(0.0) is not None
+    for name in ("mine_to_allow:os.system", "mine_to_allow:os", "mine_to_allow_not:make"):
+        with pytest.raises(ValueError, match=r"^config\['name'\]: "):
+            adam_tx.from_config(config | {"name": name}, allow=["mine_to_allow"])
+    with pytest.raises(TypeError, match=r"allow must be a list of modules, such as \['mine_to_allow'\], got a str"):
+        adam_tx.from_config(config, allow="mine_to_allow")
+
+
+def test_what_get_config_writes_of_adam_tx_and_optax_needs_nothing_to_be_allowed():
+    for name, make in (catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE).items():
+        config = through_json(make())
+        if not list(unknown(config)):
+            assert adam_tx.get_config(adam_tx.from_config(config)) == config, name
+
+
+def test_a_config_that_is_nested_without_end_is_refused():
+    deep = functools.reduce(lambda config, _: {"name": "chain", "links": [config]}, range(10_000), {})
+    with pytest.raises(ValueError, match="dicts in dicts without end"):
+        adam_tx.from_config(deep)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["adam", "os:system", "x", "optax.sgd"]),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["name", "links", "key", "function", "array", "dtype", "tuple", "dict", "items", "float", "x"]
+            ),
+            inside,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(config=st.dictionaries(st.sampled_from(["name", "links", "learning_rate", "dict", "b1"]), JSON, max_size=4))
+def test_any_json_is_an_optimizer_or_an_error_of_value_or_type(config):
+    try:
+        made = adam_tx.from_config({"name": "adam", **config})
+    except (TypeError, ValueError):
+        return
+    assert callable(made.update)
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "value", "problem"),
+    [
+        (optax.adam, "nu/w", -1.0, "nu/w has negative numbers, but is of squares"),
+        (adam_tx.adam, "nu/w", -1.0, "nu/w has negative numbers, but is of squares"),
+        (adam_tx.adam, "weight_mu", 5.0, r"weight_mu is 5.*must be from 0 to 1"),
+        (adam_tx.adam, "weight_nu", np.nan, r"weight_nu is nan.*must be from 0 to 1"),
+        (adam_tx.adam, "weight_nu", -0.1, r"weight_nu is -0.1.*must be from 0 to 1"),
+    ],
+)
+def test_squares_below_zero_and_weights_beyond_zero_and_one_are_refused(make, key, value, problem):
+    params, tx = {"w": jnp.ones(3)}, make(1e-3)
+    exported = adam_tx.export_state(tx.init(params), params, tx)
+    given = np.array([value, 0.0]) if key.startswith("weight") else np.array([1.0, value, 1.0])
+    with pytest.raises(ValueError, match=problem):
+        adam_tx.import_state(tx, params, exported | {key: given})

@@ -82,12 +82,10 @@ class Parameters:
 
     def _order(self, path: str, axes: Axes) -> tuple[int, ...] | None:
         shape = self._shapes[path]
-        order: Any
+        order: Any = axes
         if isinstance(axes, Mapping):
             order = next((order for of, order in axes.items() if Pattern(of).matches(path, shape)), None)
-        else:
-            order = axes
-        given = order(path, shape) if callable(order) else order
+        given: Any = order(path, shape) if callable(order) else order
         if given is not None and sorted(map(_axis, given)) != list(range(len(shape))):
             raise ValueError(
                 f"{self._what}: axes gives {tuple(given)} for {path}, but must give each of its {len(shape)} axes once."

@@ -156,7 +156,8 @@ class Reading:
         like = Stored(self.old[part.values], None if part.scales is None else self.old[part.scales])
         if part.shape == value.shape:
             value = value.reshape(like.values.shape)
-        if wrong := misfit(value, like.values, coded=like.scales is not None):
+        wrong = misfit(value, like.values, coded=like.scales is not None)
+        if wrong := wrong or ("has negative numbers, but is of squares" if part.is_square and np.any(value < 0) else ""):
             self.wrong.append(f"{key} {wrong}")
             return
         stored = raw or self._encoded(part, value, like)

@@ -57,6 +57,13 @@ class OfLeaf(NamedTuple):
     gathers: Literal["", "mean", "sum"] = ""
 
     @property
+    def is_square(self) -> bool:
+        """Whether it is made of squares, so that no number of it is negative."""
+        if self.link is not None:
+            return self.link.kind.slots[self.slot].kind == "square"
+        return self.role.base.startswith(("nu", "sum_of_squares"))
+
+    @property
     def counts_on(self) -> bool:
         """Whether its start is over at some number of updates, and not by a weight that is kept with it."""
         if self.link is None:

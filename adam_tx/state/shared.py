@@ -141,6 +141,8 @@ class Shared:
         """Why a value cannot be, if it cannot."""
         if "count" in name and like.dtype.kind == "i" and np.any(value < 0):
             return f"is {value}, but must be at least 0"
+        if part.link is not None and not 0 <= np.sum(value) <= 1 + 4 * np.finfo(like.dtype).eps:
+            return f"is {np.sum(value)}, but a debiasing weight must be from 0 to 1"
         if part.below is None or not value:
             return ""
         updates = self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0])
