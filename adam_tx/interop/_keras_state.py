@@ -13,7 +13,7 @@ from adam_tx.interop._config import keras_inner, keras_settings, number, whole
 from adam_tx.interop._parameters import Parameters, check_nothing_is_lost, check_weights
 from adam_tx.state.export import key_of, of_parameter
 from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair, of_decay
+from adam_tx.state.weights import exact_pair
 
 
 class Slot(NamedTuple):
@@ -51,14 +51,15 @@ _SLOTS: Mapping[str, Sequence[Slot]] = {
     "sgd": (Slot("momentum", "trace_of_steps", only_if="momentum"),),
     "adafactor": (Slot("", "nu_row"), Slot("", "nu_col"), Slot("velocity", "nu", unless_factored=True)),
 }
-_BETAS: Mapping[str, Mapping[str, str]] = {
-    "adam": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
-    "adamw": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
-    "lamb": {"weight_mu": "beta_1", "weight_nu": "beta_2"},
-    "nadam": {"weight_nu": "beta_2"},
-    "adamax": {"weight_mu": "beta_1"},
+_ADAM = {"mu": "beta_1", "nu": "beta_2"}
+_DECAYS: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("adam", "adamw", "lamb", "nadam"), _ADAM),
+    "adamax": {"mu": "beta_1"},
+    "lion": {"mu": "beta_2"},
+    "rmsprop": {"nu": "rho"},
 }
-"""The weights by which the averages of a class are debiased, and the settings that they follow from."""
+"""The averages of a class, and the settings that are their decays."""
+_DEBIASED = ("adam", "adamw", "lamb", "nadam", "adamax")
 _ALWAYS = ("learning_rate", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
 _READ = "weight_mu_read"  # 1 - the product of the decays that Nadam looks ahead with
 _GUARDED = {"guard.skipped": np.int32(0), "guard.skipped_in_a_row": np.int32(0), "guard.norm": np.float32(0)}
@@ -91,9 +92,8 @@ def from_variables(
       optimizer: the class, as for `from_config`.
 
     Returns:
-      The dict. The weights by which moments are debiased are those of the configuration's betas,
-      so that the first step is right under other decays, too. Of a LossScaleOptimizer, the steps
-      that were skipped are not known and are 0.
+      The dict. `mu.decay` and `nu.decay` say by which decays moments were made, so that they are
+      debiased rightly under others, too. Of a LossScaleOptimizer, the steps that were skipped are not known and are 0.
 
     Raises:
       ValueError: more or fewer variables than the configuration has, a variable of another
@@ -151,7 +151,7 @@ def from_variables(
         if place.path and (rate := _rate(place, config)) != 1.0:
             found[f"{place.role}.rate"] = np.asarray(rate)
     found |= _counts(found.pop("iteration"), config, "guard.scale" in found)
-    return found | {role: of_decay(decay, int(found["count"])) for role, decay in _decays(what, kind, config).items()}
+    return found | {f"{role}.decay": np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
 
 
 def to_variables(
@@ -195,7 +195,7 @@ def to_variables(
     check_nothing_is_lost(what, exported, used, drop)
     for path in parameters.paths:
         count = int(of_parameter(exported, "count", path))
-        check_weights(what, exported, path, _decays(what, kind, config), count)
+        check_weights(what, exported, path, _decays(what, kind, config) if kind in _DEBIASED else {}, count)
     return outer + values
 
 
@@ -206,7 +206,7 @@ def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[st
         return what, kind, config
     if kind not in _SLOTS:
         raise ValueError(f"{what} is not known, only {sorted(_SLOTS)}; pass optimizer= if it is one by another name.")
-    needed = (*_ALWAYS, *(slot.only_if for slot in _SLOTS[kind] if slot.only_if), *_BETAS.get(kind, {}).values())
+    needed = (*_ALWAYS, *(slot.only_if for slot in _SLOTS[kind] if slot.only_if), *_DECAYS.get(kind, {}).values())
     if missing := [key for key in needed if key not in config]:
         raise ValueError(f"{what}: config has no {missing}; give what get_config() returns.")
     if (every := config["gradient_accumulation_steps"]) is not None:
@@ -215,8 +215,8 @@ def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[st
 
 
 def _decays(what: str, kind: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """By weight the decay of the averages that it debiases."""
-    return {role: number(what, key, config[key], 0.0, 1.0) for role, key in _BETAS.get(kind, {}).items()}
+    """By which decays averages were made: without that nothing is debiased rightly."""
+    return {role: number(what, key, config[key], 0.0, 1.0) for role, key in _DECAYS.get(kind, {}).items()}
 
 
 def _places(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Place]:

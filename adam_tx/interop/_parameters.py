@@ -158,7 +158,8 @@ def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str]
 
 def check_weights(what: str, exported: Mapping[str, Any], path: str, betas: Mapping[str, Any], count: int) -> None:
     """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have."""
-    for role, beta in betas.items():
+    for average, beta in betas.items():
+        role = f"weight_{average}"
         ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
         if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
             raise ValueError(

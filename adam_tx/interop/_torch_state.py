@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 
-from adam_tx.interop._config import check_scheduled, number
+from adam_tx.interop._config import check_scheduled, number, unsupported
 from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, check_weights
 from adam_tx.state.export import collapsed, key_of, of_parameter
 from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair, of_decay
+from adam_tx.state.weights import exact_pair
 
 _ADAM = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 _SLOTS: Mapping[str, Mapping[str, str]] = {
@@ -35,14 +35,8 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
-_DEBIASED: Mapping[str, Sequence[str]] = {
-    "Adam": ("weight_mu", "weight_nu"),
-    "AdamW": ("weight_mu", "weight_nu"),
-    "NAdam": ("weight_nu",),
-    "RAdam": ("weight_mu", "weight_nu"),
-    "Adamax": ("weight_mu",),
-}
-"""The weights by which the averages of a class are debiased: those of its betas, beside NAdam's own."""
+_BETAS = ("mu", "nu")
+"""The averages whose decays a pair of betas has."""
 _READ = "weight_mu_read"  # 1 - the product of the decays that NAdam looks ahead with
 
 
@@ -69,10 +63,10 @@ def from_state_dict(
         axes in our order, `{"*/kernel": (1, 0)}`, or a function such as `flax_axes`.
 
     Returns:
-      The dict. The weights by which moments are debiased are those of the group's `betas`, so
-      that the first step is right under other decays, too. Of a parameter that has made no step
-      in PyTorch, because it is frozen or in no group, there is nothing. There is `count/<path>`
-      where parameters have made different numbers of steps, which asks for an optimizer that
+      The dict. `mu.decay` and `nu.decay` say by which `betas` moments were made, so that they are
+      debiased rightly under other decays, too. Of a parameter that has made no step in PyTorch,
+      because it is frozen or in no group, there is nothing. There is `count/<path>` where
+      parameters have made different numbers of steps, which asks for an optimizer that
       counts them apart, such as `optax.partition`. PyTorch's SGD keeps no step, so there is no
       count: add it, `exported | {"count": 1000}`.
 
@@ -113,7 +107,7 @@ def from_state_dict(
         for slot, role in _expected(what, optimizer, group, path, entry).items():
             found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
             shared.setdefault(f"{role}.rate", {})[path] = np.asarray(_sign(group))
-        for role, value in _shared(what, optimizer, group, path, entry).items():
+        for role, value in (_counted(what, path, entry) | _decays(what, group, _SLOTS[optimizer].values())).items():
             shared.setdefault(role, {})[path] = value
     rates = [role for role, of_role in shared.items() if role.endswith(".rate") and -1.0 not in of_role.values()]
     for role in shared.keys() - rates:
@@ -121,31 +115,30 @@ def from_state_dict(
     return found
 
 
-def _shared(
-    what: str, optimizer: str, group: Mapping[str, Any], path: str, entry: Mapping[str, Any]
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The count, and the weights by which the averages of a parameter are debiased."""
-    if "step" not in entry:
+def _counted(what: str, path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The count, and the weight of the decays that NAdam looks ahead with."""
+    count = {"count": _step(what, path, entry["step"])} if "step" in entry else {}
+    return count | ({_READ: exact_pair(_array(entry["mu_product"]))} if "mu_product" in entry else {})
+
+
+def _decays(what: str, group: Mapping[str, Any], roles: Collection[str]) -> dict[str, Any]:
+    """By which decays, numbers or schedules, averages were made: without that nothing is debiased rightly."""
+    if "nu" in roles and "mu" not in roles:
+        return {"nu.decay": _decay(what, "alpha", group.get("alpha"))}
+    if "mu" not in roles:
         return {}
-    found = {"count": _step(what, path, entry["step"])}
-    if "mu_product" in entry:
-        found[_READ] = exact_pair(_array(entry["mu_product"]))
-    for role in _DEBIASED.get(optimizer, ()):
-        found[role] = of_decay(_beta(what, group, role), int(found["count"]))
-    return found
-
-
-def _beta(what: str, group: Mapping[str, Any], role: str) -> Any:
-    """The decay, a number or a schedule, of the average that this weight debiases."""
     betas = group.get("betas")
     if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise ValueError(
-            f"{what}: betas={betas!r} in a group of state_dict do not say by which decays its moments were made, which "
-            "are debiased accordingly; give the group as PyTorch made it, with a pair of betas."
+        raise unsupported(
+            what, "betas", betas, "it must be a pair, by which moments were made and are debiased; give whole groups."
         )
     check_scheduled(what, group, "betas")
-    beta = betas[0] if role == "weight_mu" else betas[1]
-    return beta if callable(beta) else number(what, "betas", beta, 0.0, 1.0)
+    decays = {role: _decay(what, "betas", beta) for role, beta in zip(_BETAS, betas, strict=True)}
+    return {f"{role}.decay": decay for role, decay in decays.items() if role in roles}
+
+
+def _decay(what: str, key: str, value: Any) -> Any:
+    return value if callable(value) else np.asarray(number(what, key, value, 0.0, 1.0))
 
 
 def to_state_dict(
@@ -223,7 +216,7 @@ def _numbers(
         return {}
     if (count := of_parameter(exported, "count", path)) is None or np.shape(count):
         raise ValueError(f"{what}: exported has no count; give what export_state gave.")
-    betas: dict[str, Any] = dict(zip(("weight_mu", "weight_nu"), group.get("betas", ()), strict=False))
+    betas: dict[str, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
     check_weights(what, exported, path, betas, int(count))
     product = {"mu_product": _product(what, exported, path)} if optimizer == "NAdam" else {}
     return {"step": np.asarray(count, np.float32), **product}

@@ -157,7 +157,9 @@ class Reading:
         if part.shape == value.shape:
             value = value.reshape(like.values.shape)
         wrong = misfit(value, like.values, coded=like.scales is not None)
-        if wrong := wrong or ("has negative numbers, but is of squares" if part.is_square and np.any(value < 0) else ""):
+        if part.is_square and np.any(value < 0):
+            wrong = "has negative numbers, but is of squares"
+        if wrong:
             self.wrong.append(f"{key} {wrong}")
             return
         stored = raw or self._encoded(part, value, like)
