@@ -12,6 +12,7 @@ from adam_tx._core.hyperparams import (
     NonNegative,
     Positive,
 )
+from adam_tx._core.public import shows
 from adam_tx._core.rule import (
     Reduction,
     Rule,
@@ -255,8 +256,4 @@ __all__ = [
     "with_gradient",
     "yogi",
 ]
-
-
-def __dir__() -> list[str]:
-    """The public names alone, for completion."""
-    return [*__all__, "__all__", "__version__", "__doc__", "__name__", "__path__"]
+__dir__ = shows([*__all__, "__version__", "__path__"])

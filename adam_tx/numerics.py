@@ -16,6 +16,7 @@ from adam_tx._core.numerics import (
     scalar,
     square,
 )
+from adam_tx._core.public import shows
 
 __all__ = [
     "abs_sq",
@@ -29,3 +30,4 @@ __all__ = [
     "scalar",
     "square",
 ]
+__dir__ = shows(__all__)

@@ -17,6 +17,10 @@ import optax
 from adam_tx._core import hyperparams, numerics
 from adam_tx._core.declaration import Call
 from adam_tx._core.hyperparams import Decay, Finite, NonNegative
+from adam_tx._core.public import shows
+
+__all__ = ["from_second_update", "half_life_decay", "nadam_decay", "power_decay", "relative_step", "warmup"]
+__dir__ = shows(__all__)
 
 P = ParamSpec("P")
 

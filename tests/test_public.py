@@ -2,14 +2,33 @@
 
 import inspect
 
+import pytest
+
 import adam_tx
 
+MODULES = {
+    "adam_tx": adam_tx,
+    **{name: getattr(adam_tx, name) for name in ("interop", "numerics", "optimizers", "schedules", "storage")},
+    "interop.keras": adam_tx.interop.keras,
+    "interop.torch": adam_tx.interop.torch,
+}
 
-def test_completion_offers_the_public_names_alone():
-    shown = {name for name in dir(adam_tx) if not name.startswith("__")}
-    assert shown == set(adam_tx.__all__)
-    assert all(hasattr(adam_tx, name) for name in adam_tx.__all__)
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_completion_offers_the_public_names_alone(module):
+    shown = [name for name in dir(module) if not name.startswith("__")]
+    assert shown == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in shown)
     assert adam_tx.__version__
+
+
+def test_the_modules_of_other_frameworks_offer_what_is_meant():
+    assert adam_tx.interop.torch.__all__ == [
+        *("flax_axes", "from_param_group", "from_param_groups", "from_state_dict", "to_state_dict")
+    ]
+    assert adam_tx.interop.keras.__all__ == [
+        *("from_config", "from_variables", "read_file", "to_variables", "write_file")
+    ]
 
 
 def test_signatures_read_as_they_are_written():

@@ -16,6 +16,7 @@ from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
+from adam_tx._core.public import shows
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.trees import Mask, is_absent
 from adam_tx.chain import chain
@@ -42,6 +43,9 @@ from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
 from adam_tx.training.guard import LossScale, guard
+
+__all__ = ["from_config", "from_variables", "read_file", "to_variables", "write_file"]
+__dir__ = shows(__all__)
 
 Links = tuple[optax.GradientTransformation, ...]
 

@@ -12,6 +12,7 @@ import optax
 
 from adam_tx import schedules
 from adam_tx._core.paths import PathPattern
+from adam_tx._core.public import shows
 from adam_tx.chain import chain
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes as flax_axes
@@ -33,6 +34,9 @@ from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
 from adam_tx.training.groups import groups as by_pattern
+
+__all__ = ["flax_axes", "from_param_group", "from_param_groups", "from_state_dict", "to_state_dict"]
+__dir__ = shows(__all__)
 
 Links = Sequence[optax.GradientTransformation]
 

@@ -25,6 +25,7 @@ Raises:
     `update` without params where they are needed.
 """
 
+from adam_tx._core.public import shows
 from adam_tx.optimizers.adabelief import adabelief as adabelief
 from adam_tx.optimizers.adafactor import adafactor as adafactor
 from adam_tx.optimizers.adagrad import adagrad as adagrad
@@ -82,3 +83,4 @@ __all__ = [
     "stable_adamw",
     "yogi",
 ]
+__dir__ = shows(__all__)
