@@ -76,10 +76,10 @@ def migrate(
     if rename:
         exported = _renamed(exported, rename)
     state, reading = imported(new_tx, params, exported, Choice(fresh, recipe=True))
-    kept_some = {str(part.role): None for part in parts if isinstance(part, OfLeaf)}
-    if kept_some and not reading.kept and reading.missing:
+    lost = [role for role in {str(part.role): 0 for part in parts if isinstance(part, OfLeaf)} if reading.is_left(role)]
+    if lost and reading.missing and not reading.kept:
         raise ValueError(
-            f"migrate: nothing that the old state keeps of a parameter would be kept: {', '.join(kept_some)} would be "
+            f"migrate: nothing that the old state keeps of a parameter would be kept: {', '.join(lost)} would be "
             f"dropped, and {', '.join(reading.missing)} start fresh. Are the parameters others? Then give old_params "
             f"and rename. If it is meant, say so: fresh='{'|'.join(reading.missing)}', or fresh='*' to begin anew."
         )

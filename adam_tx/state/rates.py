@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 _POWERS = {
-    "nu_inf": 1, "nu": 2, "sum_of_squares": 2,
+    "nu_inf": 1,
+    "nu": 2,
+    "sum_of_squares": 2,
     **dict.fromkeys(("mu", "trace", "mean", "previous_gradient", "MultiSteps.acc_grads"), 1),
 }
 """By the beginning of a role, the power of the gradient that it is of; sizes have no sign."""

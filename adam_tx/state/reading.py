@@ -207,9 +207,9 @@ class Reading:
         for key in keys:
             self._unused.pop(key, None)
 
-    def is_left(self, key: str) -> bool:
-        """Whether there is such an entry, which was not used so far."""
-        return key in self._unused
+    def is_left(self, role: str) -> bool:
+        """Whether there is an entry of this role that was not used so far."""
+        return any(role_of(key) == role for key in self._unused)
 
     def _start(self, part: OfLeaf, key: str) -> None:
         self.account.start(key)

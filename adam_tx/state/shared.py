@@ -27,6 +27,7 @@ class Shared:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        self._weights: dict[tuple[Any, int], Array] = {}
 
     def take(self, part: OfMany) -> None:
         """A count, a debiasing weight, or another number."""
@@ -88,14 +89,14 @@ class Shared:
             if counted is None:
                 reading.wrong.append(f"{name} and count are missing{_uncounted(role_of(source or name))}")
                 return
-            if (count := reading.number(counted)) is None:
+            if (count := self._updates(counted)) is None:
                 return
             decay = reading.decay_of(role_of(source), path) if source and part.is_of_average else self._own(part)
             if decay is None and count:
                 role = role_of(source or "") or part.argument
                 reading.wrong.append(f"{name} is missing{_asked(role)}")
                 return
-            values[path] = weights.of_decay(decay, int(count)) if count else np.zeros(2)
+            values[path] = self._weight(decay, count) if count else np.zeros(2)
         if values:
             self._share(part, values, reading.account.compute)
 
@@ -145,8 +146,8 @@ class Shared:
             return f"is {np.sum(value)}, but a debiasing weight must be from 0 to 1"
         if part.below is None or not value:
             return ""
-        updates = self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0])
-        most = part.below(int(self._reading.exported[updates]) if updates else 0)
+        updates = self._updates(self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0]))
+        most = part.below(updates or 0)
         if value < most:
             return ""
         return (
@@ -206,27 +207,35 @@ class Shared:
 
     def _correction(self, part: OfLeaf, source: str) -> float:
         """The factor between what corrects an average now and the weight that it has."""
-        reading, path = self._reading, self._reading.walk.paths[part.leaf]
-        weight = self._weight_key(part, source, path)
+        reading, path, role = self._reading, self._reading.walk.paths[part.leaf], role_of(source)
+        weight, counted = self._weight_key(part, source, path), self._key(("count",), path)
         if weight is not None:
             reading.use(weight)
             reading.account.compute(role_of(weight))
-        count, counted = int(reading.new[part.corrected_by or 0]), self._key(("count",), path)
-        if counted is None or (not count and np.any(reading.exported[counted])):
+        made, count = self._updates(counted), int(reading.new[part.corrected_by or 0])
+        decay = reading.decay_of(role, path)
+        if counted is None or (made and not count):
             missing = "is not there" if counted is None else "starts fresh"
-            reading.wrong.append(f"{source} is corrected by a count that {missing}{_uncounted(role_of(source))}")
-            return 1.0
-        if not count or part.decay is None:
-            return 1.0
-        decay = reading.decay_of(role_of(source), path)
-        if decay is None and weight is None:
-            reading.wrong.append(f"{source} cannot be corrected by the count{_asked(role_of(source))}")
-            return 1.0
-        kept = (
-            reading.number(weight or "") if decay is None else weights.of_decay(decay, int(reading.exported[counted]))
-        )
-        had, wanted = float(np.sum(kept)), 1.0 - part.decay**count
-        return wanted / had if had > 0 and abs(wanted - had) > _ROUNDING * wanted else 1.0
+            reading.wrong.append(f"{source} is corrected by a count that {missing}{_uncounted(role)}")
+        elif made and part.decay is not None and decay is None and weight is None:
+            reading.wrong.append(f"{source} is corrected by the count{_asked(role)}")
+        elif made and part.decay is not None:
+            kept = reading.number(weight) if weight and decay is None else self._weight(decay, made)
+            had, wanted = float(np.sum(kept)) if kept is not None else 0.0, 1.0 - part.decay**count
+            if had > 0 and abs(wanted - had) > _ROUNDING * wanted:
+                return wanted / had
+        return 1.0
+
+    def _updates(self, counted: str | None) -> int | None:
+        """The number of updates under a key, if it is one."""
+        count = None if counted is None else self._reading.number(counted)
+        return None if count is None or misfit(count, np.zeros((), np.int32)) else int(count)
+
+    def _weight(self, decay: Any, count: int) -> Array:
+        """The weight of an average of so many updates, which most parameters share."""
+        if (decay, count) not in self._weights:
+            self._weights[decay, count] = weights.of_decay(decay, count)
+        return self._weights[decay, count]
 
     def _weight_key(self, part: OfLeaf, source: str, path: str) -> str | None:
         numbered = role_of(source).partition("_of_")[0].rpartition("_")[2]
