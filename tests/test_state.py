@@ -270,9 +270,7 @@ def test_a_decay_that_is_not_known_is_asked_for_unless_nothing_was_averaged_yet(
     params, zeros = {"w": jnp.ones(2)}, np.zeros(2, np.float32)
     given = {"count": np.int32(3), "mu/w": zeros, "nu/w": zeros}
     for tx in (adam_tx.adam(RATE), optax.adam(RATE)):
-        with pytest.raises(
-            ValueError, match=r"it is not known by which decay nu was averaged: .*\\['nu\.decay'\] = 0.999"
-        ):
+        with pytest.raises(ValueError, match="not known by which decay nu was averaged"):
             import_state(tx, params, given)
         assert np.all(optax.tree.get(import_state(tx, params, given | {"count": np.int32(0)}), "count") == 0)
 

@@ -1,5 +1,7 @@
 """The state of Optax's optimizers goes on here, and there again."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import run
 
 import adam_tx
-from adam_tx import migrate
+from adam_tx import export_state, migrate
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -112,3 +114,112 @@ def test_steps_of_optax_then_ours_then_optax_again_are_optaxs_to_1e_12(names, x6
                 np.asarray(ends[name][0][path]), np.asarray(whole[name][0][path]), np.asarray(leaf)
             )
             assert error <= 1e-12, (name, path, error)
+
+
+LEAVE = {
+    "add_decayed_weights": optax.add_decayed_weights(lambda count: 0.1),
+    "add_noise": optax.add_noise(0.1, 0.5, jax.random.key(0)),
+    "zero_nans": optax.zero_nans(),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "clip_by_block_rms": optax.clip_by_block_rms(1.0),
+    "adaptive_grad_clip": optax.adaptive_grad_clip(0.1),
+    "identity": optax.identity(),
+    "snapshot": optax.snapshot("norm", optax.tree.norm),
+    "masked decay": optax.masked(optax.add_decayed_weights(0.1), {"w": True, "b": False}),
+}
+"""What leaves a gradient what it is."""
+PARAMS = {"w": jnp.ones((3, 3)), "b": jnp.ones(3)}
+
+
+def that_scale():
+    """Every transformation of Optax that is called so, made with its defaults, or 3 where there is none."""
+    for module in (optax, optax.contrib):
+        for name in dir(module):
+            if name.startswith(("scale_by_", "normalize")) and inspect.isfunction(make := getattr(module, name)):
+                of = inspect.signature(make).parameters.values()
+                needed = {p.name: 3 for p in of if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+                yield pytest.param(make, needed, id=name)
+    yield pytest.param(optax.contrib.reduce_on_plateau, {}, id="reduce_on_plateau")
+    yield pytest.param(optax.apply_every, {"k": 2}, id="apply_every")
+
+
+@pytest.mark.parametrize(("make", "needed"), list(that_scale()))
+def test_a_momentum_behind_what_optax_scales_is_none_of_gradients(make, needed):
+    if make.__name__ == "scale_by_schedule":
+        needed = {"step_size_fn": SCHEDULE}
+    try:
+        tx = optax.chain(make(**needed), optax.trace(0.9))
+        state = tx.init(PARAMS)
+    except (TypeError, ValueError):
+        pytest.skip("needs more than numbers")
+    roles = {key.split("/")[0] for key in export_state(state, PARAMS, tx)}
+    assert any(role.startswith("trace_of_") for role in roles)
+    assert "trace" not in roles
+
+
+@pytest.mark.parametrize("name", LEAVE)
+def test_a_momentum_behind_a_clip_or_a_decay_is_one_of_gradients(name):
+    tx = optax.chain(LEAVE[name], optax.trace(0.9))
+    assert "trace/w" in export_state(tx.init(PARAMS), PARAMS, tx)
+
+
+def test_what_is_masked_out_of_a_division_is_not_taken_for_divided():
+    tx = optax.chain(optax.masked(optax.scale_by_rms(), {"w": True, "b": False}), optax.trace(0.9))
+    exported = export_state(tx.init(PARAMS), PARAMS, tx)
+    assert "trace_of_changed_scaled/b" in exported
+
+
+AVERAGED = {
+    "adafactor": optax.adafactor(RATE, momentum=0.9, multiply_by_parameter_scale=False, min_dim_size_to_factor=2),
+    **{
+        name: optax.chain(make, optax.trace(0.9))
+        for name, make in {
+            "factored": optax.scale_by_factored_rms(min_dim_size_to_factor=2),
+            "sm3": optax.scale_by_sm3(),
+            "adadelta": optax.scale_by_adadelta(),
+            "rprop": optax.scale_by_rprop(RATE),
+            "a stranger": optax.GradientTransformation(
+                lambda params: jnp.zeros(()), lambda updates, state, params=None: (updates, state)
+            ),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_averages_behind_what_divides_or_is_not_known_are_not_matched_with_those_of_gradients(name):
+    theirs = AVERAGED[name]
+    ours = adam_tx.adamw(RATE) if name == "adafactor" else adam_tx.sgd(RATE, 0.9)
+    for old, new in ((theirs, ours), (ours, theirs)):
+        with pytest.raises(
+            ValueError, match="is another quantity: (one is of updates that were divided|they are averages)"
+        ):
+            migrate(old.init(PARAMS), old, new, PARAMS)
+    others = [tx for other, tx in AVERAGED.items() if other not in (name, "adafactor")]
+    for other in others if name != "adafactor" else ():
+        with pytest.raises(ValueError, match="is another quantity"):
+            migrate(theirs.init(PARAMS), theirs, other, PARAMS)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_optaxs_adafactor_loses_nothing_on_the_way_here_and_back(momentum):
+    theirs, ours = (lib.adafactor(RATE, 2, momentum=momentum) for lib in (optax, adam_tx))
+    state = jax.tree.map(lambda x: x + 1 if x.size > 1 else x, theirs.init(PARAMS))
+    said = []
+    there = migrate(state, theirs, ours, PARAMS, report=said.append)
+    back = migrate(there, ours, theirs, PARAMS, report=said.append)
+    assert not any(row in text for text in said for row in ("started fresh", "dropped"))
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+def test_a_momentum_with_a_schedule_inside_keeps_its_sign():
+    lr = adam_tx.scale_by_learning_rate
+    down, up = (adam_tx.chain(lr(SCHEDULE, flip_sign=flip), adam_tx.scale_by_heavy_ball(0.9)) for flip in (True, False))
+    state = down.update(PARAMS, down.init(PARAMS), PARAMS)[1]
+    trace = export_state(state, PARAMS, down)["trace_of_steps/w"]
+    moved = export_state(migrate(state, down, up, PARAMS, report=None), PARAMS, up)
+    np.testing.assert_array_equal(moved["trace_of_steps/w"], -trace)
+    older = export_state(state, PARAMS, down) | {"trace_of_steps.rate": np.asarray(np.nan)}  # of an unknown sign
+    back = export_state(adam_tx.import_state(down, PARAMS, older), PARAMS, down)
+    np.testing.assert_array_equal(back["trace_of_steps/w"], trace)
