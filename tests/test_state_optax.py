@@ -146,8 +146,9 @@ def that_scale():
 
 @pytest.mark.parametrize(("make", "needed"), list(that_scale()))
 def test_a_momentum_behind_what_optax_scales_is_none_of_gradients(make, needed):
-    if make.__name__ == "scale_by_schedule":
-        needed = {"step_size_fn": SCHEDULE}
+    needed |= {"scale_by_schedule": {"step_size_fn": SCHEDULE}, "scale_by_learning_rate": {"learning_rate": RATE}}.get(
+        make.__name__, {}
+    )
     try:
         tx = optax.chain(make(**needed), optax.trace(0.9))
         state = tx.init(PARAMS)
