@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adam_tx import inside
-from adam_tx._core import introspect
+from adam_tx._core import introspect, states
 from adam_tx._core.trees import is_absent
 from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, Seen, after_optax, after_unknown
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
@@ -166,8 +166,8 @@ def _every(found: Mapping[str, Any], count: int) -> int:
 
 def of_another(name: str, state: Any) -> ValueError:
     """The error for a state in the place of another."""
-    fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
+    plain = " Restore checkpoints into tx.init(params), without which they give plain dicts."
     return ValueError(
-        f"opt_state: a {type(state).__name__} of {fields} came in the place of what {name} keeps. Give the state and "
-        "the transformation that made it."
+        f"opt_state: {states.described(state)} came in the place of what {name} keeps. Give the state and the "
+        f"transformation that made it.{plain if isinstance(state, Mapping | list) else ''}"
     )

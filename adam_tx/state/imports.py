@@ -33,8 +33,14 @@ def import_state(
     """The state of a transformation from what `export_state` or another framework gave.
 
     Its structure, dtypes and shardings are those of `tx.init(params)`. Moments go through
-    float32; eight-bit ones are taken as they are if both sides store them so. A debiasing
-    weight that is not there is computed from the count and the decay.
+    float32; eight-bit ones are taken as they are if both sides store them so.
+
+    A debiasing weight that is not there is computed from the count and the decay that made
+    the average, `nu.decay`, whatever the decay from now on is; where the dict does not say
+    it, it is asked for. An average that Optax will correct by its count and another decay is
+    multiplied by a factor, so that its corrected value stays. Numbers of the recipe, such as
+    injected hyperparameters, are those of `tx`. What a wrapper counts and measures begins as
+    `init` begins it where nothing came for it.
 
     Args:
       tx: the transformation that is to go on.
@@ -44,14 +50,16 @@ def import_state(
         starts them, whatever came: `"nu_max"`, `"*/new_head/*"`.
       drop: such a pattern of what may be left over.
       report: what to do with the text that says what was started fresh, converted or
-        dropped; None for nothing. It is called only if there is any.
+        dropped, and which numbers of the recipe are others now; None for nothing. It is called
+        only if there is any.
 
     Returns:
       The state.
 
     Raises:
       ValueError: what is missing, left over, of another shape or no number, each named; a
-        quantity that looks alike but is another; parameters of one link with different counts.
+        quantity that looks alike but is another; parameters of one link with different counts;
+        gathered gradients of more steps than `optax.MultiSteps` gathers; an unknown decay.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp

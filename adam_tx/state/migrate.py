@@ -38,7 +38,9 @@ def migrate(
 
     A quantity that looks alike and is another is converted where that is exact: a momentum
     with a constant learning rate inside it, Adam's nu to Adam-mini's. Where it is not, as
-    for AMSGrad's maximum of nu and that of nu debiased, migrate refuses, and says why.
+    for AMSGrad's maximum of nu and that of nu debiased, migrate refuses, and says why. The
+    numbers of a recipe are no state: those of `optax.inject_hyperparams` are the new ones, and
+    the account says what the old ones were.
 
     Args:
       old_state: the state.
@@ -50,7 +52,7 @@ def migrate(
       rename: new paths of parameters by old ones; of a part of the tree all below it move:
         `{"encoder/old": "encoder/new"}`.
       fresh: a pattern as for `adam_tx.groups`, of roles or whole keys of the new recipe that
-        start fresh, whatever the old state has: `"nu_max_of_debiased"`.
+        start fresh, whatever the old state has: `"nu_max_of_debiased"`; `"*"` for all.
       report: what to do with the account; None for nothing.
 
     Returns:
@@ -58,7 +60,8 @@ def migrate(
 
     Raises:
       ValueError: a state that is not of `old_tx` and `old_params`; a quantity that cannot be
-        converted; moments of another shape than their parameter; a rename of nothing.
+        converted; moments of another shape than their parameter; a rename of nothing; a
+        migration that would keep nothing.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp

@@ -185,7 +185,9 @@ class Guard(Declaration):
             places.setdefault(updates[i].shape, []).append(i)
         # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
         turns, link = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}, self.links["inner"]
-        for number, (was, now) in enumerate(zip(inside.kept(link, old), inside.kept(link, new), strict=True), len(updates)):
+        for number, (was, now) in enumerate(
+            zip(inside.kept(link, old), inside.kept(link, new), strict=True), len(updates)
+        ):
             if (still := now.storage.finite(now.stored)) is not None:
                 place = next(turns[still.shape]) if still.shape in turns else number
                 still = still if now.starts_finite else still | ~was.storage.finite(was.stored)
