@@ -217,7 +217,7 @@ def _smallest(dtype: jnp.dtype) -> float:
 
 
 def sorted_apart(numbers: Sequence[jax.Array]) -> jax.Array:
-    """Some numbers of one dtype, in order, in an array of their own.
+    """Some numbers of one dtype in order, in an array of their own.
 
     XLA fuses nothing into a sort. It would otherwise fuse the sums that the numbers come
     from into everything that reads them, and compile for minutes where leaves are many.

@@ -6,6 +6,6 @@ from adam_tx.training.groups import groups as groups
 from adam_tx.training.groups import matching as matching
 from adam_tx.training.guard import LossScale as LossScale
 from adam_tx.training.guard import guard as guard
-from adam_tx.training.monitor import metrics as metrics
+from adam_tx.training.metrics import metrics as metrics
 from adam_tx.training.monitor import monitor as monitor
 from adam_tx.training.plot import plot_metrics as plot_metrics

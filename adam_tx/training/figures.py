@@ -1,0 +1,212 @@
+"""The figures of one update: what `monitor` keeps of it, and how each is made of sums over leaves."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adam_tx import inside
+from adam_tx._core import manual, numerics, sharding
+from adam_tx._core.trees import State, Walk
+from adam_tx.link import Link
+
+SAMPLE = 8192  # of how many elements the quantiles are
+ROW = 1024  # the most elements of a vector that are added up one after the other
+QUANTILES = {"step_size_p10": 0.1, "step_size_p50": 0.5, "step_size_p90": 0.9}
+FIGURES = (
+    *("learning_rate", "grad_norm", "param_norm", "update_rms", "update_to_param"),
+    *(*QUANTILES, "step_size_max", "signal_to_noise", "eps_share", "rounded_away"),
+)
+UNKNOWN = float(np.finfo(np.float32).min)
+"""What stands in a state for a figure that is not known; a NaN there would stop a run under `jax_debug_nans`."""
+
+
+class Leaf(NamedTuple):
+    """One leaf in working precision, and what is known of how it is stepped.
+
+    Attributes:
+      grad, update, param: what came in and went out, and the parameter before.
+      rate: the learning rate.
+      m, v: averages of the gradient and of its square, from zero.
+      weight_1, weight_2: by which they are debiased.
+      divided: by which v is debiased where its root divides; eps_root and eps are added there.
+    """
+
+    grad: jax.Array
+    update: jax.Array
+    param: jax.Array | None
+    rate: Any = None
+    m: jax.Array | None = None
+    v: jax.Array | None = None
+    weight_1: Any = 1.0
+    weight_2: Any = 1.0
+    divided: Any = 1.0
+    eps_root: Any = 0.0
+    eps: Any = 0.0
+
+
+def known_of(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict[str, Any]]:
+    """For each leaf its rate, averages and epsilon, as far as the links inside have them."""
+    known: dict[int, dict[str, Any]] = {i: {} for i in walk.present}
+    for held in inside.held(link, state, walk, count):
+        if held.count is None:
+            continue
+        own = [i for i in walk.present if held.leaves is None or i in held.leaves]
+        given = held.link.hyperparams_at(jnp.maximum(held.count - 1, 0))  # those of the update that was made
+        if held.link.name == "scale_by_learning_rate":
+            for i in own:
+                rate = given["learning_rate"]
+                known[i]["rate"] = known[i]["rate"] * rate if "rate" in known[i] else rate
+        for order, weight in held.link.weights_corrected(held.state):
+            for i in own:
+                known[i].setdefault(f"weight_{order}", weight)
+        try:
+            averages = list(held.link.averages_in(walk, held.state))
+        except ValueError:  # a wrapper has made another tree of it
+            continue
+        for slot, weight, column in averages:
+            for i in own:
+                x = column[i]
+                if x is None or x.shape != walk.updates[i].shape:
+                    continue
+                order, name = (1, "m") if slot.kind == "gradient" else (2, "v")
+                if name in known[i]:
+                    continue
+                known[i] |= {name: x} | ({} if weight is None else {f"weight_{order}": weight})
+                if name == "v":
+                    known[i] |= {"divided": 1.0 if weight is None else weight}
+                    known[i] |= {name: given[name] for name in ("eps", "eps_root") if name in given}
+    return known
+
+
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once for all leaves of a shape
+def sums_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
+    """The sums over a leaf that its figures are made of, as far as they are known; of step sizes the largest.
+
+    Args:
+      leaf: in working precision.
+      dtype: that of the parameter.
+    """
+    terms: dict[str, Any] = {"grad": numerics.square(leaf.grad), "update": numerics.square(leaf.update)}
+    moved = leaf.update != 0
+    if leaf.param is not None:
+        terms |= {"param": numerics.square(leaf.param), "moved": moved}
+        if jnp.issubdtype(dtype, jnp.floating):
+            # explicit, because XLA takes float32 -> bfloat16 -> float32 for the identity
+            precision = jnp.finfo(dtype)
+            new = lax.reduce_precision(leaf.param + leaf.update, precision.nexp, precision.nmant)
+            terms["rounded_away"] = moved & (new == leaf.param)
+    if leaf.v is not None:
+        divided, eps_root, eps = (jnp.asarray(x, leaf.v.dtype) for x in (leaf.divided, leaf.eps_root, leaf.eps))
+        terms |= {"seen": leaf.v != 0, "below_eps": jnp.sqrt(leaf.v / _or_one(divided) + eps_root) < eps}
+        if leaf.m is not None:
+            weights = jnp.sqrt(leaf.weight_2) / _or_one(leaf.weight_1)
+            ratio = jnp.abs(leaf.m) / jnp.sqrt(_or_one(leaf.v)) * jnp.asarray(weights, leaf.v.dtype)
+            terms["signal"] = jnp.where(leaf.v == 0, 0.0, ratio)
+    terms["largest"] = jnp.abs(leaf.update)
+    real = numerics.real_dtype(leaf.grad.dtype)
+    *sums, largest = _reduced([term.astype(real) for term in sharding.together(terms).values()])
+    sums = [*map(manual.total, sums), manual.largest(largest)]
+    return {name: value.astype(jnp.float32) for name, value in zip(terms, sums, strict=True)}
+
+
+def _reduced(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """The sums of all terms but the last, and its largest; all at once, so that the leaf is read once."""
+
+    def together(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        *sums, largest = zip(one, other, strict=True)
+        return *(a + b for a, b in sums), jnp.maximum(*largest)
+
+    while terms[0].ndim:  # row by row, so that no sum is of too many numbers
+        if terms[0].ndim == 1 and terms[0].size > ROW:
+            terms = [jnp.pad(x, (0, -x.size % ROW)).reshape(-1, ROW) for x in map(sharding.gathered, terms)]
+        start = (jnp.zeros((), terms[0].dtype),) * len(terms)
+        terms = lax.reduce(tuple(terms), start, together, [terms[0].ndim - 1])
+    return terms
+
+
+def figures_of(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The figures of some leaves."""
+
+    def total(name: str, places: Iterable[int] = range(len(leaves))) -> Any:
+        known = [sums[k][name] for k in places if name in sums[k]]
+        return jnp.sum(numerics.sorted_apart(known)) if known else None
+
+    elements, update, param = _elements(leaves), _root(total("update")), _root(total("param"))
+    moved = total("moved")
+    rates = [jnp.float32(rate) for rate, _ in _alike(leaves, "rate") if rate is not None]
+    figures = {
+        "learning_rate": functools.reduce(jnp.maximum, rates) if rates else None,
+        "grad_norm": _root(total("grad")),
+        "param_norm": param,
+        "update_rms": _ratio(update, elements**0.5),
+        "update_to_param": _ratio(update, param),
+        "signal_to_noise": _ratio(total("signal"), total("seen")),
+        "eps_share": _ratio(total("below_eps"), _elements([leaf for leaf in leaves if leaf.v is not None])),
+        "rounded_away": _ratio(total("rounded_away"), None if moved is None else jnp.maximum(moved, 1.0)),
+        **_step_sizes(leaves, sums, max(-(-elements // SAMPLE), 1)),
+    }
+    known = {name: figure for name, figure in figures.items() if figure is not None}
+    return {name: jnp.asarray(known.get(name, UNKNOWN), jnp.float32) for name in FIGURES}
+
+
+def _step_sizes(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]], every: int) -> dict[str, Any]:
+    """Quantiles of |u| / learning rate, of a sample; the largest of all."""
+    sample, largest = [], []
+    for rate, places in _alike(leaves, "rate"):
+        if rate is not None:
+            sizes = [jnp.abs(sharding.gathered(leaves[k].update).ravel()[::every]) for k in places]
+            sample.append(_relative(jnp.concatenate([*map(manual.gathered, sizes)]), rate))
+            largest.append(_relative(numerics.sorted_apart([sums[k]["largest"] for k in places])[-1], rate))
+    if not sum(of_rate.size for of_rate in sample):
+        return {}
+    ordered = lax.sort(jnp.concatenate(sample))  # NaNs come last
+    places = {name: share * (ordered.size - 1) for name, share in QUANTILES.items()}
+    found = {n: ordered[int(at)] * (1 - at % 1) + ordered[math.ceil(at)] * (at % 1) for n, at in places.items()}
+    found = {name: jnp.where(jnp.isnan(ordered[-1]), ordered[-1], quantile) for name, quantile in found.items()}
+    return found | {"step_size_max": functools.reduce(jnp.maximum, largest)}
+
+
+def _alike(leaves: Sequence[Leaf], name: str) -> Iterable[tuple[Any, list[int]]]:
+    """Every value that an attribute of the leaves has, and the leaves that have it."""
+    found: dict[int, tuple[Any, list[int]]] = {}
+    for k, leaf in enumerate(leaves):
+        value = getattr(leaf, name)
+        found.setdefault(id(value), (value, []))[1].append(k)
+    return found.values()
+
+
+def _relative(size: jax.Array, rate: Any) -> jax.Array:
+    """A size in units of the learning rate; no step is none at a rate of zero, too."""
+    rate = jnp.abs(jnp.asarray(rate, size.dtype))
+    beyond = jnp.where(size == 0, 0.0, numerics.largest(size.dtype))
+    return jnp.where(rate == 0, beyond, size / _or_one(rate)).astype(jnp.float32)
+
+
+def _elements(leaves: Sequence[Leaf]) -> int:
+    """The number of elements, over all devices."""
+    return sum(leaf.grad.size * manual.parts(leaf.grad) for leaf in leaves)
+
+
+def _root(x: Any) -> Any:
+    return None if x is None else jnp.sqrt(x)
+
+
+def _ratio(x: Any, by: Any) -> Any:
+    """The quotient, infinite where only the divisor is zero; not known where both are."""
+    if x is None or by is None:
+        return None
+    by = jnp.float32(by)
+    return jnp.where(by == 0, jnp.where(x == 0, UNKNOWN, jnp.inf), x / _or_one(by))
+
+
+def _or_one(x: Any) -> Any:
+    """The number, but one for zero: what is divided by it is left out."""
+    return jnp.where(x == 0, jnp.ones_like(x), x)
