@@ -135,7 +135,7 @@ def _group_rows(declaration: Groups, state: Any, params: Any, key: str, depth: i
     yield Row(_label("groups", key), declaration.formula, {}, own, depth)
     walk = Walk.of_params(params)
     for group, leaves in declaration.leaves_of(walk):
-        made = "freeze" if group.link is None else _maker(group.link.declaration.call)
+        made = "freeze" if group.link is None else _made_by(group.link.declaration)
         hyperparams = {} if group.link is None else _hyperparams_of(group.link.declaration)
         yield Row(
             f"{group.label}: {made}",
@@ -177,6 +177,12 @@ def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formul
     yield Row(label, formula, hyperparams, own, depth)
     for inner_key, inner, part in members:
         yield from _rows(inner, part, params, inner_key, depth + 1)
+
+
+def _made_by(declaration: Declaration) -> str:
+    """What made a link, or the transformation from elsewhere that it stands for."""
+    foreign = isinstance(declaration, Foreign)
+    return introspect.name(declaration.wrapped) if foreign else _maker(declaration.call)
 
 
 def _maker(call: Call) -> str:

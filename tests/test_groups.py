@@ -343,3 +343,13 @@ def test_an_alternative_that_matches_no_leaf_is_warned_of():
         frozen.init(tree)
     with pytest.warns(UserWarning, match=r"monitor: groups\['b'\]: '\*/biass' in the pattern"):
         adam_tx.monitor(adam_tx.sgd(0.1), groups={"b": "*/bias|*/biass"}).init(tree)
+
+
+def test_a_pattern_may_mean_what_optax_has_masked_as_a_whole():
+    params = {"enc": {"w": jnp.ones(2)}, "head": {"w": jnp.ones(2)}}
+    tx = adam_tx.groups({"enc/*": "freeze"}, adam_tx.sgd(0.1))
+    both = optax.partition({"a": tx, "b": optax.set_to_zero()}, {"enc": "b", "head": "a"})
+    updates, _ = both.update(params, both.init(params), params)
+    np.testing.assert_allclose(updates["head"]["w"], -0.1)
+    with pytest.raises(ValueError, match="the pattern 'tail/.*' matches no leaf"):
+        optax.masked(adam_tx.groups({"tail/*": "freeze"}, adam_tx.sgd(0.1)), {"enc": False, "head": True}).init(params)

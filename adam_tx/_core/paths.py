@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 
 PathPattern = str | Callable[[str, tuple[int, ...]], bool]
 """A pattern, or a function from the path and shape of a leaf to whether it is meant."""
@@ -51,17 +52,22 @@ class Pattern:
             return self.matches(path, shape)
         return any(regex.fullmatch(path) for regex in self._taken)
 
-    def check(self, what: str, leaves: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def check(self, what: str, leaves: Sequence[tuple[str, Any]]) -> None:
         """Refuse a pattern that names none of the leaves, and warn of an alternative in it that matches none.
+
+        Where Optax has masked a whole part of the tree, a pattern may mean what is in there.
 
         Args:
           what: whose pattern it is, for the message.
-          leaves: the path and shape of every leaf.
+          leaves: every leaf, with its path.
         """
         if not leaves:
             return
         names = [path for path, _ in leaves]
-        if not any(self.names(*leaf) for leaf in leaves):
+        masked = [path for path, leaf in leaves if isinstance(leaf, optax.MaskedNode)]
+        if masked and (self._meant or any(_reaches(a.removeprefix("!"), masked) for a in self._alternatives)):
+            return
+        if not any(self.names(path, shape_of(leaf)) for path, leaf in leaves):
             raise ValueError(
                 f"{what}: the pattern {self.text!r} matches no leaf; {_examples(self.text, names)}. Mend it or take it "
                 "away."
@@ -79,6 +85,12 @@ class Pattern:
 def _examples(pattern: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
     return f"there are, for example, {', '.join(close)}"
+
+
+def _reaches(glob: str, masked: Sequence[str]) -> bool:
+    """Whether it may match something below one of these paths, as its beginning does."""
+    begins = [_compiled(glob[:k]) for k in range(1, len(glob) + 1)]
+    return any(begin.fullmatch(f"{path}/") for begin in begins for path in masked)
 
 
 @functools.cache

@@ -107,9 +107,9 @@ class matching(Remembered):  # noqa: N801
     def __call__(self, params: optax.Params) -> optax.Params:
         """The mask for these parameters."""
         treedef = jax.tree.structure(params, is_leaf=is_absent)
-        named = [(slashed(path), shape_of(leaf)) for path, leaf in leaves_with_paths(params, is_absent)]
+        named = [(slashed(path), leaf) for path, leaf in leaves_with_paths(params, is_absent)]
         self._pattern.check("matching", named)
-        return jax.tree.unflatten(treedef, [self._pattern.matches(*leaf) for leaf in named])
+        return jax.tree.unflatten(treedef, [self._pattern.matches(path, shape_of(leaf)) for path, leaf in named])
 
 
 class Group(NamedTuple):
@@ -166,14 +166,14 @@ class Groups(Keyed):
         """The number of the group of every leaf, be it absent; each leaf must have one, and each group a leaf."""
         patterns = {k: group.pattern for k, group in enumerate(self.groups) if group.pattern is not None}
         rest = [k for k in range(len(self.groups)) if k not in patterns]
-        leaves = [(path, shape_of(leaf)) for path, leaf in zip(walk.paths, walk.leaves, strict=True)]
+        leaves = list(zip(walk.paths, walk.leaves, strict=True))
         for pattern in patterns.values():
             pattern.check("groups", leaves)
         owners = list[int]()
-        for i, leaf in enumerate(leaves):
-            claims = [k for k, pattern in patterns.items() if pattern.matches(*leaf)]
+        for i, (path, leaf) in enumerate(leaves):
+            claims = [k for k, pattern in patterns.items() if pattern.matches(path, shape_of(leaf))]
             if (len(claims) > 1 or not (claims or rest)) and i in walk.present:
-                self._refuse_leaf(leaf[0], [self.groups[k].label for k in claims])
+                self._refuse_leaf(path, [self.groups[k].label for k in claims])
             owners.append((claims or rest or [0])[0])
         return owners
 

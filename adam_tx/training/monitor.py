@@ -112,11 +112,11 @@ class Monitor(Declaration):
 
     def _groups(self, walk: Walk) -> dict[str, list[int]]:
         """The leaves of every group by its prefix."""
-        leaves = list(zip(walk.paths, map(shape_of, walk.leaves), strict=True))
+        leaves = list(zip(walk.paths, walk.leaves, strict=True))
         for prefix, pattern in self._patterns.items():
             pattern.check(f"monitor: groups[{prefix[:-1]!r}]", leaves)
         chosen = {
-            prefix: [i for i in walk.present if pattern.matches(*leaves[i])]
+            prefix: [i for i in walk.present if pattern.matches(leaves[i][0], shape_of(leaves[i][1]))]
             for prefix, pattern in self._patterns.items()
         }
         return {"": list(walk.present)} | chosen
