@@ -123,7 +123,7 @@ class Leafwise(Declaration):
                 first = jnp.array(param, dtype=dtype, copy=True)
             else:
                 first = self._smaller(walk, i, name, jnp.full_like(param, start, dtype=dtype))
-            noise = self.noise(jnp.full((), -1, jnp.int32), i, name)
+            noise = self.noise(np.int32(-1), i, name)
             column[i] = first if first is None else stored_as.begin(walk.path(i), first, param, kind, noise)
         return column
 
