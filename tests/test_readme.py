@@ -192,6 +192,9 @@ def each_group_is_torchs_adamw_with_its_own_settings(found):
     for name, group in zip(("dense/kernel", "dense/bias"), found["torch_groups"], strict=True):
         exact = oracles.adam(params[name], grads[name], group["lr"], weight_decay=group["weight_decay"])
         np.testing.assert_allclose(ours[name], exact[-1], rtol=1e-12)
+    ones, scheduled = {name: jnp.ones(3) for name in params}, found["scheduled_tx"]
+    first, _ = scheduled.update(ones, scheduled.init(ones), ones)
+    np.testing.assert_allclose(first["dense/bias"], -found["schedule"](0), rtol=1e-6)
 
 
 def a_bfloat16_v_that_would_never_fall_is_refused_from_just_above_the_largest_decay(found):

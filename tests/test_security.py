@@ -4,6 +4,8 @@ import functools
 import importlib
 import io
 import json
+import pathlib
+import re
 import sys
 import zipfile
 
@@ -396,3 +398,10 @@ def test_squares_below_zero_and_weights_beyond_zero_and_one_are_refused(make, ke
     given = np.array([value, 0.0]) if key.startswith("weight") else np.array([1.0, value, 1.0])
     with pytest.raises(ValueError, match=problem):
         adam_tx.import_state(tx, params, exported | {key: given})
+
+
+def test_the_page_on_security_shows_what_happens(capsys):
+    page = pathlib.Path(__file__).parents[1].joinpath("docs", "security.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert "'os:system' is not made, because what is made is run" in capsys.readouterr().out
