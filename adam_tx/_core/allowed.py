@@ -18,9 +18,6 @@ from typing import Any
 import numpy as np
 
 _PARTS = (
-    "adam_tx._core.numerics",
-    "adam_tx._core.rule",
-    "adam_tx._core.storage",
     "adam_tx.chain",
     "adam_tx.interop.keras",
     "adam_tx.interop.torch",
@@ -69,12 +66,15 @@ class Place:
                 f"{self}: {name!r} is not made, because what is made is run, and only adam_tx and optax are trusted by "
                 f"themselves. If you trust where this config is from, name it: from_config(..., allow=[{module!r}])."
             )
+        private = any(part.startswith("_") for part in f"{module}.{qualname}".split("."))
+        if private and not _within(module, allow):
+            raise self._no_part(name)
         try:
             found = importlib.import_module(module)
         except (ImportError, ValueError):
             return None
         for part in qualname.split("."):
-            if not _leads_on(found, allow) or (part.startswith("_") and not _within(module, allow)):
+            if not _leads_on(found, allow):
                 raise self._no_part(name)
             if (found := getattr(found, part, None)) is None:
                 return None
