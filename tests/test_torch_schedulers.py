@@ -69,8 +69,12 @@ def test_thirty_steps_under_a_scheduler_there_and_twenty_here_are_fifty_there(na
     start = {path: rng.standard_normal(shape) for path, shape in SCHEDULED.items()}
     grads = [{path: rng.standard_normal(shape) for path, shape in SCHEDULED.items()} for _ in range(50)]
     weights = {path: torch.tensor(value, requires_grad=True) for path, value in start.items()}
-    groups = [{"params": [(path, weight)], "lr": 0.01 / (1 + k)} for k, (path, weight) in enumerate(weights.items())]
-    made = getattr(torch.optim, optimizer)(groups, **({"momentum": 0.9} if optimizer == "SGD" else {}))
+    of_class = {"momentum": (0.9, 0.9)} if optimizer == "SGD" else {"betas": ((0.9, 0.999), (0.8, 0.95))}
+    groups = [
+        {"params": [(path, weight)], "lr": 0.01 / (1 + k), **{key: values[k] for key, values in of_class.items()}}
+        for k, (path, weight) in enumerate(weights.items())
+    ]
+    made = getattr(torch.optim, optimizer)(groups)
     scheduled = scheduler(torch, made)
 
     def steps(some):
