@@ -145,6 +145,8 @@ def test_the_account_says_what_was_kept_converted_computed_started_and_dropped()
         "converted:      steps from count",
         "started fresh:  trace_of_scaled_steps (2), guard.skipped, guard.skipped_in_a_row, guard.norm",
         "dropped:        mu (2), nu_max_of_debiased (2), weight_nu, weight_mu",
+        "note: nu was multiplied by 1.33: another decay made it, and the new optimizer takes it for an average by its "
+        "own decay, of as many updates.",
     ]
     said, _, _ = told(adam_tx.adam(RATE), adam_tx.groups({"bias": adam_tx.sgd(1.0)}, adam_tx.adam(RATE)), params)
     assert said.splitlines() == [

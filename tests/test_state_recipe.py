@@ -148,6 +148,30 @@ def test_an_average_that_was_not_corrected_has_the_weight_of_its_own_decay_or_is
     np.testing.assert_allclose(np.sum(moved["scale_by_rms"].weight), 1 - 0.9**20, rtol=1e-6)
 
 
+DIVIDE = {
+    "adam_tx": (adam_tx.rmsprop(RATE, 0.9), 0.9, 1e-4),
+    "optax": (optax.rmsprop(RATE, 0.9), 0.9, 1e-4),
+    "in eight bits": (adam_tx.rmsprop(RATE, 0.9, nu_dtype=adam_tx.storage.EightBit(2, 1)), 0.9, 0.05),
+    "adafactor": (adam_tx.adafactor(RATE), 0.0, 1e-4),  # whose average is whole from the first update
+}
+
+
+@pytest.mark.parametrize("new", DIVIDE)
+@pytest.mark.parametrize("old", [adam_tx.adamw(RATE), optax.adamw(RATE)])
+def test_what_divides_by_an_average_that_nobody_corrects_gets_it_as_after_as_many_updates(old, new):
+    new, decay, error = DIVIDE[new]
+    nu = export_state(migrate(after(old, 20), old, new, PARAMS, report=None), PARAMS, new)["nu/w"]
+    np.testing.assert_allclose(nu, 0.01 * (1 - decay**20), rtol=error)
+
+
+def test_adafactors_average_is_whole_from_the_first_update_and_so_it_becomes_adams():
+    for old in (adam_tx.adafactor(RATE), optax.adafactor(RATE)):
+        new = adam_tx.adam(RATE)
+        moved = migrate(after(old, 3), old, new, PARAMS, report=None)
+        assert np.sum(moved["scale_by_rms"].weight) == 1.0
+        np.testing.assert_allclose(moved["scale_by_rms"].nu["w"], 0.01, rtol=1e-6)
+
+
 def test_a_decay_that_varied_under_injection_is_asked_for():
     old = injected(optax.adam, learning_rate=RATE, b2=optax.linear_schedule(0.9, 0.99, 10))
     with pytest.raises(ValueError, match="weight_nu is missing, and it is not known by which decay nu was averaged"):
@@ -192,7 +216,7 @@ def test_gathered_gradients_that_are_too_many_are_refused_and_those_that_are_los
     migrate(after(old, 11), old, accumulated(schedule), PARAMS, report=None)  # two updates were made
     said = []
     migrate(state, old, adam_tx.sgd(1.0), PARAMS, report=said.append)
-    assert "note: the gradients of 3 steps, which were gathered for the next update, are lost." in said[0]
+    assert "note: the gradients of 3 steps, gathered for the next update, are lost." in said[0]
     exported = export_state(state, PARAMS, old)
     del exported["MultiSteps.acc_grads.rate"]
     with pytest.raises(ValueError, match="it is 1 if MultiSteps.acc_grads is the mean of the 3 gradients so far, 3 if"):

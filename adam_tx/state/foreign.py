@@ -107,7 +107,8 @@ def _factored(reader: Reader, name: str, tree: Any, whole: Any, place: Place) ->
         if factored == (name == "v"):
             reader.nothing.add(number)
         elif name == "v":
-            yield OfLeaf(place.updates.role("nu"), i, number)
+            # whose decay begins with zero
+            yield OfLeaf(place.updates.role("nu"), i, number, averages="square", decay=0.0)
         else:
             lost = int(np.argsort(shape)[-1 if name == "v_row" else -2])
             other = int(np.argsort(shape)[-2 if name == "v_row" else -1])

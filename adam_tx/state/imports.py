@@ -87,7 +87,7 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     template = tx.init(params)
     parts = parts_of(tx, template, params)
     leaves, treedef = jax.tree.flatten(template)
-    reading = Reading(Walk.of_params(params), exported, choice, leaves)
+    reading = Reading(Walk.of_params(params), exported, choice, leaves, parts)
     of_leaves = [part for part in parts if isinstance(part, OfLeaf)]
     # what is there under its own name is no look-alike of anything else
     for part in sorted(of_leaves, key=lambda part: not reading.has(part)):

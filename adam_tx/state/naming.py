@@ -171,7 +171,7 @@ def number(value: Any) -> float | None:
     """A number, be it a concrete array, as a float; None for a schedule and for what is not known now."""
     if isinstance(value, float | int):
         return float(value)
-    known = isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer)
+    known = isinstance(value, np.ndarray | np.generic | jax.Array) and not isinstance(value, Tracer)
     return float(value) if known and value.ndim == 0 else None
 
 

@@ -121,7 +121,9 @@ class Reader:
         ]
 
     def decay(self, value: Any) -> float | None:
-        """A decay, if it is known and does not vary."""
+        """A decay, if it is known and does not vary; zero where a schedule begins with it, after which weights are one."""
+        if callable(value) and not isinstance(value, jax.Array):
+            return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
         return None if id(value) in self.varying else number(value)
 
     def _read(self, tx: Any, state: Any, place: Place) -> Iterator[Part]:

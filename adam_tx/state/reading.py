@@ -14,11 +14,12 @@ from adam_tx._core.storage import Stored
 from adam_tx._core.trees import Walk
 from adam_tx.state import rates
 from adam_tx.state.account import Account
+from adam_tx.state.averages import Averages
 from adam_tx.state.choice import Choice
 from adam_tx.state.export import ABOUT, NARROW, NUMBERED, RAW, decoded, key_of, of_parameter, raw_keys
 from adam_tx.state.lookalikes import Array, misfit, why_not, without_steps
 from adam_tx.state.naming import COUNTS, RECIPES
-from adam_tx.state.roles import OfLeaf, Role
+from adam_tx.state.roles import OfLeaf, Part, Role
 
 
 class Reading:
@@ -26,6 +27,7 @@ class Reading:
 
     Attributes:
       account: what became of everything.
+      averages: by which decays the averages in the dict were made.
       walk: the parameters.
       exported: the dict.
       choice: what may start fresh and be left over.
@@ -39,7 +41,10 @@ class Reading:
       figures: what counts or measures in the new state; of others' figures of the same name none is left over.
     """
 
-    def __init__(self, walk: Walk, exported: Mapping[str, Any], choice: Choice, leaves: Sequence[Any]) -> None:
+    def __init__(
+        self, walk: Walk, exported: Mapping[str, Any], choice: Choice, leaves: Sequence[Any], parts: list[Part]
+    ) -> None:
+        self.averages = Averages(exported, walk, parts)
         self.account = Account()
         self.walk, self.exported, self.choice = walk, exported, choice
         self.old, self.new = leaves, list(leaves)
@@ -89,12 +94,7 @@ class Reading:
         role = str(part.role)
         alike = [other for other in self._decays if NUMBERED.sub("", other) == NUMBERED.sub("", role)]
         known = part.decay is not None and len(alike) > 1
-        return next((other for other in alike if known and self.decay_of(other, path) == part.decay), role)
-
-    def decay_of(self, role: str, path: str) -> Any:
-        """The decay by which an average was made, a number or a schedule; None if the dict does not say it."""
-        decay = of_parameter(self.exported, f"{role}.decay", path)
-        return decay if decay is None or callable(decay) else float(np.asarray(decay))
+        return next((other for other in alike if known and self.averages.decay(other, path) == part.decay), role)
 
     def _scale(self, part: OfLeaf, key: str, source: str) -> None:
         """The value of an entry, of this name or of one that looks alike, where it can be made of that exactly."""
@@ -154,6 +154,11 @@ class Reading:
     ) -> None:
         """Put a value in the place of a slot, as it is stored where both sides store it so."""
         like = Stored(self.old[part.values], None if part.scales is None else self.old[part.scales])
+        by, wrong = self.averages.factor(part, source, restarts=self.choice.starts("count"))
+        if wrong:
+            self.wrong.append(wrong)
+        if by != 1.0:
+            value, raw = value * np.asarray(by, value.dtype), None
         if part.shape == value.shape:
             value = value.reshape(like.values.shape)
         wrong = misfit(value, like.values, coded=like.scales is not None)

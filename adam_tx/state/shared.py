@@ -12,14 +12,12 @@ import numpy as np
 
 from adam_tx._core.trees import some
 from adam_tx.state import weights
+from adam_tx.state.averages import asked, uncounted
 from adam_tx.state.export import NUMBERED, key_of, keys_of_count, same
 from adam_tx.state.lookalikes import Array, misfit
-from adam_tx.state.naming import AVERAGES, number
+from adam_tx.state.naming import number
 from adam_tx.state.reading import Reading, role_of
-from adam_tx.state.roles import OfLeaf, OfMany
-
-_ROUNDING = 1e-4
-"""What Optax's own correction errs by: in float32 it has 1 - 0.999 to 5e-5."""
+from adam_tx.state.roles import OfMany
 
 
 class Shared:
@@ -27,7 +25,6 @@ class Shared:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._weights: dict[tuple[Any, int], Array] = {}
 
     def take(self, part: OfMany) -> None:
         """A count, a debiasing weight, or another number."""
@@ -85,18 +82,14 @@ class Shared:
             path, source = reading.walk.paths[leaf], self._source(part, leaf)
             if source is None and part.is_of_average:
                 continue  # it starts fresh
-            counted = self._key(("count",), path)
-            if counted is None:
-                reading.wrong.append(f"{name} and count are missing{_uncounted(role_of(source or name))}")
+            if (count := reading.averages.updates(path)) is None:
+                reading.wrong.append(f"{name} and count are missing{uncounted(role_of(source or name))}")
                 return
-            if (count := self._updates(counted)) is None:
-                return
-            decay = reading.decay_of(role_of(source), path) if source and part.is_of_average else self._own(part)
+            decay = reading.averages.decay(role_of(source), path) if source and part.is_of_average else self._own(part)
             if decay is None and count:
-                role = role_of(source or "") or part.argument
-                reading.wrong.append(f"{name} is missing{_asked(role)}")
+                reading.wrong.append(f"{name} is missing{asked(role_of(source or '') or part.argument)}")
                 return
-            values[path] = self._weight(decay, count) if count else np.zeros(2)
+            values[path] = reading.averages.weight(decay, count) if count else np.zeros(2)
         if values:
             self._share(part, values, reading.account.compute)
 
@@ -146,8 +139,9 @@ class Shared:
             return f"is {np.sum(value)}, but a debiasing weight must be from 0 to 1"
         if part.below is None or not value:
             return ""
-        updates = self._updates(self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0]))
-        most = part.below(updates or 0)
+        updates = self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0])
+        count = self._reading.number(updates) if updates else None
+        most = part.below(0 if count is None else int(np.max(count)))
         if value < most:
             return ""
         return (
@@ -178,82 +172,17 @@ class Shared:
                 )
 
     def finish(self) -> None:
-        """What can only be said once all counts are there."""
-        self._correct()
-        gathered = "MultiSteps.mini_step"
-        steps = self._reading.exported.get(gathered, 0)
-        if self._reading.is_left(gathered) and np.any(steps):
-            self._reading.account.note(
-                f"note: the gradients of {steps} steps, which were gathered for the next update, are lost."
-            )
-
-    def _correct(self) -> None:
-        """Make averages that are corrected by a count and a decay of now what they are once corrected.
-
-        With another decay than that which made them, or another weight, Optax would correct them by a wrong factor.
-        """
-        by_role: dict[str, list[float]] = {}
-        for part, source in [pair for kept in self._reading.kept.values() for pair in kept]:
-            if part.corrected_by is not None and (by := self._correction(part, source)) != 1.0:
-                value = self._reading.new[part.values]
-                self._reading.new[part.values] = value * np.asarray(by, value.dtype)
-                by_role.setdefault(str(part.role), []).append(by)
-        for role, factors in by_role.items():
+        """What can only be said once all is there."""
+        reading, gathered = self._reading, "MultiSteps.mini_step"
+        for key in reading.averages.weights:
+            reading.use(key)
+            reading.account.compute(role_of(key))
+        for role, factors in reading.averages.factors.items():
             size = " to ".join(f"{by:.3g}" for by in sorted({min(factors), max(factors)}))
-            self._reading.account.note(
-                f"note: {role} was multiplied by {size}: it was averaged with another decay than that by which the new "
-                "optimizer corrects it from the count. So its corrected value is what it was."
+            reading.account.note(
+                f"note: {role} was multiplied by {size}: another decay made it, and the new optimizer takes it for an "
+                "average by its own decay, of as many updates."
             )
-
-    def _correction(self, part: OfLeaf, source: str) -> float:
-        """The factor between what corrects an average now and the weight that it has."""
-        reading, path, role = self._reading, self._reading.walk.paths[part.leaf], role_of(source)
-        weight, counted = self._weight_key(part, source, path), self._key(("count",), path)
-        if weight is not None:
-            reading.use(weight)
-            reading.account.compute(role_of(weight))
-        made, count = self._updates(counted), int(reading.new[part.corrected_by or 0])
-        decay = reading.decay_of(role, path)
-        if counted is None or (made and not count):
-            missing = "is not there" if counted is None else "starts fresh"
-            reading.wrong.append(f"{source} is corrected by a count that {missing}{_uncounted(role)}")
-        elif made and part.decay is not None and decay is None and weight is None:
-            reading.wrong.append(f"{source} is corrected by the count{_asked(role)}")
-        elif made and part.decay is not None:
-            kept = reading.number(weight) if weight and decay is None else self._weight(decay, made)
-            had, wanted = float(np.sum(kept)) if kept is not None else 0.0, 1.0 - part.decay**count
-            if had > 0 and abs(wanted - had) > _ROUNDING * wanted:
-                return wanted / had
-        return 1.0
-
-    def _updates(self, counted: str | None) -> int | None:
-        """The number of updates under a key, if it is one."""
-        count = None if counted is None else self._reading.number(counted)
-        return None if count is None or misfit(count, np.zeros((), np.int32)) else int(count)
-
-    def _weight(self, decay: Any, count: int) -> Array:
-        """The weight of an average of so many updates, which most parameters share."""
-        if (decay, count) not in self._weights:
-            self._weights[decay, count] = weights.of_decay(decay, count)
-        return self._weights[decay, count]
-
-    def _weight_key(self, part: OfLeaf, source: str, path: str) -> str | None:
-        numbered = role_of(source).partition("_of_")[0].rpartition("_")[2]
-        name = f"weight_{AVERAGES[part.averages]}"
-        return self._key((f"{name}_{numbered}" if numbered.isdigit() else name,), path)
-
-
-def _uncounted(role: str) -> str:
-    """What to do where it is not known how many updates an average was made of."""
-    return (
-        f", so it is not known how much of its start from zero is left in {role}: start it fresh, too, fresh='{role}', "
-        "or give the number of updates to import_state, as in exported['count'] = 1000"
-    )
-
-
-def _asked(role: str) -> str:
-    """What to do where it is not known by which decay something was averaged."""
-    return (
-        f", and it is not known by which decay {role} was averaged: give that to import_state, as in "
-        f"exported['{role}.decay'] = 0.999, a number or a schedule"
-    )
+        steps = reading.exported.get(gathered, 0)
+        if reading.is_left(gathered) and np.any(steps):
+            reading.account.note(f"note: the gradients of {steps} steps, gathered for the next update, are lost.")
