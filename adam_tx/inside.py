@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_tx._core import introspect
+from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.paths import slashed
 from adam_tx._core.storage import Plain, Storage, Stored
@@ -96,6 +98,11 @@ class Kept(NamedTuple):
     storage: Storage
     starts_finite: bool = False
 
+    @property
+    def numbers(self) -> Any:
+        """The array, or the numbers that its codes stand for."""
+        return self.stored.values if self.stored.scales is None else self.storage.decode(self.stored, jnp.float32)
+
 
 def kept(tx: Any, state: Any, *place: str) -> Iterator[Kept]:
     """Every array by which a state goes on; what is for people to read is left out."""
@@ -104,11 +111,13 @@ def kept(tx: Any, state: Any, *place: str) -> Iterator[Kept]:
     if isinstance(declaration, Foreign):
         tx, declaration = introspect.unadapted(declaration.wrapped), None
     own, members = (parts(tx, state) or ({"": state}, [])) if declaration is None else declaration.parts(state)
-    slots = declaration.kind.slots if isinstance(declaration, Leafwise) else {}
-    for name, tree in own.items():
-        if name in slots:
+    told = () if declaration is None else declaration.told
+    if isinstance(declaration, Leafwise):
+        told = ("scales", *declaration.kind.slots)
+        for name in declaration.kind.slots:
             yield from _slot(declaration, state, name, place)
-        elif not (declaration and name in declaration.told) and not (slots and name == "scales"):
+    for name, tree in own.items():
+        if name not in told:
             yield from (Kept(path, Stored(x), _PLAIN) for path, x in _arrays(tree, *place, name))
     for key, member, part in members:
         if part is not None:
@@ -127,7 +136,7 @@ def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterat
 
 def _arrays(tree: Any, *place: str) -> Iterator[tuple[str, Any]]:
     """The arrays of a tree with their paths."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in leaves_with_paths(tree, lambda _: False):
         yield "/".join(filter(None, (*place, slashed(path)))), leaf
 
 

@@ -132,3 +132,51 @@ def test_a_monitors_own_figures_are_no_finding_and_wrong_states_are_errors():
     assert explained(adam_tx.monitor(adam_tx.sgd(0.1))).first is None
     with pytest.raises(ValueError, match="number of updates and states"):
         explained(optax.chain(optax.clip(1.0), adam_tx.adam(0.1)), state=(optax.EmptyState(),))
+
+
+EIGHT_BIT = adam_tx.storage.EightBit(block=2, min_size=1)
+
+
+def test_a_number_that_is_stored_in_codes_is_found_in_the_state():
+    tx = adam_tx.adam(0.1, mu_dtype=EIGHT_BIT, nu_dtype=EIGHT_BIT)
+    _, state = tx.update(NAN, tx.init(parameters()))
+    found = explained(tx, state=state)
+    assert found.first[:2] == ("state", "scale_by_momentum/mu/w")
+    np.testing.assert_allclose(found.first.nans, 1 / 6)
+    assert explained(adam_tx.guard(tx)).first is None
+
+
+def root_behind(around):
+    """A root, which is NaN of negative gradients, in front of an optimizer of ours."""
+    return around(optax.chain(optax.stateless(lambda u, _: jax.tree.map(jax.lax.sqrt, u)), adam_tx.adam(1e-3)))
+
+
+@pytest.mark.parametrize(
+    ("around", "named"),
+    [
+        (lambda tx: tx, "stateless"),
+        (lambda tx: optax.masked(tx, {"w": True, "bias": False}), "chain/stateless"),
+        (lambda tx: optax.masked(tx, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), "chain/stateless"),
+        (lambda tx: optax.partition({"a": tx, "b": optax.sgd(0.1)}, {"w": "a", "bias": "b"}), "a/stateless"),
+        (adam_tx.guard, "into adam"),
+        (lambda tx: optax.inject_hyperparams(lambda rate: tx)(rate=1.0), "into adam"),
+    ],
+)
+def test_what_a_link_does_not_make_it_is_not_blamed_for(around, named, standard_promotion):
+    found = explained(root_behind(around), NEGATIVE).first
+    assert (found.link, found.leaf) == (named, "w")
+
+
+def test_numbers_of_the_new_state_are_looked_at_too(standard_promotion):
+    large = {"w": jnp.full((2, 3), 1e29), "bias": jnp.zeros(3)}
+    for tx in (optax.adam(0.1), optax.adagrad(0.1)):
+        found = explained(tx, large)
+        assert found.first.link == "new state"
+        assert str(found).splitlines()[-1].startswith("The first number that is not finite is in the state after this")
+    assert explained(adam_tx.soap(0.1), large).first is None
+
+
+def test_a_state_that_starts_from_infinity_is_no_finding(standard_promotion):
+    params = parameters()
+    tx = optax.chain(adam_tx.adam(0.1), optax.contrib.reduce_on_plateau())
+    assert adam_tx.explain(tx, params, tx.init(params), params, show=False, value=1.0).first is None

@@ -72,7 +72,8 @@ def test_a_spike_moves_the_limit_little_and_many_are_none_of_them_taken():
         assert skipped(norms, deviations)[spikes].all()
 
 
-FALSE = {  # of norms that are drawn independently, the shares skipped at 6 and 3 deviations before norms counted as here
+# of norms drawn independently, the shares that were skipped at 6 and 3 deviations when only those taken counted
+FALSE = {
     "log-normal, 0.25": (lambda rng, n: np.exp(0.25 * rng.normal(size=n)), 1e-4, 0.0139),
     "log-normal, 0.5": (lambda rng, n: np.exp(0.5 * rng.normal(size=n)), 1.4e-3, 0.036),
     "log-normal, 1": (lambda rng, n: np.exp(rng.normal(size=n)), 0.0100, 0.097),

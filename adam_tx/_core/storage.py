@@ -92,7 +92,7 @@ class Storage(Remembered):
 
     def finite(self, stored: Stored) -> jax.Array | None:
         """Whether each number that is kept is finite; None where no other could be kept."""
-        return jnp.isfinite(stored.values) if numerics.is_inexact(stored.values.dtype) else None
+        return jnp.isfinite(stored.values) if numerics.is_inexact(numerics.dtype_of(stored.values)) else None
 
     def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
         """A parameter joined with what is kept of it beyond its dtype, for a slot of the kind "residual"."""

@@ -33,8 +33,8 @@ ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
 """The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
 
 
-Watch = Callable[[tuple[str, ...], Any, "Walk", Column], None]
-"""Who is told, of every link that stepped, where it stands, what it is, and what it emitted."""
+Watch = Callable[[tuple[str, ...], Any, "Walk", Column, bool], None]
+"""Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
 WATCH: ContextVar[tuple[Watch, tuple[str, ...]] | None] = ContextVar("watch", default=None)
 """Who watches the walks that begin now, and where they are."""
 
@@ -239,8 +239,9 @@ class Walk:
         if self._watch is None:
             return link.step(self, updates, state)
         walk = self._with(_place=(*self._place, name) if name else self._place)
+        self._watch(walk._place, link, walk, updates, False)
         emitted, state = link.step(walk, updates, state)
-        self._watch(walk._place, link, walk, emitted)
+        self._watch(walk._place, link, walk, emitted, True)
         return emitted, state
 
     def _with(self, **changed: Any) -> "Walk":

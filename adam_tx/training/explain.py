@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from adam_tx.chain import Chain
 from adam_tx.link import declared
 
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
+_STATE, _NEW_STATE, _INTO = "state", "new state", "into "
 _HEADER = ("", "leaf", "from", "to", "rms", "zero", "NaN", "Inf")
 
 
@@ -59,7 +59,8 @@ class Explanation(NamedTuple):
 
     Attributes:
       rows: what came in, and what each link emitted for each leaf, in the order in which they acted.
-      first: the first row with a number that is not finite, be it of the state that came; None if there is none.
+      first: the first row with a number that is not finite, be it of the state that came ("state") or of the one
+        after this update ("new state"); "into …" is what came into a link. None if there is none.
     """
 
     rows: Sequence[Row]
@@ -112,14 +113,27 @@ def explain(
         raise TypeError(_IN_JIT)
     grads, state, params = unboxed((grads, state, params))
     before = [*_rows_of("gradient", grads), *(() if params is None else _rows_of("params", params))]
-    own = re.compile(r"(^|/)metrics/")  # a monitor's figures, which are NaN where they are not known
-    kept = [row for row in _rows_of("state", state) if not (row.finite or own.search(row.leaf))]
     rows = [*before, *_updated(tx, grads, state, params, (), extra)]
-    first = next((row for row in [*before, *kept, *rows] if not row.finite), None)
-    explanation = Explanation(rows, first)
+    _, new = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
+    came, left = (_spoilt(tx, of, params, link) for link, of in ((_STATE, state), (_NEW_STATE, new)))
+    first = next((row for row in [*before, *came, *rows[len(before) :], *left] if not row.finite), None)
+    # what comes into a link is what the one before it emitted, unless that is not known from inside
+    explanation = Explanation([row for row in rows if row is first or not row.link.startswith(_INTO)], first)
     if show:
         print(explanation)
     return explanation
+
+
+def _spoilt(tx: Any, state: Any, params: Any, link: str) -> list[Row]:
+    """A row for every part of a state that has numbers which are not finite, though they were so at first."""
+
+    def found(state: Any) -> list[Row]:
+        every = [kept for kept in inside.kept(tx, state) if kept.storage.finite(kept.stored) is not None]
+        return [row for row in (_row(link, kept.path, kept.numbers) for kept in every) if not row.finite]
+
+    rows = found(state)
+    begun = {row.leaf for row in found(tx.init(params))} if rows and params is not None else ()
+    return [row for row in rows if row.leaf not in begun]
 
 
 def _updated(
@@ -128,17 +142,23 @@ def _updated(
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
     tx, rows = introspect.unadapted(tx), []
     maker = introspect.name(tx.update)
-    known = declared(tx) is None and inside.is_optax(tx) and maker in ("chain", "named_chain")
-    if known and (parts := inside.parts(tx, state)) is not None:
-        for key, member, part in parts[1]:
+    known = declared(tx) is None and inside.is_optax(tx) and maker in ("chain", "named_chain", "masked", "partition")
+    members = inside.parts(tx, state) if known else None
+    if members is not None and maker in ("chain", "named_chain"):
+        for key, member, part in members[1]:
             yield from _updated(member, grads, part, params, (*place, key or _name(member)), extra)
             grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
         return
+    for key, member, part in members[1] if members is not None else ():
+        own = inside.chosen(tx, key, Walk.of_params(grads))
+        masked = [None if tree is None else _only(own, tree, grads) for tree in (grads, params)]
+        yield from _updated(member, masked[0], part, masked[1], (*place, key or _name(member)), extra)
 
-    def watch(at: tuple[str, ...], link: Declaration, walk: Walk, emitted: Column) -> None:
-        if type(link) is not Chain:  # that emits what its last link does
-            name = "/".join(at) or link.name
-            leaves = ((walk.paths[i], emitted[i]) for i in walk.present)
+    def watch(at: tuple[str, ...], link: Declaration, walk: Walk, column: Column, emitted: bool) -> None:
+        if members is None and not (emitted and type(link) is Chain):  # that emits what its last link does
+            own = link.call.maker.__name__ if type(link) is Chain else link.name
+            name = ("" if emitted else _INTO) + ("/".join(at) or own)
+            leaves = ((walk.paths[i], column[i]) for i in walk.present)
             rows.extend(_row(name, path, leaf) for path, leaf in leaves if not isinstance(leaf, Tracer))
 
     token = WATCH.set((watch, place))
@@ -151,6 +171,13 @@ def _updated(
     yield from rows
     if declared(tx) is None:
         yield from _rows_of("/".join(place) or maker, emitted)
+
+
+def _only(own: Collection[int] | None, tree: Any, grads: Any) -> Any:
+    """The tree without what stands at other leaves of the gradient than a member's own."""
+    leaves, treedef = jax.tree.flatten(grads, is_leaf=is_absent)
+    column = treedef.flatten_up_to(tree)
+    return treedef.unflatten([x if own is None or i in own else optax.MaskedNode() for i, x in enumerate(column)])
 
 
 def _name(member: Any) -> str:
@@ -196,8 +223,14 @@ def _in_words(first: Row | None) -> str:
     if first is None:
         return "All numbers are finite."
     shares = " and ".join(f"{what} {share:.3g} %" for what, share in _not_finite(first))
-    came = {"gradient": "came in with the gradient", "params": "is in the params", "state": "is in the state that came"}
-    whence = came.get(first.link, f"was emitted by {first.link}")
+    came = {
+        "gradient": "came in with the gradient",
+        "params": "is in the params",
+        _STATE: "is in the state that came",
+        _NEW_STATE: "is in the state after this update",
+    }
+    into = f"came into {first.link.removeprefix(_INTO)} from what stands before it"
+    whence = came.get(first.link, into if first.link.startswith(_INTO) else f"was emitted by {first.link}")
     return f"The first number that is not finite {whence}: leaf {first.leaf}, {shares}."
 
 

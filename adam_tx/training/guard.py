@@ -157,7 +157,6 @@ class Guard(Declaration):
     def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
         states.check(self.name, state, self._type)
-        grad = walk.grad
         grad = None if walk.grad is updates else walk.grad
         if self._loss_scale is not None:
             updates, grad = (_each(walk, functools.partial(_divided, by=state.scale), x) for x in (updates, grad))
@@ -168,7 +167,9 @@ class Guard(Declaration):
             safe_grad = safe
         emitted, inner = walk.counting(safe, safe_grad, count).through("inner", self._inner, safe, state.inner)
         inner = self._inner.with_count(inner, None if count is None else increment(count))
-        finite, norm = self._is_finite(walk, updates, emitted, state.inner, inner), _norm(walk, updates)
+        lowered = emitted if self.terminal else {i: walk.lowered(i, emitted[i]) for i in walk.present}
+        columns = [updates, lowered] if grad is None else [updates, grad, lowered]
+        finite, norm = self._is_finite(walk, columns, state.inner, inner), _norm(walk, updates)
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
         emitted = _each(walk, lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
@@ -176,23 +177,24 @@ class Guard(Declaration):
         own = self._counted(state, ok, norm) | self._scaled(state, finite)
         return emitted, self._type(**own, inner=inner)
 
-    def _is_finite(self, walk: Walk, updates: Column, emitted: Column, old: State, new: State) -> jax.Array:
-        """Whether the gradient and the updates are finite, and of the new state what was so in the old one."""
-        lowered = emitted if self.terminal else {i: walk.lowered(i, emitted[i]) for i in walk.present}
-        flags = {i: [jnp.isfinite(updates[i]), jnp.isfinite(lowered[i])] for i in walk.present}
+    def _is_finite(self, walk: Walk, columns: Sequence[Any], old: State, new: State) -> jax.Array:
+        """Whether all in these columns is finite, and of the new state what was so in the old one."""
+        flags = {i: [jnp.isfinite(column[i]) for column in columns] for i in walk.present}
         places: dict[tuple[int, ...], list[int]] = {}
-        for i in flags:
-            places.setdefault(updates[i].shape, []).append(i)
+        for i, (first, *_) in flags.items():
+            places.setdefault(first.shape, []).append(i)
         # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
         turns, link = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}, self.links["inner"]
-        for number, (was, now) in enumerate(
-            zip(inside.kept(link, old), inside.kept(link, new), strict=True), len(updates)
-        ):
-            if (still := now.storage.finite(now.stored)) is not None:
-                place = next(turns[still.shape]) if still.shape in turns else number
-                still = still if now.starts_finite else still | ~was.storage.finite(was.stored)
-                flags.setdefault(place, []).append(still)
-        looked = [sharding.together(dict(enumerate(of_leaf))).values() for of_leaf in flags.values()]
+        pairs = zip(inside.kept(link, old), inside.kept(link, new), strict=True)
+        for number, (was, now) in enumerate(pairs, len(walk)):
+            if (still := now.storage.finite(now.stored)) is None:
+                continue
+            if not (now.starts_finite or (before := was.storage.finite(was.stored)) is None):
+                still |= ~before
+            flags.setdefault(next(turns[still.shape]) if still.shape in turns else number, []).append(still)
+        looked = [
+            sharding.together(dict(zip(map(str, range(len(x))), x, strict=True))).values() for x in flags.values()
+        ]
         found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
         return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
 

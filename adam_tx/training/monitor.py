@@ -123,17 +123,15 @@ class Monitor(Declaration):
 
     def _figures(self, walk: Walk, updates: Column, emitted: Column, inner: Any) -> dict[str, jax.Array]:
         still = lax.stop_gradient  # no derivative goes through figures
-        grad, emitted, params = (
-            None if column is None else {i: still(column[i]) for i in walk.present}
-            for column in (updates if walk.grad is None else walk.grad, emitted, walk.params)
-        )
+        grad = updates if walk.grad is None else walk.grad
+        params = [None] * len(walk) if walk.params is None else walk.params
         inner, count = still(inner), None if walk.count is None else increment(walk.count)
         known = known_of(self.links["inner"], inner, walk, count)
         leaves = {
             i: Leaf(
-                grad[i],
-                emitted[i] if self.terminal else walk.lowered(i, emitted[i]).astype(walk.dtypes[i]),
-                None if params is None else params[i],
+                still(grad[i]),
+                still(emitted[i] if self.terminal else walk.lowered(i, emitted[i]).astype(walk.dtypes[i])),
+                still(params[i]),
                 **known.get(i, {}),
             )
             for i in walk.present
