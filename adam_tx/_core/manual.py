@@ -5,7 +5,6 @@ in `pmap`, it does not; then every array may differ on every device, or be the s
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +57,9 @@ def varying(x: jax.Array) -> frozenset[str]:
     return getattr(getattr(kind, "manual_axis_type", None), "varying", frozenset())
 
 
-def _axes(x: jax.Array) -> Sequence[str]:
+def _axes(x: jax.Array) -> tuple[str, ...]:
     """The axes over which an array varies, or may do so."""
-    return sorted(varying(x)) if _known() else _manual()
+    return tuple(sorted(varying(x))) if _known() else _manual()
 
 
 def _manual() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adam_tx._core import hyperparams, sharding, states
+from adam_tx._core import hyperparams, manual, sharding, states
 from adam_tx._core.blocks import Shape
 from adam_tx._core.declaration import Call, Declaration, Remembered
 from adam_tx._core.trees import Column, State, Walk, increment
@@ -179,7 +179,8 @@ class InBasis(Declaration):
         def tree(axis: int) -> Any:
             column = list(walk.params)
             for i in walk.present:
-                column[i] = make(shapes[i][axis], walk.dtypes[i]) if axis in chosen[i] else None
+                made = make(shapes[i][axis], walk.dtypes[i]) if axis in chosen[i] else None
+                column[i] = None if made is None else manual.like(made, jnp.asarray(walk.params[i]))
             return walk.tree(column)
 
         return tuple(tree(axis) for axis in range(max(map(len, shapes), default=0)))

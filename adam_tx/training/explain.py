@@ -175,7 +175,7 @@ def _updated(
 
 def _only(own: Collection[int] | None, tree: Any, grads: Any) -> Any:
     """The tree without what stands at other leaves of the gradient than a member's own."""
-    leaves, treedef = jax.tree.flatten(grads, is_leaf=is_absent)
+    treedef = jax.tree.structure(grads, is_leaf=is_absent)
     column = treedef.flatten_up_to(tree)
     return treedef.unflatten([x if own is None or i in own else optax.MaskedNode() for i, x in enumerate(column)])
 
