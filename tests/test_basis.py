@@ -274,3 +274,17 @@ def test_a_projection_has_slots_of_its_own_shape_and_moves_in_its_span():
     u, s, vt = np.linalg.svd(grad["w"])
     np.testing.assert_allclose(updates["w"], (u[:, :2] * s[:2]) @ vt[:2], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(updates["b"], grad["b"])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 8), (5, 0), (0,)])
+def test_a_leaf_without_elements_has_nothing_to_turn(shape):
+    tx, params = adam_tx.soap(0.1, every=1), {"none": jnp.zeros(shape), "some": jnp.ones((2, 2))}
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(params, state, params)
+    assert updates["none"].shape == shape
+    some = {"some": params["some"]}
+    state = tx.init(some)
+    for _ in range(3):
+        expected, state = tx.update(some, state, some)
+    np.testing.assert_array_equal(updates["some"], expected["some"])

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 import run
+from cost import compiled_cost
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_tx
@@ -60,6 +61,121 @@ def test_after_bad_steps_everything_is_to_the_last_bit_as_if_they_had_not_been(n
     for one, other in zip(inner, faulty_inner, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
     assert np.isfinite(np.asarray(params)).all()
+
+
+@pytest.fixture(scope="module")
+def after_spikes(request):
+    """The optimizers, and some of Optax, after a step with a huge finite gradient; one program for all."""
+    optimizers = {name: adam_tx.guard(SPIKED[name]()) for name in run.asked_for(request)}
+
+    @jax.jit
+    def after(spike):
+        def step(carry, grad):
+            after = {}
+            for name, tx in optimizers.items():
+                params, state = carry[name]
+                updates, state = tx.update(grad, state, params)
+                after[name] = run.apply_updates(params, updates), state
+            return after, None
+
+        grads = jax.random.normal(jax.random.key(0), (12, 4, 3)).at[5].multiply(spike)
+        start = {name: (jnp.ones((4, 3)), tx.init(jnp.ones((4, 3)))) for name, tx in optimizers.items()}
+        return jax.lax.scan(step, start, grads)[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        return {spike: after(jnp.float32(spike)) for spike in (1e15, 1e20, 1e38)}
+
+
+OPTAX = {name: lambda make=getattr(optax, name): make(1e-3) for name in ("adam", "adagrad", "rmsprop", "adabelief")}
+SPIKED = ALL | {f"Optax's {name}": make for name, make in OPTAX.items()}
+
+
+@pytest.mark.parametrize("name", catalogue.costly(SPIKED, {*catalogue.ONE_SETTING, "Optax's adam"}))
+def test_a_huge_finite_gradient_leaves_nothing_infinite_and_later_steps_are_taken(name, after_spikes):
+    for after in after_spikes.values():
+        params, state = after[name]
+        for leaf in jax.tree.leaves((params, state)):
+            assert np.isfinite(np.asarray(leaf, np.float64)).all()
+        assert int(state.skipped) <= 1
+        assert int(state.skipped_in_a_row) == 0
+
+
+def test_a_new_state_that_is_not_finite_is_a_bad_step_unless_it_was_so_before():
+    grows = optax.GradientTransformation(
+        lambda params: {"at first": jnp.float32(jnp.inf), "sum": jnp.zeros(2)},
+        lambda updates, state, params=None: (updates, {**state, "sum": state["sum"] + 1e38 * updates}),
+    )
+    tx = adam_tx.guard(grows)
+    state = tx.init(jnp.ones(2))
+    for grad, skipped in ((1.0, 0), (4.0, 1), (1.0, 1)):
+        _, state = tx.update(jnp.full(2, grad), state, jnp.ones(2))
+        assert int(state.skipped) == skipped
+    np.testing.assert_allclose(state.inner["sum"], 2e38)
+
+    plateau = adam_tx.guard(optax.chain(adam_tx.sgd(0.1), optax.contrib.reduce_on_plateau()))
+    _, state = plateau.update(jnp.ones(2), plateau.init(jnp.ones(2)), jnp.ones(2), value=1.0)
+    assert int(state.skipped) == 0
+
+
+def test_codes_of_nan_in_a_new_state_are_no_numbers():
+    small = adam_tx.storage.EightBit(block=2, min_size=1)
+    hidden = adam_tx.chain(adam_tx.scale_by_momentum(0.9, dtype=small), optax.scale(0.0), optax.zero_nans())
+    tx, params = adam_tx.guard(hidden), jnp.ones((2, 64))
+    state = tx.init(params)
+    for grad in (3e38, -3.4e38, 1.0):  # their difference overflows in the average
+        _, state = tx.update(params * grad, state, params)
+        assert int(state.skipped_in_a_row) == (grad < 0)
+
+
+def test_figures_that_overflow_are_no_reason_to_skip():
+    tx = adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1)), deviations=6.0)
+    _, state = tx.update(jnp.full(2, 1e25), tx.init(jnp.ones(2)), jnp.ones(2))
+    assert (int(state.skipped), float(adam_tx.metrics(state)["grad_norm"])) == (0, np.inf)
+    _, state = adam_tx.guard(tx).update(jnp.full(2, 1e25), adam_tx.guard(tx).init(jnp.ones(2)), jnp.ones(2))
+    assert int(state.skipped) == 0
+
+
+def test_a_raw_gradient_that_is_not_finite_is_seen_beside_updates_that_are():
+    tx = adam_tx.guard(adam_tx.scale_by_rms(0.9))
+    _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), grad=jnp.array([1.0, jnp.nan]))
+    assert int(state.skipped) == 1
+
+
+def test_a_guard_reads_the_state_as_often_as_its_steps_do(usual_compiler):
+    shapes, size = [(64, 128)] * 4, 4 * 64 * 128
+    plain, guarded = (compiled_cost(tx, shapes) for tx in (adam_tx.adamw(1e-3), adam_tx.guard(adam_tx.adamw(1e-3))))
+    # 36 to select the state and updates, 22 to keep them until then and to look at them; scalars are a few bytes
+    assert (guarded.bytes_accessed - plain.bytes_accessed) / size <= 58.5
+
+
+MAKERS = {
+    "adam": lambda lr: adam_tx.adam(lr),
+    "sgd": lambda lr: adam_tx.sgd(lr),
+    "lamb": lambda lr: adam_tx.lamb(lr),
+    "Optax's adam": lambda lr: optax.adam(lr),
+    "scaled": lambda lr: adam_tx.adamw(lr),
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", MAKERS)
+def test_derivatives_through_a_step_that_is_skipped_are_those_without_it(name, bad):
+    scale = adam_tx.LossScale(1.0) if name == "scaled" else None
+
+    def loss(lr, steps):
+        tx, params = adam_tx.guard(MAKERS[name](lr), loss_scale=scale), jnp.array([1.0, -2.0])
+        state = tx.init(params)
+        for spoilt in steps:
+            grad = (2 * params).at[0].set(bad) if spoilt else 2 * params
+            updates, state = tx.update(grad * (state.scale if scale else 1.0), state, params)
+            params = run.apply_updates(params, updates)
+        return jnp.sum(params**2)
+
+    for derivative in (jax.grad, jax.jacfwd):
+        with_it, without = (derivative(loss)(1e-2, steps) for steps in ((False, True, False), (False, False)))
+        np.testing.assert_allclose(with_it, without, rtol=1e-6)
+    if name == "adam":
+        np.testing.assert_allclose(with_it, -11.8378, rtol=1e-5)
 
 
 def test_the_guard_never_gives_in_and_counts_what_it_skips():

@@ -18,9 +18,7 @@ SMALL = adam_tx.storage.EightBit(block=2, min_size=1)
 
 
 def mesh(devices=2):
-    return jax.make_mesh(
-        (devices,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    return jax.make_mesh((devices,), ("d",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
 
 
 def trained(tx, params, grads, steps=3):
@@ -103,6 +101,7 @@ def test_pmap_over_equal_gradients_gives_what_one_device_gives():
     np.testing.assert_array_equal(history["skipped"], [[1, 2, 3]] * 2)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 9), reason="JAX 0.8 cannot add up over devices under vmap there")
 def test_the_members_of_a_vmap_decide_for_themselves():
     tx = adam_tx.guard(adam_tx.sgd(1.0))
 
