@@ -1,5 +1,6 @@
 """Strict by default: no implicit promotion, warnings are errors (pyproject), eight virtual CPU devices."""
 
+import contextlib
 import gc
 import os
 
@@ -50,6 +51,29 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
+
+
+@contextlib.contextmanager
+def skipped_without_float16():
+    """Processors without F16C, older than AVX2, cannot convert float16 in a program of XLA's, whoever wrote it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "Failed to materialize symbols" not in str(error) or run.has_float16():
+            raise
+        pytest.skip("XLA has no float16 on this processor")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    with skipped_without_float16():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    with skipped_without_float16():
+        return (yield)
 
 
 @pytest.fixture

@@ -42,6 +42,14 @@ def compiled_for_users():
     return compiled(AS_FOR_USERS)
 
 
+def has_float16():
+    """Whether XLA can convert float16 on this processor."""
+    try:
+        return bool(jax.jit(lambda x: x.astype(jnp.float32))(np.ones(1, np.float16))[0])
+    except jax.errors.JaxRuntimeError:
+        return False
+
+
 def asked_for(request, *parameters):
     """What the tests that will use this fixture have as these parameters (`name` if none): all that it must prepare."""
     values = operator.itemgetter(*(parameters or ["name"]))
