@@ -1,15 +1,15 @@
 """What a step costs whatever the tree: adam_tx's Adam beside Optax's and, where it is installed, PyTorch's.
 
-    python benchmarks/fixed_cost.py [--before CHECKOUT] [--repeats 15] [--size full|small] [--out FILE.json]
+    python benchmarks/fixed_cost.py [--before CHECKOUT] [--repeats 15] [--size full|leaves|small] [--out FILE.json]
 
 The trees are small, so that the scalars of a state, its buffers and Python itself are
-what is timed. `--before` measures adam_tx of another checkout in the same run: a second
-process, which holds its own `optax.adam`, takes its turns among those of this one.
+what is timed. `--size leaves` times what is done once, on trees of up to 3000 leaves.
+`--before` measures adam_tx of another checkout in the same run: a second process, which
+holds its own `optax.adam`, takes its turns among those of this one.
 """
 
 import argparse
 import contextlib
-import functools
 import gc
 import json
 import math
@@ -17,9 +17,8 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,40 +26,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from cost import compiled_cost, jitted_step, per_leaf
+from cost import compiled_cost, per_leaf
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from step import BASELINE, LEARNING_RATE, TORCH_CONTENDERS, Timing, compare, provenance, torch_device, torch_module
+from step import BASELINE, Timing, compare, provenance, torch_module
+from turns import AROUND, MAKERS, NESTED, OURS, REFERENCE, TORCH, TURNS, Shapes, Turn, torch_turn
 
 import adam_tx
 
-OURS, NESTED, NOW, BEFORE = "adam_tx", "nested", "now", "before"
+NOW, BEFORE = "now", "before"
 LEAF = (4096,)  # so large that no kernel of a leaf is one of a scalar
 
-Make = Callable[[], optax.GradientTransformation]
-Shapes = Sequence[tuple[int, ...]]
-Turn = Callable[[], float]
-"""Seconds a step, the mean of a turn."""
 Contender = tuple[str, str]
 """The process that it runs in, `NOW` or `BEFORE`, and its name there."""
-
-
-def nested() -> optax.GradientTransformation:
-    """The same Adam, with links two chains deeper."""
-    rms = adam_tx.chain(adam_tx.scale_by_rms(0.999, debias=True), adam_tx.bias_correction(0.9))
-    direction = adam_tx.chain(adam_tx.scale_by_momentum(0.9), rms)
-    return adam_tx.chain(direction, adam_tx.scale_by_learning_rate(LEARNING_RATE))
-
-
-MAKERS: dict[str, Make] = {
-    OURS: lambda: adam_tx.adam(LEARNING_RATE),
-    NESTED: nested,
-    BASELINE: lambda: optax.adam(LEARNING_RATE),
-}
-TORCH = {name: TORCH_CONTENDERS[name] for name in ("torch single", "torch fused")}
-REFERENCE = {name: OURS if name == NESTED else BASELINE for name in [*MAKERS, *TORCH]}
-"""What each contender is compared with."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +66,22 @@ class Clock:
       kind: a key of `TURNS`.
       shapes: of the leaves.
       steps: in one turn.
-      limit: the target of adam_tx beside Optax.
+      limit: the target of adam_tx beside Optax; None where Optax has nothing like it.
       thin: one repetition in so many is run, where one takes seconds.
+      names: those of the contenders; PyTorch takes part in every loop.
     """
 
     kind: str
     shapes: Shapes
     steps: int
-    limit: Limit
+    limit: Limit | None
     thin: int = 1
+    names: Sequence[str] = (OURS, NESTED, BASELINE)
 
     @property
     def unit(self) -> str:
         """What the table shows it in."""
-        return "ms" if self.kind in ("trace", "compile") else "µs"
+        return "ms" if self.kind in ("init", "import", "trace", "compile") else "µs"
 
     @property
     def title(self) -> str:
@@ -140,6 +121,8 @@ NESTED_TIME, NESTED_COUNT = Limit(1.05), Limit()
 
 def clocks(size: str) -> list[Clock]:
     """What is timed; `small` for a smoke test, whose scans are too short for calls not to count."""
+    if size == "leaves":
+        return list(of_leaves((100, 3), (1000, 5), (3000, 15)))
     many, part = (300, 1) if size == "full" else (30, 20)
     one, few, some, tiny = [(1,)], [(50,)] * 4, [(1000,)] * 20, [(16,)] * many
     timed = [
@@ -161,120 +144,14 @@ def clocks(size: str) -> list[Clock]:
     return [replace(clock, steps=max(1, clock.steps // part)) for clock in timed]
 
 
-def loop_turn(make: Make, shapes: Shapes, steps: int) -> Turn:
-    """A training loop in Python: the jitted step, parameters and state donated."""
-    tx, params, grads = make(), ones(shapes), ones(shapes)
-    step = jitted_step(tx)
-    carry = params, jax.jit(tx.init)(params)  # jitted: each leaf its own buffer, as donation requires
-
-    def work() -> None:
-        nonlocal carry
-        carry = step(*carry, grads)
-
-    return timed(work, steps, lambda: jax.block_until_ready(carry))
-
-
-def scan_turn(make: Make, shapes: Shapes, steps: int) -> Turn:
-    """Many steps in one `lax.scan`, a tenth of a turn at a time, so that hardly anything but steps is timed.
-
-    The gradient is that of half the parameters' square. Were it the same at every step, XLA
-    would take what depends on it alone out of the loop, which no training loop allows.
-    """
-    tx, params = make(), ones(shapes)
-    length = max(1, steps // 10)
-
-    @jax.jit
-    def run(params: Any, state: Any) -> Any:
-        def body(carry: Any, _: None) -> tuple[Any, None]:
-            params, state = carry
-            updates, state = tx.update(params, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(body, (params, state), length=length)[0]
-
-    state = tx.init(params)
-    turn = timed(lambda: jax.block_until_ready(run(params, state)), 10)
-    return lambda: turn() / length
-
-
-def trace_turn(make: Make, shapes: Shapes, steps: int) -> Turn:
-    """From Python to jaxpr, of an optimizer that was just made."""
-    return timed_apart(lambda: functools.partial(*abstract_step(make, shapes)), steps)
-
-
-def compile_turn(make: Make, shapes: Shapes, steps: int) -> Turn:
-    """From jaxpr to executable."""
-
-    def prepare() -> Callable[[], Any]:
-        trace, *arguments = abstract_step(make, shapes)
-        traced = trace(*arguments)
-        return lambda: traced.lower().compile()
-
-    return timed_apart(prepare, steps)
-
-
-def eager_turn(make: Make, shapes: Shapes, steps: int) -> Turn:
-    """An update without jit, every operation dispatched by itself."""
-    tx, params, grads = make(), ones(shapes), ones(shapes)
-    state = tx.init(params)
-    return timed(lambda: jax.block_until_ready(tx.update(grads, state, params)), steps)
-
-
-def torch_turn(options: Mapping[str, bool], shapes: Shapes, steps: int) -> Turn:
-    """A training loop in Python with one of PyTorch's Adams."""
-    torch, device = torch_module(), torch_device()
-    weights = [torch.ones(shape, device=device, requires_grad=True) for shape in shapes]
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE, **options)
-    return timed(optimizer.step, steps, torch.cuda.synchronize if device == "cuda" else lambda: None)
-
-
-TURNS = {"loop": loop_turn, "scan": scan_turn, "trace": trace_turn, "compile": compile_turn, "eager": eager_turn}
-
-
-def ones(shapes: Shapes) -> list[jax.Array]:
-    """Leaves of these shapes."""
-    return [jnp.ones(shape) for shape in shapes]
-
-
-def abstract_step(make: Make, shapes: Shapes) -> tuple[Any, ...]:
-    """The function that traces a step, and its abstract arguments."""
-    tx, params = make(), [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jitted_step(tx).trace, params, jax.eval_shape(tx.init, params), params
-
-
-def timed(work: Callable[[], Any], steps: int, wait: Callable[[], Any] = lambda: None) -> Turn:
-    """Turns of so many steps, after a few untimed that bring data back and let others' threads come to rest."""
-    work()
-
-    def turn() -> float:
-        for _ in range(max(1, steps // 10)):
-            work()
-        wait()
-        start = time.perf_counter()
-        for _ in range(steps):
-            work()
-        wait()
-        return (time.perf_counter() - start) / steps
-
-    return turn
-
-
-def timed_apart(prepare: Callable[[], Callable[[], Any]], steps: int) -> Turn:
-    """Turns of steps each of which is first prepared, untimed."""
-    prepare()()
-
-    def turn() -> float:
-        seconds = 0.0
-        for _ in range(steps):
-            work = prepare()
-            start = time.perf_counter()
-            work()
-            seconds += time.perf_counter() - start
-        return seconds / steps
-
-    return turn
+def of_leaves(*sizes: tuple[int, int]) -> Iterator[Clock]:
+    """What is done once, for so many leaves and one repetition in so many; and what compiles longer than Adam."""
+    for leaves, thin in sizes:
+        yield Clock("import", [(16,)] * leaves, 1, None, thin, (OURS,))
+        for kind, times in {"init": 1.5, "trace": 1.15, "compile": 1.15}.items():
+            yield Clock(kind, [(16,)] * leaves, 1, Limit(times), thin, (OURS, BASELINE))
+    for kind in ("trace", "compile"):
+        yield Clock(kind, [(64, 128)] * 100, 1, Limit(1.15), 5, (OURS, BASELINE, *AROUND))
 
 
 def fixed(tx: optax.GradientTransformation) -> Fixed:
@@ -306,14 +183,14 @@ class Here:
 
     def counts(self) -> dict[str, dict[str, float]]:
         """The `Fixed` of each JAX contender."""
-        return {name: asdict(fixed(make())) for name, make in MAKERS.items()}
+        return {name: asdict(fixed(MAKERS[name]())) for name in (OURS, NESTED, BASELINE)}
 
-    def prepare(self, kind: str, shapes: Shapes, steps: int) -> list[str]:
+    def prepare(self, kind: str, shapes: Shapes, steps: int, names: Sequence[str]) -> list[str]:
         """Make and compile the contenders, run each once, and return their names."""
         self._turns.clear()
         gc.collect()
         shapes = [tuple(shape) for shape in shapes]
-        self._turns = {name: TURNS[kind](make, shapes, steps) for name, make in MAKERS.items()}
+        self._turns = {name: TURNS[kind](MAKERS[name], shapes, steps) for name in names}
         if self._torch and kind == "loop":
             self._turns |= {name: torch_turn(options, shapes, steps) for name, options in TORCH.items()}
         return list(self._turns)
@@ -381,7 +258,7 @@ def processes(before: Path | None) -> Iterator[dict[str, Here | Beside]]:
 def measure(clock: Clock, repeats: int, taking_part: Mapping[str, Here | Beside]) -> dict[str, dict[str, Timing]]:
     """Time the contenders of all processes turn by turn; every repetition begins with another one."""
     seconds: dict[str, dict[str, list[float]]] = {
-        side: {name: [] for name in process.ask("prepare", clock.kind, clock.shapes, clock.steps)}
+        side: {name: [] for name in process.ask("prepare", clock.kind, clock.shapes, clock.steps, clock.names)}
         for side, process in taking_part.items()
     }
     order = deque((side, name) for side, names in seconds.items() for name in names)
@@ -390,7 +267,7 @@ def measure(clock: Clock, repeats: int, taking_part: Mapping[str, Here | Beside]
             seconds[side][name].append(taking_part[side].ask("turn", name))
         order.rotate(-1)
     return {
-        side: {name: compare(times, named[REFERENCE[name]]) for name, times in named.items()}
+        side: {name: compare(times, named.get(REFERENCE[name], times)) for name, times in named.items()}
         for side, named in seconds.items()
     }
 
@@ -404,10 +281,10 @@ class Reading:
     reference: float
 
 
-def timing_reading(name: str, timing: Timing, unit: str) -> Reading:
-    """The median and, below it, the median and the quartiles of the paired ratios."""
+def timing_reading(timing: Timing, unit: str, *, alone: bool) -> Reading:
+    """The median and, below it unless it stands alone, the median and the quartiles of the paired ratios."""
     low, ratio, high = timing.ratio_quartiles
-    beside = "" if name == BASELINE else f"\n{ratio:.2f} ({low:.2f}–{high:.2f})"
+    beside = "" if alone else f"\n{ratio:.2f} ({low:.2f}–{high:.2f})"
     return Reading(f"{timing.quartiles[1] * {'ms': 1e3, 'µs': 1e6}[unit]:.3g}{beside}", ratio, 1.0)
 
 
@@ -432,7 +309,9 @@ class Scores:
     def _targets(self, ours: Any, nested: Any) -> dict[Contender, Any]:
         return {(NOW, OURS): ours, (NOW, NESTED): nested}
 
-    def add(self, title: str, readings: Mapping[Contender, Reading], ours: Limit, nested: Limit) -> dict[str, bool]:
+    def add(
+        self, title: str, readings: Mapping[Contender, Reading], ours: Limit | None, nested: Limit
+    ) -> dict[str, bool]:
         """Add a row, and return whose targets are reached."""
         row, reached, targets = [title], {}, self._targets(ours, nested)
         for column in self._columns:
@@ -449,14 +328,18 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure everything, print the table and return the record."""
     with processes(options.before) as taking_part:
         counts = {side: process.ask("counts") for side, process in taking_part.items()}  # first: it warms the tracer
-        columns = [(NOW, BASELINE), (NOW, OURS), (NOW, NESTED), *((side, OURS) for side in taking_part if side != NOW)]
-        scores = Scores(columns + [(NOW, name) for name in TORCH if torch_module()])
+        todo = clocks(options.size)
+        names = [name for name in MAKERS if any(name in clock.names for clock in todo)]
+        columns = [(side, name) for side in taking_part for name in names if side == NOW or name in (OURS, *AROUND)]
+        scores = Scores(columns + [(NOW, name) for name in TORCH if torch_module() and options.size != "leaves"])
         timed = []
-        for clock in clocks(options.size):
+        for clock in todo:
             console.print(clock.title.replace("\n", ", "), style="dim")
             timings = measure(clock, options.repeats, taking_part)
             readings = {
-                (s, n): timing_reading(n, t, clock.unit) for s, named in timings.items() for n, t in named.items()
+                (side, name): timing_reading(timing, clock.unit, alone=REFERENCE[name] not in named.keys() - {name})
+                for side, named in timings.items()
+                for name, timing in named.items()
             }
             reached = scores.add(clock.title, readings, clock.limit, NESTED_TIME)
             timed.append(asdict(clock) | {"timings": timings, "reached": reached})
@@ -481,7 +364,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="a checkout whose adam_tx takes part too")
     parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument("--size", choices=["full", "small"], default="full", help="small: a smoke test")
+    parser.add_argument("--size", choices=["full", "leaves", "small"], default="full", help="small: a smoke test")
     parser.add_argument("--out", type=Path, help="write every repetition and count to this JSON file")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
