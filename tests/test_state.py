@@ -23,17 +23,19 @@ def parameters():
 
 
 def filled(tx, params, seed=0):
-    """A state of this structure, each array with numbers of its own."""
+    """A state of this structure, each array with numbers of its own, but for those of the recipe."""
     rng = np.random.default_rng(seed)
 
-    def fill(array):
+    def fill(path, array):
+        if ".hyperparams[" in jax.tree_util.keystr(path):
+            return array
         if array.shape == (2,):  # a debiasing weight, which groups may share
             return jnp.array([0.25, 0.5], array.dtype)
         if array.dtype.kind in "iu":
             return jnp.asarray(rng.integers(0, 100, array.shape), array.dtype)
         return jnp.asarray(rng.uniform(0.1, 1, array.shape), array.dtype)
 
-    return jax.tree.map(fill, tx.init(params))
+    return jax.tree.map_with_path(fill, tx.init(params))
 
 
 def assert_same_bits(one, other):

@@ -151,7 +151,11 @@ def test_an_average_that_was_not_corrected_has_the_weight_of_its_own_decay_or_is
 DIVIDE = {
     "adam_tx": (adam_tx.rmsprop(RATE, 0.9), 0.9, 1e-4),
     "optax": (optax.rmsprop(RATE, 0.9), 0.9, 1e-4),
-    "in eight bits": (adam_tx.rmsprop(RATE, 0.9, nu_dtype=adam_tx.storage.EightBit(2, 1)), 0.9, 0.05),
+    "in eight bits": (
+        adam_tx.rmsprop(RATE, 0.9, nu_dtype=adam_tx.storage.EightBit(2, 1)),
+        0.9,
+        2**-4,
+    ),  # as far as its codes stand apart
     "adafactor": (adam_tx.adafactor(RATE), 0.0, 1e-4),  # whose average is whole from the first update
 }
 

@@ -77,13 +77,13 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
 def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
     """The dict of a state whose parts are known."""
     walk, leaves, found = Walk.of_params(params), jax.tree.leaves(state), {}
-    scalars: dict[Role, dict[int | None, np.ndarray[Any, Any]]] = {}
+    scalars: dict[Role, list[tuple[frozenset[int], np.ndarray[Any, Any]]]] = {}
     rates: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     gathered: set[str] = set()
     for part in parts:
         values = to_host(leaves[part.values])
         if isinstance(part, OfMany):
-            scalars.setdefault(part.role._replace(rate=1.0), {}).update(dict.fromkeys(part.leaves or [None], values))
+            scalars.setdefault(part.role._replace(rate=1.0), []).append((part.leaves, values))
             continue
         key = key_of(part.role, walk.paths[part.leaf])
         _check_shape(part, walk, values)
@@ -133,11 +133,13 @@ def _check_shape(part: OfLeaf, walk: Walk, values: Any) -> None:
         )
 
 
-def _of_many(role: Role, walk: Walk, values: Mapping[int | None, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def _of_many(
+    role: Role, walk: Walk, values: list[tuple[frozenset[int], Any]], found: Mapping[str, Any]
+) -> dict[str, Any]:
     """One entry if all parameters have the same, else one for each; none for a second count that is the first."""
-    first = next(iter(values.values()))
-    if not all(same(value, first) for value in values.values()):
-        return {key_of(role, walk.paths[leaf]): value for leaf, value in values.items() if leaf is not None}
+    (_, first), *rest = values
+    if not all(same(value, first) for _, value in rest):
+        return {key_of(role, walk.paths[leaf]): value for leaves, value in values for leaf in sorted(leaves)}
     before = _NUMBERED_COUNT.fullmatch(str(role))
     return {} if before and before[1] in found and same(found[before[1]], first) else {str(role): first}
 

@@ -65,13 +65,13 @@ def _distinct(parts: list[Part]) -> list[Part]:
         if isinstance(part, OfMany) and isinstance(known, OfMany):  # groups may have one state
             part = part._replace(leaves=part.leaves | known.leaves)
         joined[part.values] = part
-    taken: dict[tuple[Role, int], int] = {}
+    taken: dict[tuple[Role, int | None], list[tuple[frozenset[int], int]]] = {}
     distinct: list[Part] = []
     for part in sorted(joined.values(), key=_decay):
-        leaves = [part.leaf] if isinstance(part, OfLeaf) else part.leaves
-        key = part.role._replace(rate=1.0)
-        number = 1 + max((taken.get((key, leaf), 0) for leaf in leaves), default=0)
-        taken |= {(key, leaf): number for leaf in leaves}
+        leaf, leaves = (part.leaf, frozenset([part.leaf])) if isinstance(part, OfLeaf) else (None, part.leaves)
+        before = taken.setdefault((part.role._replace(rate=1.0), leaf), [])
+        number = 1 + max((number for others, number in before if others & leaves), default=0)
+        before.append((leaves, number))
         role = part.role if number == 1 else part.role._replace(base=f"{part.role.base}_{number}")
         distinct.append(part._replace(role=role))
     place = {part.values: k for k, part in enumerate(joined.values())}
@@ -115,13 +115,12 @@ class Reader:
         """
         parts = list(self._read(tx, state, place))
         kept = frozenset(part.leaf for part in parts if isinstance(part, OfLeaf))
-        return [
-            part._replace(leaves=part.leaves & kept or part.leaves) if isinstance(part, OfMany) else part
-            for part in parts
-        ]
+        shared = {part.leaves for part in parts if isinstance(part, OfMany)}
+        smaller = {leaves: leaves & kept or leaves for leaves in shared}
+        return [part._replace(leaves=smaller[part.leaves]) if isinstance(part, OfMany) else part for part in parts]
 
     def decay(self, value: Any) -> float | None:
-        """A decay, if it is known and does not vary; zero where a schedule begins with it, after which weights are one."""
+        """A decay, if it is known and does not vary; zero where a schedule begins so, after which weights are one."""
         if callable(value) and not isinstance(value, jax.Array):
             return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
         return None if id(value) in self.varying else number(value)

@@ -38,6 +38,7 @@ class Reading:
       started: of each kind of average and parameter the role of what starts fresh.
       young: by role the parameters of which it starts fresh, though its start may be over by the count.
       missing: the roles of what starts fresh though nobody asked for it, but for bases.
+      by_path: the roles of which there is an entry for a parameter.
       figures: what counts or measures in the new state; of others' figures of the same name none is left over.
     """
 
@@ -54,6 +55,7 @@ class Reading:
         self.young: dict[str, list[int]] = {}
         self.missing: dict[str, None] = {}
         self.figures: set[str] = set()
+        self.by_path = {role_of(key) for key in exported if "/" in key}
         self._unused = {key: None for key in exported if not role_of(key).endswith(ABOUT)}
         self._in_basis: dict[int, list[str]] = {}
         self._bases: dict[int, list[str]] = {}

@@ -28,8 +28,9 @@ class Shared:
 
     def take(self, part: OfMany) -> None:
         """A count, a debiasing weight, or another number."""
-        reading, name, paths = self._reading, str(part.role), self._paths(part)
+        reading, name = self._reading, str(part.role)
         names = dict.fromkeys((*keys_of_count(name), *part.also))
+        paths = self._paths(part) if reading.by_path & names.keys() else [""]
         found = {path: key for path in paths if (key := self._key(names, path)) is not None}
         reading.use(*found.values())
         reading.figures |= {name.partition(".")[0]} if part.of == "figure" else set()
