@@ -8,7 +8,7 @@ from jax import Array
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
 from adam_tx._core.rule import Now, Rule, Slot
-from adam_tx._core.storage import StorageLike
+from adam_tx._core.storage import Plain, StorageLike, as_storage
 from adam_tx.link import link
 
 
@@ -36,7 +36,9 @@ def scale_by_max_rms(
     The two are different optimizers, whose states cannot be converted.
 
     Args, Returns, Raises: those of `scale_by_rms`, with state `(count, weight, nu, nu_max)`,
-    and `max_of`, "raw" or "debiased"; the latter needs `debias`.
+    and `max_of`, "raw" or "debiased"; the latter needs `debias`. dtype cannot be a storage
+    that rounds at random: of 10,000 roundings of nu a maximum keeps the largest, which was
+    26 % too large in eight bits and 5 % in bfloat16.
 
     Reference: Reddi, Kale & Kumar, On the Convergence of Adam and Beyond, 2018
     (https://arxiv.org/abs/1904.09237).
@@ -52,6 +54,12 @@ def scale_by_max_rms(
     if max_of not in ("raw", "debiased") or (max_of == "debiased" and not debias):
         raise ValueError(
             f'scale_by_max_rms: max_of must be "raw", or "debiased" together with debias=True, got {max_of!r}.'
+        )
+    if not isinstance(as_storage("nu", dtype), Plain):
+        raise TypeError(
+            f"scale_by_max_rms: dtype cannot be {dtype!r}: the maximum over time keeps what was rounded up at random, so "
+            "it grows for ever and steps become shorter. Use a dtype or None here, and the storage for the momentum "
+            "alone (mu_dtype); or an optimizer without the maximum, such as adamw."
         )
     before = max_of == "debiased"
 
