@@ -1,6 +1,7 @@
 """The figures of a step are those that float64 finds from outside, wherever the optimizer stands."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 import adam_tx
 from adam_tx.storage import EightBit
 from adam_tx.training.figures import FIGURES, SAMPLE
-from adam_tx.training.plot import BAD
+from adam_tx.training.plot import BAD, GROUPS, LINE
 
 RATE = optax.linear_schedule(0.0, 0.1, 10)
 
@@ -287,6 +288,55 @@ def test_metrics_are_read_inside_of_jit_and_scan():
     np.testing.assert_allclose(history["learning_rate"], [0.0, 0.01, 0.02, 0.03, 0.04], rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", [
+    lambda: adam_tx.adamw(RATE),
+    lambda: adam_tx.sgd(0.1),
+    lambda: adam_tx.lion(0.1),
+    lambda: adam_tx.soap(0.1),
+    lambda: adam_tx.adafactor(0.1),
+    lambda: optax.adam(0.1),
+    lambda: multi_steps(adam_tx.adam(0.1)),
+    lambda: adam_tx.groups({"bias": "freeze"}, adam_tx.adam(0.1)),
+], ids=lambda make: repr(make())[:30])  # fmt: skip
+@pytest.mark.parametrize("every", [1, 2])
+def test_under_debug_nans_a_monitor_makes_no_nan_of_its_own(make, every, standard_promotion):
+    params = parameters()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    with jax.debug_nans(True):
+        tx = adam_tx.monitor(make(), groups={"small": "bias"}, every=every)
+        for step in (tx.update, jax.jit(tx.update)):
+            state = tx.init(params)
+            for grads, known in ((zero, params), (params, params), (params, zero)):
+                _, state = step(grads, state, known)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.metrics) if not np.isinf(leaf))
+
+
+def test_a_gradient_of_zero_has_no_signal_and_no_noise():
+    tx, zero = adam_tx.monitor(adam_tx.adam(0.1)), jax.tree.map(jnp.zeros_like, parameters())
+    _, state = tx.update(zero, tx.init(zero), zero)
+    assert unknown_of(figures(state)) == {"signal_to_noise", "update_to_param"}
+    assert figures(state)["rounded_away"] == figures(state)["step_size_max"] == 0.0
+
+
+def test_metrics_are_plain_numbers_for_any_logger():
+    tx = adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1)), deviations=6.0, loss_scale=adam_tx.LossScale())
+    state, _ = after(optax.inject_hyperparams(lambda rate: tx)(rate=0.5), 2)
+    found = adam_tx.metrics(state)
+    assert json.loads(json.dumps(found)) == found
+    assert {type(value) for value in found.values()} == {int, float}
+    assert (found["step"], found["skipped"], found["rate"]) == (2, 0, 0.5)
+    assert {"guarded_mean", "guarded_spread", "guarded_norm", "loss_scale"} <= found.keys()
+    several = jax.vmap(tx.init)(jax.tree.map(lambda p: jnp.stack([p] * 3), parameters()))
+    assert adam_tx.metrics(several)["skipped"].shape == (3,)
+
+
+def test_one_leaf_more_in_a_monitor_is_four_kernels_more(usual_compiler):
+    few, many = (compiled_cost(adam_tx.monitor(adam_tx.adamw(1e-3)), [(64, 128)] * n) for n in (4, 12))
+    plain = [compiled_cost(adam_tx.adamw(1e-3), [(64, 128)] * n) for n in (4, 12)]
+    # two for its sums, one for the sample, and updates are kept for them
+    assert (many.fusions - few.fusions) - (plain[1].fusions - plain[0].fusions) <= 8 * 4.5
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"no monitor, guard or injected hyperparameters .*adam_tx\.monitor\(tx\)"):
         adam_tx.metrics(adam_tx.adam(0.1).init(parameters()))
@@ -314,11 +364,24 @@ def test_the_page_of_metrics_has_a_panel_for_every_figure_and_marks_skipped_step
         *("loss", "norm of the gradient", "learning rate", "step size / learning rate", "update / parameter"),
         *("signal to noise", "shares", "norm of the parameters"),
     ]
-    assert "1 skipped" in page.texts[-1].get_text()
+    assert [text.get_text() for text in page.legends[0].get_texts()] == ["all parameters", "small", "skipped: 1"]
     marks = [[line.get_xdata()[0] for line in ax.lines if line.get_color() == BAD] for ax in page.axes]
-    assert marks == [[3.0]] * len(page.axes)  # the monitor's count stands still at the step before
+    assert marks == [[4.0]] * len(page.axes)
+    places = {tuple(line.get_xdata()) for ax in page.axes for line in ax.lines if line.get_color() != BAD}
+    assert places == {(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}  # though the monitor's count stands still at the fourth
+    assert {line.get_color() for ax in page.axes for line in ax.lines} == {LINE, GROUPS[0], BAD}
+    assert [ax.get_xlabel() for ax in page.axes] == [""] * 6 + ["step"] * 2
     page.savefig(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_a_page_is_drawn_of_whatever_figures_there_are():
+    history = [{"step_size_p10": 0.1, "step_size_p50": k / 2, "loss": 1.0} for k in range(3)]
+    page = adam_tx.plot_metrics(history)
+    assert [ax.get_title(loc="left") for ax in page.axes] == ["loss", "step size / learning rate"]
+    (line,) = page.axes[1].lines
+    np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.5, 1.0])  # zero has no place on a logarithmic axis
+    assert not page.axes[1].collections  # no band without its upper edge
 
 
 STRANGE = {

@@ -57,8 +57,8 @@ def scale_by_max_rms(
         )
     if not isinstance(as_storage("nu", dtype), Plain):
         raise TypeError(
-            f"scale_by_max_rms: dtype cannot be {dtype!r}: the maximum over time keeps what was rounded up at random, so "
-            "it grows for ever and steps become shorter. Use a dtype or None here, and the storage for the momentum "
+            f"scale_by_max_rms: dtype cannot be {dtype!r}: the maximum over time keeps what was rounded up at random, "
+            "so it grows for ever and steps become shorter. Use a dtype or None here, and the storage for the momentum "
             "alone (mu_dtype); or an optimizer without the maximum, such as adamw."
         )
     before = max_of == "debiased"

@@ -17,7 +17,7 @@ class Panel(NamedTuple):
     Attributes:
       title: what is seen.
       about: what to look for.
-      keys: the figures that are drawn as lines, by their labels.
+      keys: the figures that are drawn as lines, the second one dashed, by their labels.
       band: two figures between which the space is filled.
       log: whether the axis is logarithmic.
     """
@@ -30,7 +30,7 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("loss", "if it is in the history", {"loss": ""}),
+    Panel("loss", "a spike follows one of the gradient", {"loss": ""}),
     Panel("norm of the gradient", "a spike here comes before one of the loss", {"grad_norm": ""}, log=True),
     Panel("learning rate", "in force", {"learning_rate": ""}),
     Panel(
@@ -45,7 +45,10 @@ PANELS = (
     Panel("shares", "of elements", {"eps_share": "eps above √v", "rounded_away": "rounded away"}),
     Panel("norm of the parameters", "steady growth wants weight decay", {"param_norm": ""}),
 )
-INK, PALE, LINE, ACCENT, BAD = "#22303c", "#77828c", "#2a7f86", "#e5922a", "#b5302a"
+BAND = "10 % to 90 %"
+INK, PALE, LINE, BAD = "#22303c", "#77828c", "#2a7f86", "#b5302a"
+GROUPS = ("#e5922a", "#6a4c93", "#5b8c3a", "#3b6fb6", "#8d6e63", "#c2649a")
+"""The colours of groups; all parameters together are `LINE`, what is skipped is `BAD`."""
 
 
 def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str = "") -> Figure:
@@ -58,8 +61,8 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
       title: over the page.
 
     Returns:
-      A `matplotlib.figure.Figure`: call its `savefig`. Steps that a guard has skipped are
-      marked.
+      A `matplotlib.figure.Figure`: call its `savefig`. Each group has one colour on the
+      whole page. Steps that a guard has skipped are marked, each at its own place.
 
     Raises:
       ValueError: an empty history, or one without a figure.
@@ -80,6 +83,7 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
     except ImportError as error:
         raise ImportError(
             "plot_metrics: it draws with matplotlib, which is not installed: pip install matplotlib."
@@ -96,46 +100,70 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     panels = [panel for panel in PANELS if any(_has(columns, f"{g}/{k}") for g in groups for k in panel.keys)]
     if not panels:
         raise ValueError(f"plot_metrics: history has none of the figures of metrics, only {keys}.")
-    steps = columns.get("step", np.arange(1.0, len(history) + 1))
-    skips = columns.get("skipped", np.zeros(len(history)))
-    skipped = np.diff(skips, prepend=0.0 if skips[0] == 1.0 else skips[0]) > 0
+    steps, skips, skipped = _steps(columns, len(history))
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 2.5 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(11, 2.6 * rows + 0.6))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, weight="bold", color=INK)
+    colours = {group: GROUPS[k % len(GROUPS)] for k, group in enumerate(filter(None, groups))} | {"": LINE}
     for place, panel in enumerate(panels):
         ax = figure.add_subplot(rows, 2, place + 1)
-        _draw(ax, panel, columns, groups, steps)
+        _draw(ax, panel, columns, colours, steps)
+        if place + 2 >= len(panels):
+            ax.set_xlabel("step", loc="right", fontsize=8.5, color=INK)
         for step in steps[skipped]:
             ax.axvline(step, color=BAD, linewidth=0.8, alpha=0.5, zorder=0)
-    if skips[-1] > 0:
-        figure.text(0.99, 0.995, f"│ {skips[-1]:.0f} skipped", ha="right", va="top", fontsize=10, color=BAD)
+    labels = [(name or "all parameters", colours[name]) for name in sorted(groups, key=bool)] if len(groups) > 1 else []
+    labels += [(f"skipped: {skips[-1]:.0f}", BAD)] if skips[-1] > 0 else []
+    if labels:
+        lines = [Line2D([], [], color=colour, label=label) for label, colour in labels]
+        figure.legend(handles=lines, loc="outside lower left", ncols=6, frameon=False, fontsize=9.5, labelcolor=INK)
     return figure
+
+
+def _steps(columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The place of every row, how many steps were skipped until then, and whether that one was."""
+    steps, skips = columns.get("step", np.arange(1.0, rows + 1)), columns.get("skipped", np.zeros(rows))
+    skipped = np.diff(skips, prepend=0.0 if skips[0] == 1.0 else skips[0]) > 0
+    counted = np.diff(steps, prepend=0.0) > 0
+    # a monitor inside of a guard does not count what that skips
+    return (steps if counted[skipped].all() else steps + skips), skips, skipped
 
 
 def _has(columns: Mapping[str, np.ndarray], key: str) -> bool:
     return bool(np.isfinite(columns.get(key.removeprefix("/"), np.nan)).any())
 
 
-def _draw(ax: Any, panel: Panel, columns: Mapping[str, np.ndarray], groups: Sequence[str], steps: np.ndarray) -> None:
-    """One panel: for all parameters in one colour, for each group in a paler one."""
-    several = False
-    for number, group in enumerate(groups):
-        prefix = f"{group}/" if group else ""
-        for (key, label), colour in zip(panel.keys.items(), (LINE, ACCENT), strict=False):
-            if _has(columns, prefix + key):
-                name = " ".join(part for part in (group, label) if part)
-                style = {"color": colour} if not group else {"color": f"C{number}", "linewidth": 0.9}
-                ax.plot(steps, columns[prefix + key], label=name, **({"linewidth": 1.4} | style))
-                several |= bool(name)
-    if panel.band and _has(columns, panel.band[0]):
-        ax.fill_between(steps, *(columns[key] for key in panel.band), color=LINE, alpha=0.2, linewidth=0)
+def _draw(ax: Any, panel: Panel, columns: Mapping[str, np.ndarray], colours: Mapping[str, str], steps: Any) -> None:
+    """One panel: what is of all parameters in a thick line, what is of groups in thin ones."""
+
+    def drawn(key: str) -> np.ndarray:
+        return np.where(columns[key] > 0, columns[key], np.nan) if panel.log else columns[key]
+
     if panel.log:
         ax.set_yscale("log")
+    for group, colour in colours.items():
+        prefix, width = (f"{group}/", 0.9) if group else ("", 1.4)
+        for key, style in zip(panel.keys, ("-", "--"), strict=False):
+            if _has(columns, prefix + key):
+                ax.plot(steps, drawn(prefix + key), color=colour, linewidth=width, linestyle=style)
+    labels = [_line(label, style) for label, style in zip(panel.keys.values(), ("-", "--"), strict=False) if label]
+    if panel.band and all(_has(columns, key) for key in panel.band):
+        low, high = map(drawn, panel.band)
+        labels.append(ax.fill_between(steps, low, high, color=LINE, alpha=0.2, linewidth=0, label=BAND))
     ax.set_title(panel.title, loc="left", fontsize=11, color=INK)
     ax.set_title(panel.about, loc="right", fontsize=8.5, color=PALE)
-    ax.tick_params(labelsize=8.5, labelcolor=INK)
+    ax.tick_params(which="both", labelsize=8.5, labelcolor=INK)
     ax.grid(color="#ebebeb", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
-    if several:
-        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    if labels:  # under the axis, where it covers nothing
+        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.1), "ncols": 3, "borderpad": 0}
+        ax.legend(handles=labels, frameon=False, fontsize=8.5, labelcolor=INK, **below)
+
+
+def _line(label: str, style: Any) -> Any:
+    """What stands in a legend for a line of any colour."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=INK, linewidth=1.2, linestyle=style, label=label)
