@@ -65,7 +65,7 @@ def check(name: str, state: Any, expected: Any) -> None:
     if tuple(fields) != expected._fields:
         raise ValueError(
             f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but {described(state)} came. "
-            "Give update(updates, state, params) the state that init returned. Restore checkpoints "
+            "Give update the state that init returned: update(updates, state, params). Restore checkpoints "
             "into tx.init(params), without which they give plain dicts."
         )
 
