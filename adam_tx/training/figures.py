@@ -162,7 +162,8 @@ def _step_sizes(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]],
     sample, largest = [], []
     for rate, places in _alike(leaves, "rate"):
         if rate is not None:
-            sizes = [jnp.abs(sharding.gathered(leaves[k].update).ravel()[::every]) for k in places]
+            flat = [sharding.gathered(leaves[k].update).ravel() for k in places]
+            sizes = [jnp.abs(lax.slice(x, (0,), x.shape, (every,))) for x in flat]  # an index may be beyond int32
             sample.append(_relative(jnp.concatenate([*map(manual.gathered, sizes)]), rate))
             largest.append(_relative(numerics.sorted_apart([sums[k]["largest"] for k in places])[-1], rate))
     if not sum(of_rate.size for of_rate in sample):
