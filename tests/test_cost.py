@@ -9,7 +9,8 @@ import pytest
 import run
 from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from cost import compiled_cost, jitted_step, per_leaf
-from fixed_cost import fixed, nested
+from fixed_cost import fixed
+from turns import nested
 
 import adam_tx
 
