@@ -65,6 +65,7 @@ def known_of(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict
                 rate = given["learning_rate"]
                 known[i]["rate"] = known[i]["rate"] * rate if "rate" in known[i] else rate
         for order, weight in held.link.weights_corrected(held.state):
+            weight = _or_one(weight)  # nothing was averaged yet
             for i in own:
                 known[i].setdefault(f"weight_{order}", weight)
         try:
@@ -72,6 +73,7 @@ def known_of(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict
         except ValueError:  # a wrapper has made another tree of it
             continue
         for slot, weight, column in averages:
+            weight = None if weight is None else _or_one(weight)
             for i in own:
                 x = column[i]
                 if x is None or x.shape != walk.updates[i].shape:
@@ -105,11 +107,13 @@ def sums_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
             terms["rounded_away"] = moved & (new == leaf.param)
     if leaf.v is not None:
         divided, eps_root, eps = (jnp.asarray(x, leaf.v.dtype) for x in (leaf.divided, leaf.eps_root, leaf.eps))
-        terms |= {"seen": leaf.v != 0, "below_eps": jnp.sqrt(leaf.v / _or_one(divided) + eps_root) < eps}
+        seen = leaf.v != 0
+        terms |= {"seen": seen, "below_eps": jnp.sqrt(leaf.v / divided + eps_root) < eps}
         if leaf.m is not None:
-            weights = jnp.sqrt(leaf.weight_2) / _or_one(leaf.weight_1)
-            ratio = jnp.abs(leaf.m) / jnp.sqrt(_or_one(leaf.v)) * jnp.asarray(weights, leaf.v.dtype)
-            terms["signal"] = jnp.where(leaf.v == 0, 0.0, ratio)
+            start = jnp.asarray(jnp.sqrt(leaf.weight_2) / leaf.weight_1, leaf.v.dtype)
+            zero, one = jnp.zeros_like(leaf.v), jnp.ones_like(leaf.v)
+            ratio = jnp.abs(leaf.m) / jnp.sqrt(lax.select(seen, leaf.v, one)) * start
+            terms["signal"] = lax.select(seen, ratio, zero)
     terms["largest"] = jnp.abs(leaf.update)
     real = numerics.real_dtype(leaf.grad.dtype)
     *sums, largest = _reduced([term.astype(real) for term in sharding.together(terms).values()])
