@@ -300,7 +300,10 @@ def as_link(
     'sign(u)'
     """
     if not isinstance(transformation, optax.GradientTransformation):
-        raise TypeError(f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}.")
+        raise TypeError(
+            f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}. That of an "
+            "optax.MultiSteps is its .gradient_transformation()."
+        )
     if declared(transformation) and isinstance(transformation, Link):
         return transformation
     return link_of(Foreign(transformation, name, formula))

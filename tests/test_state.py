@@ -90,6 +90,8 @@ KEPT = ("mu", "nu", "count", "weight_mu", "weight_nu")
 def cases():
     """Every edit in every storage, and every change of storage; beside those from and to AdamW, only on request."""
     for (old, new), of in itertools.product(itertools.permutations(EDITS, 2), STORAGES):
+        if "amsgrad" in (old, new) and "nu_dtype" in STORAGES[of]:
+            continue  # its maximum refuses what is rounded at random
         usual = "adamw" in (old, new) and of in ("float32", "eight bit")
         yield pytest.param(old, new, of, of, id=f"{old} to {new}, {of}", marks=() if usual else pytest.mark.exhaustive)
     for old, new in itertools.permutations(STORAGES, 2):

@@ -26,7 +26,7 @@ _PARTS = (
     "adam_tx.optimizers",
     "adam_tx.schedules",
     "adam_tx.storage",
-    "adam_tx.training",
+    *("adam_tx.training.groups", "adam_tx.training.guard", "adam_tx.training.monitor"),
     "optax",
 )
 """Where parts of optimizers are defined. What reads configs or files is elsewhere."""

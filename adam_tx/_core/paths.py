@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import functools
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -78,13 +79,21 @@ class Pattern:
                 warnings.warn(
                     f"{what}: {alternative!r} in the pattern {self.text!r} matches no leaf; {_examples(glob, names)}. "
                     "Mend it or take it away.",
-                    stacklevel=2,
+                    stacklevel=_outside(),
                 )
 
 
 def _examples(pattern: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
     return f"there are, for example, {', '.join(close)}"
+
+
+def _outside() -> int:
+    """How far up whose code stands that called, for a warning."""
+    frame, level = inspect.currentframe(), 0
+    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("adam_tx", "jax", "optax"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _reaches(glob: str, masked: Sequence[str]) -> bool:

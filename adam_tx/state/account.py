@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -93,4 +94,7 @@ def _text(value: Any) -> str:
 
 
 def _roles(keys: Iterable[str]) -> list[tuple[str, str]]:
-    return [(key, key.partition("/")[0]) for key in keys]
+    return [(key, _FIGURES.sub("monitor.metrics", key.partition("/")[0])) for key in keys]
+
+
+_FIGURES = re.compile(r"^monitor\.metrics\..*")  # of which there are many, all treated alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from adam_tx._core.paths import Pattern
 
@@ -29,6 +30,16 @@ class Choice:
     def drops(self, key: str) -> bool:
         """Whether this may be left over."""
         return self.recipe or _names(self.drop, key)
+
+    def idle(self, new: Collection[str], came: Collection[str]) -> list[str]:
+        """What to say of parts of the patterns that mean no key: of the new state to start, of what came to drop."""
+        return [
+            f"note: {argument}: {part!r} matches none of the keys, such as {', '.join(list(keys)[:3])}; give a role or "
+            "a whole key with the role in front, as in '*/embed/*'."
+            for argument, pattern, keys in (("fresh", self.fresh, new), ("drop", self.drop, came))
+            for part in (pattern.split("|") if pattern else ())
+            if not any(_names(part.removeprefix("!"), key) for key in keys)
+        ]
 
 
 def _names(pattern: str, key: str) -> bool:

@@ -12,6 +12,7 @@ import optax
 
 from adam_tx._core.trees import Walk
 from adam_tx.state.choice import Choice
+from adam_tx.state.export import key_of
 from adam_tx.state.parts import parts_of
 from adam_tx.state.reading import Reading
 from adam_tx.state.roles import OfLeaf, OfMany
@@ -87,7 +88,10 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     template = tx.init(params)
     parts = parts_of(tx, template, params)
     leaves, treedef = jax.tree.flatten(template)
-    reading = Reading(Walk.of_params(params), exported, choice, leaves, parts)
+    walk = Walk.of_params(params)
+    keys = [key_of(p.role, walk.paths[p.leaf]) if isinstance(p, OfLeaf) else str(p.role) for p in parts]
+    reading = Reading(walk, exported, choice, leaves, parts)
+    reading.idle = choice.idle(keys, exported.keys())
     of_leaves = [part for part in parts if isinstance(part, OfLeaf)]
     # what is there under its own name is no look-alike of anything else
     for part in sorted(of_leaves, key=lambda part: not reading.has(part)):
@@ -98,6 +102,8 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
             shared.take(part)
     shared.finish()
     new = reading.finished()
+    for note in reading.idle:
+        reading.account.note(note)
     return treedef.unflatten([_placed(now, old) for now, old in zip(new, leaves, strict=True)]), reading
 
 

@@ -41,6 +41,11 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
     Raises:
       ValueError: a state of another transformation, or of other parameters.
     """
+    if not callable(getattr(tx, "update", None)):
+        raise TypeError(
+            f"tx must be a transformation, such as adam_tx.adam(1e-3), got a {type(tx).__name__}. The order is "
+            "export_state(opt_state, params, tx) and migrate(old_state, old_tx, new_tx, params)."
+        )
     state, params = unboxed((state, params))
     walk = Walk.of_params(params)
     leaves, treedef = jax.tree.flatten(state)

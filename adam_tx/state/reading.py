@@ -39,6 +39,7 @@ class Reading:
       young: by role the parameters of which it starts fresh, though its start may be over by the count.
       missing: the roles of what starts fresh though nobody asked for it, but for bases.
       by_path: the roles of which there is an entry for a parameter.
+      idle: what to say of parts of `choice` that mean nothing.
       figures: what counts or measures in the new state; of others' figures of the same name none is left over.
     """
 
@@ -55,6 +56,7 @@ class Reading:
         self.young: dict[str, list[int]] = {}
         self.missing: dict[str, None] = {}
         self.figures: set[str] = set()
+        self.idle: list[str] = []
         self.by_path = {role_of(key) for key in exported if "/" in key}
         self._unused = {key: None for key in exported if not role_of(key).endswith(ABOUT)}
         self._in_basis: dict[int, list[str]] = {}
@@ -241,7 +243,12 @@ class Reading:
             else:
                 self.wrong.append(f"{key} is left over")
         if self.wrong:
-            listing = "".join(f"\n  {entry}" for entry in self.wrong)
+            listing = "".join(f"\n  {entry}" for entry in [*self.wrong, *self.idle])
+            if self.choice.recipe:
+                raise ValueError(
+                    f"migrate: {len(self.wrong)} of what the old state keeps does not fit new_tx:{listing}\nSay "
+                    "what may start as init does, as in fresh='nu_max|*/new_head/*'; what came for it is then dropped."
+                )
             raise ValueError(
                 f"exported: {len(self.wrong)} of the entries do not fit the state of this tx:{listing}\nMend them, or "
                 "say what may start as init does, as in fresh='nu_max|*/new_head/*', and what may be left over, as in "

@@ -158,8 +158,8 @@ class Shared:
             role = reading.started[part.averages, started[0]]
             reading.account.note(
                 f"note: {role} of {some([reading.walk.paths[leaf] for leaf in started])} starts from zero, but is "
-                f"debiased by {name} like that of older parameters: its first steps are of another length. Give new "
-                "parameters a chain of their own, with optax.partition, where that matters."
+                f"debiased by {name} like that of older parameters: its first steps are of another length. Where "
+                "that matters, give new parameters a state of their own, by a pair (name, optimizer) in adam_tx.groups."
             )
 
     def _note_first(self, part: OfMany, count: Array) -> None:

@@ -288,7 +288,11 @@ def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, Any])
             raise TypeError(
                 f"groups: the setting of {label!r} is a dict of arguments, but there is no optimizer= they are for."
             )
-        setting = optimizer(**{**settings, **setting})
+        try:
+            setting = optimizer(**{**settings, **setting})
+        except (TypeError, ValueError) as error:
+            error.add_note(f"It was made for the group {label!r}.")
+            raise
     if not isinstance(setting, optax.GradientTransformation):
         raise TypeError(
             f"groups: the setting of {label!r} must be a dict of arguments, a transformation or 'freeze', got "

@@ -43,15 +43,16 @@ def monitor(
     that a link keeps, debiased where the chain debiases them; eps_share has v as it divides,
     which Keras does not debias. The quantiles
     but for the largest are of a sample: of every leaf each k-th element, with the least k
-    that leaves no more than 8192 in all (one more a leaf). What is known of some leaves
-    only, because others are frozen or have another optimizer, is of these. A figure is
-    NaN where what it is made of is known of none: the rate of an optimizer that is not of
-    adam_tx, unless Optax injects it, parameters that are not given to `update`. No
+    that leaves no more than 8192 in all (one more a leaf). A figure is made of
+    those leaves of which all is known that it needs; others may be frozen, or have another
+    optimizer. `metrics` gives NaN where it is known of none: the rate of an optimizer that is
+    not of adam_tx, unless Optax injects it, or parameters that `update` was not given. No
     derivative goes through figures.
 
     Args:
-      inner: a link, a chain, or any transformation. Put the monitor around all of it, and a
-        guard or `optax.MultiSteps` around the monitor or inside.
+      inner: a link, a chain, or any transformation, with its clip. A guard stands around the
+        monitor: in a step that it skips, the figures and `step` stay as they were. A monitor
+        around a guard would see gradients that are still multiplied by the loss scale.
       groups: figures of these parameters too, by name: patterns as for `adam_tx.groups`.
         Their keys are `name/grad_norm` and so on.
       every: measure the updates whose number this divides; the others keep the figures and
