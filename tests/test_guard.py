@@ -145,7 +145,8 @@ def test_a_guard_reads_the_state_as_often_as_its_steps_do(usual_compiler):
     shapes, size = [(64, 128)] * 4, 4 * 64 * 128
     plain, guarded = (compiled_cost(tx, shapes) for tx in (adam_tx.adamw(1e-3), adam_tx.guard(adam_tx.adamw(1e-3))))
     # 36 to select the state and updates, 22 to keep them until then and to look at them; scalars are a few bytes
-    assert (guarded.bytes_accessed - plain.bytes_accessed) / size <= 58.5
+    squares = 8 if run.JAXLIB < (0, 10) else 0  # before, the square of the gradient is written before it is summed up
+    assert (guarded.bytes_accessed - plain.bytes_accessed) / size <= 58.5 + squares
 
 
 MAKERS = {
