@@ -342,7 +342,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
                 for name, timing in named.items()
             }
             reached = scores.add(clock.title, readings, clock.limit, NESTED_TIME)
-            timed.append(asdict(clock) | {"timings": timings, "reached": reached})
+            shapes = {"shapes": f"{len(clock.shapes)} of {list(clock.shapes[0])}"}
+            timed.append(asdict(clock) | shapes | {"timings": timings, "reached": reached})
         reached = {}
         for field, limit in LIMITS.items():
             readings = {(s, n): count_reading(n, named, field) for s, named in counts.items() for n in named}
@@ -380,7 +381,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.serve:
         serve()
         return
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     record = {"command": shlex.join(["python", "benchmarks/fixed_cost.py", *arguments])} | provenance()
     console.print_json(data=record)
     record |= run(options, console)
