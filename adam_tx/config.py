@@ -337,7 +337,7 @@ def _converted(convert: Callable[..., Any], at: Place, *given: Any) -> Any:
 
 def _decoded_array(config: Mapping[str, Any], at: Place) -> Any:
     form = next(form for form in ("array", "numpy", "numpy_scalar") if form in config)
-    dtype = _converted(jnp.dtype, at, config.get("dtype", "missing"))
+    dtype = _decoded_scalar_dtype(config.get("dtype", "missing"), at)
     numbers = _decoded(config[form], at)
     _converted(np.array, at, numbers, dtype)
     if form != "array":
@@ -347,6 +347,14 @@ def _decoded_array(config: Mapping[str, Any], at: Place) -> Any:
     if (jnp.asarray(numbers).dtype if weak else jax.dtypes.canonicalize_dtype(dtype)) != dtype:
         raise ValueError(f"{at}: an array of {dtype} needs jax_enable_x64 to be as it was when it was made.")
     return jnp.asarray(numbers) if weak else jnp.array(numbers, dtype)
+
+
+def _decoded_scalar_dtype(name: Any, at: Place) -> Any:
+    """A dtype of single numbers: one of text or of subarrays could ask for any memory."""
+    dtype = _converted(jnp.dtype, at, name)
+    if dtype.subdtype is not None or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise ValueError(f"{at}: {name!r} must be a dtype of numbers, such as 'float32'.")
+    return dtype
 
 
 def _decoded_function(config: Mapping[str, Any], at: Place) -> Any:
@@ -379,6 +387,6 @@ _FORMS: Mapping[str, Callable[[Mapping[str, Any], Place], Any]] = {
     "items": lambda config, at: _converted(dict, at, _decoded(_listed(config["items"], at), at)),
     "float": lambda config, at: _converted(float, at, config["float"]),
     "function": _decoded_function,
-    "numpy_dtype": lambda config, at: _converted(jnp.dtype, at, config["numpy_dtype"]),
+    "numpy_dtype": lambda config, at: _decoded_scalar_dtype(config["numpy_dtype"], at),
     "dtype": _decoded_dtype,
 }

@@ -344,3 +344,16 @@ def test_a_link_prints_as_the_code_that_makes_it(tx, text):
         "scale_by_surprise": "adam_tx.scale_by_surprise(adam_tx.scale_by_rms(0.999, debias=True))",
     }
     assert repr(tx) == (text or expected[tx.name])
+
+
+@pytest.mark.parametrize("dtype", ["(20000,10000)f4", "U100000000", "object", "S9"])
+def test_an_array_of_a_config_is_of_numbers(dtype):
+    for form in ({"numpy": 0, "dtype": dtype}, {"numpy_dtype": dtype}):
+        with pytest.raises(ValueError, match="must be a dtype of numbers"):
+            adam_tx.from_config({"name": "optax.scale", "step_size": form})
+
+
+@pytest.mark.parametrize("name", ["plot_metrics", "explain", "optax.tree.add", "optax.losses.l2_loss", "metrics"])
+def test_a_config_makes_parts_of_optimizers_alone(name):
+    with pytest.raises(ValueError, match="is no part of an optimizer"):
+        adam_tx.from_config({"name": name})

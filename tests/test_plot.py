@@ -48,5 +48,5 @@ def test_a_page_is_drawn_of_whatever_figures_there_are():
 def test_a_history_without_figures_is_refused():
     with pytest.raises(ValueError, match="history is empty"):
         adam_tx.plot_metrics([])
-    with pytest.raises(ValueError, match="none of the figures of metrics"):
+    with pytest.raises(ValueError, match="needs a finite figure of metrics"):
         adam_tx.plot_metrics([{"accuracy": 1.0}])

@@ -344,7 +344,7 @@ def test_every_entry_that_does_not_fit_is_named_and_nothing_is_loaded():
     exported |= {
         "nu/a": np.ones((3, 2)),
         "mu/b": np.array(["x", "y", "z"]),
-        "nu/b": np.ones(3, complex),
+        "nu/b": np.full(3, 1 + 1j),
         "mu/c": object(),
         "trace/d": np.ones(2),
         "count": np.float32(2.5),

@@ -224,3 +224,12 @@ def test_a_momentum_with_a_schedule_inside_keeps_its_sign():
     older = export_state(state, PARAMS, down) | {"trace_of_steps.rate": np.asarray(np.nan)}  # of an unknown sign
     back = export_state(adam_tx.import_state(down, PARAMS, older), PARAMS, down)
     np.testing.assert_array_equal(back["trace_of_steps/w"], trace)
+
+
+def test_a_square_that_optax_keeps_complex_becomes_real_and_goes_back():
+    params, old, new = {"c": jnp.array([1.0 + 2.0j, -0.5j])}, optax.adam(1e-2), adam_tx.adam(1e-2)
+    _, state = old.update(params, old.init(params), params)
+    moved = adam_tx.migrate(state, old, new, params, report=None)
+    np.testing.assert_array_equal(moved["scale_by_rms"].nu["c"], state[0].nu["c"].real)
+    back = adam_tx.migrate(moved, new, old, params, report=None)
+    np.testing.assert_array_equal(back[0].nu["c"], state[0].nu["c"])

@@ -149,23 +149,47 @@ def test_an_average_that_was_not_corrected_has_the_weight_of_its_own_decay_or_is
 
 
 DIVIDE = {
-    "adam_tx": (adam_tx.rmsprop(RATE, 0.9), 0.9, 1e-4),
-    "optax": (optax.rmsprop(RATE, 0.9), 0.9, 1e-4),
-    "in eight bits": (
+    "adam_tx": (adam_tx.rmsprop(RATE, 0.9), 1e-4),
+    "optax": (optax.rmsprop(RATE, 0.9), 1e-4),
+    "in eight bits": (  # as far as its codes stand apart
         adam_tx.rmsprop(RATE, 0.9, nu_dtype=adam_tx.storage.EightBit(2, 1)),
-        0.9,
         2**-4,
-    ),  # as far as its codes stand apart
-    "adafactor": (adam_tx.adafactor(RATE), 0.0, 1e-4),  # whose average is whole from the first update
+    ),
+    "adafactor": (adam_tx.adafactor(RATE), 1e-4),  # whose average is whole from the first update
 }
 
 
 @pytest.mark.parametrize("new", DIVIDE)
 @pytest.mark.parametrize("old", [adam_tx.adamw(RATE), optax.adamw(RATE)])
-def test_what_divides_by_an_average_that_nobody_corrects_gets_it_as_after_as_many_updates(old, new):
-    new, decay, error = DIVIDE[new]
+def test_what_divides_by_an_average_that_nobody_corrects_gets_it_without_its_start(old, new):
+    new, error = DIVIDE[new]
     nu = export_state(migrate(after(old, 20), old, new, PARAMS, report=None), PARAMS, new)["nu/w"]
-    np.testing.assert_allclose(nu, 0.01 * (1 - decay**20), rtol=error)
+    np.testing.assert_allclose(nu, 0.01, rtol=error)
+
+
+def test_an_average_that_nobody_corrects_stays_as_it_is_once_it_is_old():
+    old, new = adam_tx.rmsprop(RATE, 0.9), adam_tx.rmsprop(RATE, 0.999)
+    state = after(old, 200)
+    moved = migrate(state, old, new, PARAMS, report=None)
+    np.testing.assert_array_equal(moved["scale_by_rms"].nu["w"], state["scale_by_rms"].nu["w"])
+
+
+def test_a_weight_of_zero_and_a_decay_that_cannot_be_are_refused():
+    tx = adam_tx.adam(RATE)
+    exported = export_state(after(tx, 3), PARAMS, tx)
+    with pytest.raises(ValueError, match="weight_mu is 0, but its average was made of 3 updates"):
+        import_state(tx, PARAMS, exported | {"weight_mu": np.zeros(2)})
+    for name, wrong, said in (
+        ("mu.decay", 1.0, "a decay must be at least 0 and below 1"),
+        ("mu.decay", np.nan, "a decay must be at least 0 and below 1"),
+        ("mu.rate", "x", "mu.rate is no number"),
+        ("mv.decay", 0.5, "mv.decay is about mv, which is not there"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            import_state(tx, PARAMS, exported | {name: wrong})
+    said = []
+    import_state(tx, PARAMS, exported, fresh="nu_mx", report=said.append)
+    assert "fresh: 'nu_mx' matches none of the keys" in said[0]
 
 
 def test_adafactors_average_is_whole_from_the_first_update_and_so_it_becomes_adams():

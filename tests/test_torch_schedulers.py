@@ -143,3 +143,13 @@ def test_groups_of_bitsandbytes_and_torchao_are_taken_as_they_are():
     np.testing.assert_allclose(ends[2], ends[0], rtol=1e-6)
     with pytest.raises(ValueError, match=r"\['alpha'\] cannot be honoured"):
         from_param_group(bitsandbytes | {"alpha": 5.0}, "AdamW")
+
+
+def test_names_that_would_mean_something_else_in_a_pattern_are_taken_as_they_are():
+    group = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+    groups = [{"lr": 0.1, "param_names": ["!x.w"], **group}, {"lr": 0.01, "param_names": ["x.w", "a|x.w"], **group}]
+    tx = adam_tx.interop.torch.from_param_groups(groups, "AdamW")
+    params = {"!x": {"w": jnp.ones(1)}, "x": {"w": jnp.ones(1)}, "a|x": {"w": jnp.ones(1)}}
+    updates, _ = tx.update(params, tx.init(params), params)
+    found = {name: round(float(update["w"][0]), 4) for name, update in updates.items()}
+    assert found == {"!x": -0.1, "x": -0.01, "a|x": -0.01}

@@ -27,9 +27,9 @@ _PARTS = (
     "adam_tx.schedules",
     "adam_tx.storage",
     *("adam_tx.training.groups", "adam_tx.training.guard", "adam_tx.training.monitor"),
-    "optax",
+    *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
 )
-"""Where parts of optimizers are defined. What reads configs or files is elsewhere."""
+"""Where parts of optimizers are defined. What reads configs or files, or computes with trees, is elsewhere."""
 _DATA = ("functools:partial", "collections:OrderedDict", *(f"numpy:{kind.__name__}" for kind in np.sctypeDict.values()))
 """What is from elsewhere, and only holds what is given to it."""
 _OWN = ("adam_tx", "optax")

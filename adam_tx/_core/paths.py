@@ -85,7 +85,11 @@ class Pattern:
 
 def _examples(pattern: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-    return f"there are, for example, {', '.join(close)}"
+    odd = any("|" in name or name.startswith("!") for name in close)
+    means = (
+        " (a path with | in it, or ! in front, can only be named by a function (path, shape) -> bool)" if odd else ""
+    )
+    return f"there are, for example, {', '.join(close)}{means}"
 
 
 def _outside() -> int:

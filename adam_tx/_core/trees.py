@@ -280,7 +280,7 @@ class Walk:
         # a tree may mark what is not there, too
         over = params if tree is not mask else self._given.params
         try:
-            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: bool(mark), part), tree, over)
+            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: _marked(mark), part), tree, over)
             return self._treedef.flatten_up_to(marked)
         except (ValueError, TypeError):
             raise ValueError(
@@ -331,6 +331,12 @@ def mask_of(mask: Any, params: Tree) -> Tree:
     A tree may be callable too, as a module is whose leaves are booleans; only a function's leaves are callable.
     """
     return mask(params) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
+
+
+def _marked(mark: Any) -> bool:
+    if isinstance(mark, str):  # which would be True, whatever it says
+        raise TypeError(mark)
+    return bool(mark)
 
 
 def _present(leaves: Column) -> Collection[int]:

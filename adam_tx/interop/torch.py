@@ -174,7 +174,10 @@ def _names_of(group: Mapping[str, Any], what: str, position: int) -> PathPattern
             f"{what}: groups[{position}] has no param_names to go by, which PyTorch keeps where the optimizer was "
             "given named_parameters(). Say which parameters are meant: patterns=[...], one for each group."
         )
-    return "|".join(glob.escape(name.replace(".", "/")) for name in names)
+    paths = [name.replace(".", "/") for name in names]
+    if any("|" in path or path.startswith("!") for path in paths):  # which mean something else in a pattern
+        return lambda path, _: path in paths
+    return "|".join(map(glob.escape, paths))
 
 
 def _completed(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Averages:
         """By what to multiply an average of which only the count and the decay from now on say how old it is.
 
         With another decay than that which made it Optax would correct it by a wrong factor, and what divides by an
-        average that nobody corrects would divide by too little or too much.
+        average that nobody corrects would divide by too little.
 
         Args:
           part: where it is put.
@@ -81,6 +81,10 @@ class Averages:
         had = float(np.sum(weight if decay is None else self.weight(decay, made)))
         wanted = 1.0 - part.decay**made
         if had <= 0 or abs(wanted - had) <= _ROUNDING * wanted:
+            return 1.0, ""
+        if not corrected:  # nobody will, so nothing of the start may be left
+            wanted = 1.0
+        if abs(wanted - had) <= _ROUNDING * wanted:
             return 1.0, ""
         self.factors.setdefault(str(part.role), []).append(wanted / had)
         return wanted / had, ""

@@ -29,7 +29,8 @@ def misfit(value: Array, like: Any, *, coded: bool = False) -> str:
 
 def _narrowed(value: Array, dtype: Any) -> Array:
     with np.errstate(over="ignore"):
-        return value.astype(dtype).astype(value.dtype if dtype not in NARROW else np.float32)
+        narrow = value.astype(dtype)
+        return narrow.astype(np.float32) if dtype in NARROW else narrow
 
 
 def without_steps(role: str) -> str:

@@ -46,11 +46,14 @@ class Reading:
     def __init__(
         self, walk: Walk, exported: Mapping[str, Any], choice: Choice, leaves: Sequence[Any], parts: list[Part]
     ) -> None:
+        self.wrong = _wrong_about(exported, choice)
+        exported = {
+            key: value for key, value in exported.items() if not any(w.startswith(f"{key} ") for w in self.wrong)
+        }
         self.averages = Averages(exported, walk, parts)
         self.account = Account()
         self.walk, self.exported, self.choice = walk, exported, choice
         self.old, self.new = leaves, list(leaves)
-        self.wrong: list[str] = []
         self.kept: dict[tuple[str, int], list[tuple[OfLeaf, str]]] = {}
         self.started: dict[tuple[str, int], str] = {}
         self.young: dict[str, list[int]] = {}
@@ -165,6 +168,8 @@ class Reading:
             value, raw = value * np.asarray(by, value.dtype), None
         if part.shape == value.shape:
             value = value.reshape(like.values.shape)
+        if part.is_square and value.dtype.kind == "c" and not np.any(value.imag):
+            value = value.real  # as Optax keeps it
         wrong = misfit(value, like.values, coded=like.scales is not None)
         if part.is_square and np.any(value < 0):
             wrong = "has negative numbers, but is of squares"
@@ -259,6 +264,25 @@ class Reading:
 
 _NO_STATE = (*(f"{maker}.{field}" for maker, field in RECIPES.items()), *COUNTS)
 """How the keys of a recipe's own numbers begin, and those of second counts, which are never left over."""
+
+
+def _wrong_about(exported: Mapping[str, Any], choice: Choice) -> list[str]:
+    """Which entries say something about others that are not there, or nothing that can be."""
+    roles, wrong = {role_of(key) for key in exported}, list[str]()
+    for key, value in exported.items():
+        about, _, what = role_of(key).rpartition(".")
+        if f".{what}" not in ABOUT or callable(value):
+            continue
+        try:
+            number = float(np.asarray(value))
+        except (TypeError, ValueError):
+            wrong.append(f"{key} is no number: {value!r}")
+            continue
+        if about not in roles and not choice.drops(key):
+            wrong.append(f"{key} is about {about}, which is not there")
+        elif what == "decay" and not 0.0 <= number < 1.0:
+            wrong.append(f"{key} is {number}, but a decay must be at least 0 and below 1")
+    return wrong
 
 
 def role_of(key: str) -> str:

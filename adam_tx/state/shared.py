@@ -138,6 +138,9 @@ class Shared:
             return f"is {value}, but must be at least 0"
         if part.link is not None and not 0 <= np.sum(value) <= 1 + 4 * np.finfo(like.dtype).eps:
             return f"is {np.sum(value)}, but a debiasing weight must be from 0 to 1"
+        made = self._reading.averages.updates(self._paths(part)[0]) if part.link is not None else None
+        if made and not np.any(value) and self._has_average(part) and not self._reading.choice.starts("count"):
+            return f"is 0, but its average was made of {made} updates; take it away to have it computed from the count"
         if part.below is None or not value:
             return ""
         updates = self._key(("MultiSteps.gradient_step", "count"), self._paths(part)[0])

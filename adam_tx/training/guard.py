@@ -101,9 +101,9 @@ def guard(
       A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
       `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale.
       Its count is of all steps, that of `inner` of those taken; `taken` is of the norms in
-      mean. norm is at most 1.8e19, the root of float32's largest. All is computed where the
-      gradients are, over all devices, also inside `jax.shard_map`, and the host waits for
-      nothing.
+      mean. norm is at most 1.8e19, the root of float32's largest; below 1e-18 it may be zero.
+      All is computed where the gradients are, over all devices, also inside `jax.shard_map`,
+      and the host waits for nothing.
 
     Raises:
       TypeError: what is no transformation.

@@ -32,7 +32,7 @@ def metrics(state: optax.OptState) -> dict[str, Any]:
       or not), `loss_scale`, and where deviations are given `guarded_mean` and
       `guarded_spread`: the next step is skipped above mean + deviations · spread. Then the
       values that Optax injects, by their names. A second monitor's have `monitor_2/` in
-      front, and so on. What is not known is NaN. They are Python's numbers, which JSON can
+      front, and so on. What is not known is NaN. They are Python's numbers, which `json` can
       hold; inside jit float32 scalars, and arrays of a state that has a batch of them.
 
     Raises:

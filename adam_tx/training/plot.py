@@ -99,7 +99,7 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     groups = list(dict.fromkeys(key.rpartition("/")[0] for key in columns))
     panels = [panel for panel in PANELS if any(_has(columns, f"{g}/{k}") for g in groups for k in panel.keys)]
     if not panels:
-        raise ValueError(f"plot_metrics: history has none of the figures of metrics, only {keys}.")
+        raise ValueError(f"plot_metrics: history needs a finite figure of metrics, but has only {keys}.")
     steps, skips, skipped = _steps(columns, len(history))
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 2.6 * rows + 0.6))
