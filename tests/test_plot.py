@@ -50,3 +50,9 @@ def test_a_history_without_figures_is_refused():
         adam_tx.plot_metrics([])
     with pytest.raises(ValueError, match="needs a finite figure of metrics"):
         adam_tx.plot_metrics([{"accuracy": 1.0}])
+
+
+def test_what_is_no_number_in_a_history_is_named():
+    for odd in ("abc", np.ones(2)):
+        with pytest.raises(TypeError, match=r"history\[...\]\['run'\] must be one number, got"):
+            adam_tx.plot_metrics([{"loss": 1.0, "run": odd}])

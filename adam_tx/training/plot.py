@@ -95,7 +95,7 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     if not history:
         raise ValueError("plot_metrics: history is empty; append metrics(state) to it after every step.")
     keys = list(dict.fromkeys(key for figures in history for key in figures))
-    columns = {key: np.array([float(figures.get(key, np.nan)) for figures in history]) for key in keys}
+    columns = {key: np.array([_number(key, figures.get(key, np.nan)) for figures in history]) for key in keys}
     groups = list(dict.fromkeys(key.rpartition("/")[0] for key in columns))
     panels = [panel for panel in PANELS if any(_has(columns, f"{g}/{k}") for g in groups for k in panel.keys)]
     if not panels:
@@ -129,6 +129,16 @@ def _steps(columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np
     counted = np.diff(steps, prepend=0.0) > 0
     # a monitor inside of a guard does not count what that skips
     return (steps if counted[skipped].all() else steps + skips), skips, skipped
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"plot_metrics: history[...][{key!r}] must be one number, got {value!r}. Leave it out, or take one of a "
+            "batch."
+        ) from None
 
 
 def _has(columns: Mapping[str, np.ndarray], key: str) -> bool:
