@@ -31,6 +31,7 @@ def test_the_suite_runs_with_every_set_of_instructions_that_the_processor_has(mo
         )
         return subprocess.CompletedProcess(command, 1, f"..F\n{failed}\n")
 
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(instruction_sets, "flags", lambda: {"sse4_2", "avx2"})
     monkeypatch.setattr(subprocess, "run", run)
     assert instruction_sets.main(["tests/test_a.py"])
