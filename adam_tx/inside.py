@@ -101,7 +101,9 @@ class Kept(NamedTuple):
     @property
     def numbers(self) -> Any:
         """The array, or the numbers that its codes stand for."""
-        return self.stored.values if self.stored.scales is None else self.storage.decode(self.stored, jnp.float32)
+        if self.stored.scales is None:
+            return self.stored.values
+        return self.storage.decode(self.stored, jnp.dtype(jnp.float32))
 
 
 def kept(tx: Any, state: Any, *place: str) -> Iterator[Kept]:
