@@ -13,7 +13,7 @@ from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.paths import slashed
 from adam_tx._core.storage import Plain, Storage, Stored
-from adam_tx._core.trees import Walk
+from adam_tx._core.trees import Walk, mask_of
 from adam_tx.chain import Parallel, WithGradient
 from adam_tx.link import Foreign, declared
 from adam_tx.training.groups import Groups
@@ -144,15 +144,19 @@ def _arrays(tree: Any, *place: str) -> Iterator[tuple[str, Any]]:
 
 def chosen(tx: Any, key: str, walk: Walk) -> frozenset[int] | None:
     """The leaves that a wrapper of Optax gives to this member; None for all."""
+    mask = mask_of_member(tx, key, walk.given("params"))
+    return None if mask is None else frozenset(i for i, marked in enumerate(walk.marks(mask)) if marked)
+
+
+def mask_of_member(tx: Any, key: str, tree: Any) -> Any:
+    """The mask of what a wrapper of Optax gives to this member of a tree, or a prefix of it; None for all."""
     maker, found = introspect.name(tx.update), introspect.values(tx)
     if maker == "masked":
-        mask = found["mask"]
-    elif maker == "partition":
-        params, labels = walk.given("params"), found["param_labels"]
-        mask = jax.tree.map(lambda label: str(label) == key, labels(params) if callable(labels) else labels)
-    else:
-        return None
-    return frozenset(i for i, marked in enumerate(walk.marks(mask)) if marked)
+        return found["mask"] if tree is None else mask_of(found["mask"], tree)
+    if maker == "partition":
+        labels = found["param_labels"]
+        return jax.tree.map(lambda label: str(label) == key, labels(tree) if callable(labels) else labels)
+    return None
 
 
 def is_optax(tx: Any) -> bool:

@@ -273,7 +273,14 @@ def test_a_mask_may_be_a_module_that_can_be_called():
 def test_a_whole_part_of_the_parameters_may_be_absent_in_the_gradient():
     params = {"a": {"kernel": LEAVES[0], "bias": LEAVES[1]}, "z": LEAVES[2]}
     absent = {"a": None, "z": LEAVES[2]}
-    for tx in (ADAMW(), adam_tx.monitor(ADAMW()), ADAMW(mask={"a": {"kernel": True, "bias": False}, "z": True})):
+    everything = lambda p: jax.tree.map(lambda _: True, p)  # noqa: E731
+    for tx in (
+        ADAMW(),
+        adam_tx.monitor(ADAMW()),
+        ADAMW(mask={"a": {"kernel": True, "bias": False}, "z": True}),
+        ADAMW(mask=everything),
+        adam_tx.monitor(optax.masked(ADAMW(), everything)),
+    ):
         updates, _ = tx.update(absent, tx.init(absent), params)
         assert_same(updates, ADAMW().update(absent, ADAMW().init(absent), absent)[0])
 

@@ -277,15 +277,15 @@ class Walk:
         if params is None and self.present:
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
         tree = mask_of(mask, params)
-        # a tree may mark what is not there, too
-        over = params if tree is not mask else self._given.params
-        try:
-            marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: _marked(mark), part), tree, over)
-            return self._treedef.flatten_up_to(marked)
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"mask must be a tree of booleans, one for each leaf or part of the tree of params, got {tree}."
-            ) from None
+        for over in (params, self._given.params):  # a tree may mark what is not there, too
+            try:
+                marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: _marked(mark), part), tree, over)
+                return self._treedef.flatten_up_to(marked)
+            except (ValueError, TypeError):
+                continue
+        raise ValueError(
+            f"mask must be a tree of booleans, one for each leaf or part of the tree of params, got {tree}."
+        )
 
     def _different(self, other: Tree, name: str) -> str:
         trees = (self._given.first, other)

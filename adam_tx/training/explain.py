@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,9 +150,9 @@ def _updated(
             grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
         return
     for key, member, part in members[1] if members is not None else ():
-        own = inside.chosen(tx, key, Walk.of_params(grads))
-        masked = [None if tree is None else _only(own, tree, grads) for tree in (grads, params)]
-        yield from _updated(member, masked[0], part, masked[1], (*place, key or _name(member)), extra)
+        mask = inside.mask_of_member(tx, key, grads)
+        own, of_own = (None if tree is None else _only(mask, tree) for tree in (grads, params))
+        yield from _updated(member, own, part, of_own, (*place, key or _name(member)), extra)
 
     def watch(at: tuple[str, ...], link: Declaration, walk: Walk, column: Column, emitted: bool) -> None:
         if members is None and not (emitted and type(link) is Chain):  # that emits what its last link does
@@ -173,11 +173,9 @@ def _updated(
         yield from _rows_of("/".join(place) or maker, emitted)
 
 
-def _only(own: Collection[int] | None, tree: Any, grads: Any) -> Any:
-    """The tree without what stands at other leaves of the gradient than a member's own."""
-    treedef = jax.tree.structure(grads, is_leaf=is_absent)
-    column = treedef.flatten_up_to(tree)
-    return treedef.unflatten([x if own is None or i in own else optax.MaskedNode() for i, x in enumerate(column)])
+def _only(mask: Any, tree: Any) -> Any:
+    """The tree as Optax masks it for a member: what is not its own is absent, also whole parts."""
+    return jax.tree.map(lambda marked, part: part if marked else optax.MaskedNode(), mask, tree)
 
 
 def _name(member: Any) -> str:
