@@ -180,3 +180,11 @@ def test_a_state_that_starts_from_infinity_is_no_finding(standard_promotion):
     params = parameters()
     tx = optax.chain(adam_tx.adam(0.1), optax.contrib.reduce_on_plateau())
     assert adam_tx.explain(tx, params, tx.init(params), params, show=False, value=1.0).first is None
+
+
+def test_a_member_of_a_partition_has_rows_of_its_own_leaves_also_by_labels_of_whole_parts(standard_promotion):
+    params = {"enc": {"w": jnp.ones(2)}, "head": jnp.ones(3)}
+    tx = optax.partition({"a": adam_tx.adam(0.1), "b": adam_tx.sgd(0.1, 0.9)}, {"enc": "a", "head": "b"})
+    rows = adam_tx.explain(tx, params, tx.init(params), params, show=False).rows
+    leaves = {(row.link.partition("/")[0], row.leaf) for row in rows if row.link.startswith(("a/", "b/"))}
+    assert leaves == {("a", "enc/w"), ("b", "head")}

@@ -17,6 +17,16 @@ ALL = catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE
 BAD = {"nan": np.nan, "inf": np.inf, "spike": 1e6}
 
 
+def stepped(optimizers, carry, grad):
+    """Parameters and state of each optimizer after a step."""
+    after = {}
+    for name, tx in optimizers.items():
+        params, state = carry[name]
+        updates, state = tx.update(grad, state, params)
+        after[name] = run.apply_updates(params, updates), state
+    return after
+
+
 @pytest.fixture(scope="module")
 def runs(request):
     """The optimizers over the good gradients of a thousand, and over all; one program for both."""
@@ -30,18 +40,10 @@ def runs(request):
             spoilt[k, rng.integers(2), rng.integers(4)] = list(BAD.values())[k % 3]
         optimizers = {name: adam_tx.guard(ALL[name](), deviations=20.0) for name in run.asked_for(request)}
 
-        def step(carry, grad):
-            after = {}
-            for name, tx in optimizers.items():
-                params, state = carry[name]
-                updates, state = tx.update(grad, state, params)
-                after[name] = run.apply_updates(params, updates), state
-            return after
-
         @jax.jit
         def after(grads, steps):
             start = {name: (jnp.ones((2, 4)), tx.init(jnp.ones((2, 4)))) for name, tx in optimizers.items()}
-            return jax.lax.fori_loop(0, steps, lambda k, carry: step(carry, grads[k]), start)
+            return jax.lax.fori_loop(0, steps, lambda k, carry: stepped(optimizers, carry, grads[k]), start)
 
         good = np.flatnonzero(~bad)
         padded = np.zeros_like(grads)
@@ -70,17 +72,9 @@ def after_spikes(request):
 
     @jax.jit
     def after(spike):
-        def step(carry, grad):
-            after = {}
-            for name, tx in optimizers.items():
-                params, state = carry[name]
-                updates, state = tx.update(grad, state, params)
-                after[name] = run.apply_updates(params, updates), state
-            return after, None
-
         grads = jax.random.normal(jax.random.key(0), (12, 4, 3)).at[5].multiply(spike)
         start = {name: (jnp.ones((4, 3)), tx.init(jnp.ones((4, 3)))) for name, tx in optimizers.items()}
-        return jax.lax.scan(step, start, grads)[0]
+        return jax.lax.scan(lambda carry, grad: (stepped(optimizers, carry, grad), None), start, grads)[0]
 
     with jax.numpy_dtype_promotion("standard"):
         return {spike: after(jnp.float32(spike)) for spike in (1e15, 1e20, 1e38)}
