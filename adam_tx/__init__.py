@@ -4,8 +4,15 @@ import importlib.metadata
 
 from adam_tx import interop as interop
 from adam_tx import numerics as numerics
+from adam_tx import optimizers
 from adam_tx import schedules as schedules
 from adam_tx import storage as storage
+from adam_tx._chain import (
+    chain,
+    parallel,
+    with_gradient,
+)
+from adam_tx._core import former
 from adam_tx._core.hyperparams import (
     Decay,
     Finite,
@@ -20,21 +27,17 @@ from adam_tx._core.rule import (
     mean,
     total,
 )
-from adam_tx.chain import (
-    chain,
-    parallel,
-    with_gradient,
-)
-from adam_tx.config import (
-    from_config,
-    get_config,
-)
-from adam_tx.link import (
+from adam_tx._link import (
     Link,
     as_link,
     link,
     optimizer,
 )
+from adam_tx.describe.config import (
+    from_config,
+    get_config,
+)
+from adam_tx.describe.summary import summary
 from adam_tx.links.atan2 import scale_by_atan2
 from adam_tx.links.basis import (
     Basis,
@@ -132,7 +135,6 @@ from adam_tx.state import (
     migrate,
     state_sharding,
 )
-from adam_tx.summary import summary
 from adam_tx.training import (
     Explanation,
     LossScale,
@@ -257,3 +259,13 @@ __all__ = [
     "yogi",
 ]
 __dir__ = shows([*__all__, "__version__", "__path__"])
+
+former.register(
+    {
+        "adam_tx._core.declaration": "adam_tx._core.former",
+        "adam_tx.chain": "adam_tx._chain",
+        "adam_tx.link": "adam_tx._link",
+        **{f"adam_tx.optimizers.{name}": f"adam_tx.optimizers._{name}" for name in optimizers.__all__},
+        **{f"adam_tx.training.{name}": f"adam_tx.training._{name}" for name in ("groups", "guard", "monitor")},
+    }
+)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams, numerics
-from adam_tx._core.declaration import Call
+from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import Decay, Finite, NonNegative
 from adam_tx._core.public import shows
 
@@ -153,7 +153,7 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
         hyperparams.fixed(name, decay)
         if not 0.0 < decay < 1.0:
             raise ValueError(f"{name} must be in (0, 1), got {decay:g}.")
-    hyperparams.whole("steps", steps)
+    hyperparams.check_int("steps", steps)
     slow, fast = (math.log(0.5) / math.log(decay) for decay in (end, start))
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -180,7 +180,7 @@ def warmup(end: float, steps: int) -> optax.Schedule:
     Array(2., dtype=float32)
     """
     hyperparams.fixed("end", end)
-    hyperparams.whole("steps", steps)
+    hyperparams.check_int("steps", steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         return end * jnp.minimum(_update_number(count) / steps, 1.0)

@@ -30,7 +30,7 @@ BASELINE = "adamw"
 
 
 def contenders() -> dict[str, optax.GradientTransformation]:
-    """Plain AdamW, and with one thing around it."""
+    """DtypeStorage AdamW, and with one thing around it."""
     adamw = adam_tx.adamw(1e-3)
     vectors = {lambda _, shape: len(shape) == 1: {"weight_decay": 0.0}}
     return {

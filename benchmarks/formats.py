@@ -70,7 +70,7 @@ class Cell(NamedTuple):
 # Contenders
 
 
-def rebuilt(store: rivals.Format) -> Contender:
+def replace_members(store: rivals.Format) -> Contender:
     """A format of another package."""
     return Contender(lambda grads: Run(*rivals.adam(store, grads)), store.bytes)
 
@@ -138,7 +138,7 @@ def contenders() -> dict[str, Contender]:
     }
     if installed():
         everyone[PACKAGE] = package()
-    everyone |= {store.name: rebuilt(store) for store in rivals.RIVALS if store.name != "float32"}
+    everyone |= {store.name: replace_members(store) for store in rivals.RIVALS if store.name != "float32"}
     return everyone | {"adam_tx float32": stored(None)}
 
 

@@ -97,7 +97,7 @@ def train(problem: Callable[[jax.Array], Task], settings: Settings, steps: int, 
 
     def step(run: Run, _: None) -> tuple[Run, Any]:
         grads = gradient(run.params)
-        return follow(settings, run, grads), grads if record else None
+        return map_slots(settings, run, grads), grads if record else None
 
     start = Run(params, optimizer(settings).init(params), None)
     last, grads = lax.scan(step, start, length=steps)
@@ -108,7 +108,7 @@ def replay(problem: Callable[[jax.Array], Task], settings: Settings, grads: Any)
     """The same training with the gradients of another run."""
     params, _ = problem(jax.random.key(settings.seed))
     start = Run(params, optimizer(settings).init(params), None)
-    return lax.scan(lambda run, grads: (follow(settings, run, grads), None), start, grads)[0]
+    return lax.scan(lambda run, grads: (map_slots(settings, run, grads), None), start, grads)[0]
 
 
 def optimizer(settings: Settings) -> optax.GradientTransformation:
@@ -116,7 +116,7 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
     return adam_tx.adamw(settings.learning_rate, b2=settings.b2, weight_decay=WEIGHT_DECAY)
 
 
-def follow(settings: Settings, run: Run, grads: Any) -> Run:
+def map_slots(settings: Settings, run: Run, grads: Any) -> Run:
     """One step."""
     updates, state = optimizer(settings).update(grads, run.state, run.params)
     return Run(optax.apply_updates(run.params, updates), state, None)

@@ -72,7 +72,7 @@ def leafwise_links():
         if inspect.isfunction(function) and hasattr(function, "__wrapped__"):
             required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
             link = function(*[0.1] * len(required)) if name not in ("cautious", "adamc") else None
-            made[name] = isinstance(getattr(link, "declaration", None), Leafwise)
+            made[name] = isinstance(getattr(link, "implementation", None), Leafwise)
     return {name for name, is_leafwise in made.items() if is_leafwise}
 
 
@@ -149,7 +149,7 @@ def test_turning_the_axes_by_signed_permutations_changes_no_number(name, permute
 ROTATED, SORTED = {"mu", "mean", "trace", "previous"}, {"nu", "nu_max", "nu_row", "nu_col"}
 
 
-def follow(state, turns, orders):
+def map_slots(state, turns, orders):
     """The oracle's transport: what averages the gradient is turned along, what averages its square is sorted."""
     moved = {}
     for name, slot in state._asdict().items():
@@ -172,7 +172,7 @@ def rotated():
         state, old, out = tx.init(jnp.asarray(GRADS[0])), [np.eye(n) for n in SHAPE], []
         for t, grad in enumerate(GRADS):
             new = [basis[t] for basis in bases]
-            state = follow(state, [q.T @ p for q, p in zip(new, old, strict=True)], [order[t] for order in orders])
+            state = map_slots(state, [q.T @ p for q, p in zip(new, old, strict=True)], [order[t] for order in orders])
             turned = jnp.asarray(new[0].T @ grad @ new[1])
             updates, state = tx.update(turned, state, grad=turned)
             out.append(new[0] @ updates @ new[1].T)

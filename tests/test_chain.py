@@ -91,9 +91,9 @@ def test_a_link_is_a_pair_and_survives_being_rebuilt_as_a_pytree():
     assert (init, update) == (tx.init, tx.update)
     rebuilt = jax.tree.map(lambda leaf: leaf, tx)
     assert isinstance(rebuilt, adam_tx.Link)
-    assert rebuilt.declaration is tx.declaration
+    assert rebuilt.implementation is tx.implementation
     arrays, rest = eqx.partition(tx, eqx.is_array)
-    assert eqx.combine(arrays, rest).declaration is tx.declaration
+    assert eqx.combine(arrays, rest).implementation is tx.implementation
 
 
 def test_a_link_whose_update_was_replaced_is_still_a_transformation():

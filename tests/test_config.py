@@ -15,7 +15,7 @@ from flax.core import FrozenDict
 from rebuild import program, through_json, unknown
 
 import adam_tx
-from adam_tx._core import code
+from adam_tx.describe import source
 
 CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
@@ -73,7 +73,7 @@ def evaluated(text):
 @pytest.mark.parametrize("name", costly(CATALOGUE))
 def test_an_optimizer_comes_back_from_json_and_from_its_code_to_the_last_bit(name, standard_promotion):
     tx = CATALOGUE[name]()
-    config, text = through_json(tx), code.value(tx)
+    config, text = through_json(tx), source.value(tx)
     if lost := list(unknown(config)):
         assert all("<lambda>" in what for _, what in lost)
         assert "<lambda>" in text
@@ -86,7 +86,7 @@ def test_an_optimizer_comes_back_from_json_and_from_its_code_to_the_last_bit(nam
     for again in made:
         assert program(again, PARAMS) == expected
         assert adam_tx.get_config(again) == config
-        assert code.value(again) == text
+        assert source.value(again) == text
 
 
 def test_a_config_has_the_maker_and_all_of_its_arguments():
@@ -182,12 +182,12 @@ ARGUMENTS = {
 @pytest.mark.parametrize("given", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_an_argument_comes_back_as_what_it_was(given):
     again = adam_tx.from_config(through_json(scale_by_mine(given=given)), allow=[*MINE, "flax.core"])
-    assert same(given, again.declaration.hyperparams["given"])
+    assert same(given, again.implementation.hyperparams["given"])
 
 
 def test_a_float64_comes_back_as_one_or_not_at_all(x64):
     config = through_json(scale_by_mine(given=jnp.float64(0.1)))
-    assert adam_tx.from_config(config, allow=MINE).declaration.hyperparams["given"].dtype == jnp.float64
+    assert adam_tx.from_config(config, allow=MINE).implementation.hyperparams["given"].dtype == jnp.float64
     with jax.enable_x64(False), pytest.raises(ValueError, match=r"config\['given'\].*float64 needs jax_enable_x64"):
         adam_tx.from_config(config, allow=MINE)
 
@@ -196,7 +196,7 @@ def test_a_float64_comes_back_as_one_or_not_at_all(x64):
     "given", [v for v in ARGUMENTS.values() if not isinstance(v, FrozenDict | dict | functools.partial)]
 )
 def test_an_argument_comes_back_from_its_code(given):
-    assert same(given, evaluated(code.value(given)))
+    assert same(given, evaluated(source.value(given)))
 
 
 def local_function(params):
@@ -253,7 +253,7 @@ def test_a_local_link_is_unknown_but_its_arguments_are_there():
 def test_the_object_itself_may_stand_in_a_config():
     config = adam_tx.get_config(adam_tx.scale_by_learning_rate(lambda _: 0.1))
     config["learning_rate"] = a_tenth
-    assert adam_tx.from_config(config).declaration.hyperparams["learning_rate"] is a_tenth
+    assert adam_tx.from_config(config).implementation.hyperparams["learning_rate"] is a_tenth
 
 
 @pytest.mark.parametrize(

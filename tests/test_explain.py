@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import adam_tx
-from adam_tx._core.trees import WATCH
+from adam_tx._core.leaves import WATCH
 
 
 def parameters():

@@ -8,7 +8,7 @@ from rebuild import program, through_json
 
 import adam_tx
 from adam_tx import schedules
-from adam_tx._core import code, introspect
+from adam_tx.describe import closures, source
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
 LINEAR = optax.linear_schedule(0.1, 0.0, 10)
@@ -68,7 +68,7 @@ def test_a_schedule_comes_back_with_its_name(name):
     config = through_json(tx)
     assert config["learning_rate"]["name"] == maker
     for again in (adam_tx.from_config(config, allow=[__name__]), evaluated(repr(tx))):
-        rate = again.declaration.hyperparams["learning_rate"]
+        rate = again.implementation.hyperparams["learning_rate"]
         assert f"{jax.make_jaxpr(rate)(0)}" == f"{jax.make_jaxpr(schedule)(0)}"
 
 
@@ -112,7 +112,7 @@ WRAPPED = {
 def test_a_wrapper_comes_back_to_the_last_bit(name):
     tx = WRAPPED[name]
     config, expected = through_json(tx), program(tx, PARAMS)
-    for again in (adam_tx.from_config(config, allow=[__name__]), evaluated(code.value(tx))):
+    for again in (adam_tx.from_config(config, allow=[__name__]), evaluated(source.value(tx))):
         assert type(again) is type(tx) or isinstance(tx, tuple)
         assert program(again, PARAMS) == expected
         assert adam_tx.get_config(again) == config
@@ -127,7 +127,7 @@ UNPROVED = {
 
 @pytest.mark.parametrize("name", UNPROVED)
 def test_what_cannot_be_proved_is_not_guessed(name):
-    assert introspect.remake(UNPROVED[name]) is None
+    assert closures.remake(UNPROVED[name]) is None
     assert "unknown" in adam_tx.get_config(UNPROVED[name])
 
 

@@ -15,7 +15,7 @@ from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from rebuild import program
 
 import adam_tx
-from adam_tx._core import code
+from adam_tx.describe import closures, source
 
 CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
@@ -55,7 +55,7 @@ def test_a_pickled_wrapper_of_optax_around_it_is_still_known(name):
     tx = CATALOGUE[name]()
     for wrapped in (optax.chain(optax.clip(1.0), tx), optax.masked(tx, {"w": True, "b": False})):
         again = cloudpickle.loads(cloudpickle.dumps(wrapped))
-        assert code.value(again) == code.value(wrapped) != f"<{code.introspect.name(wrapped)}>"
+        assert source.value(again) == source.value(wrapped) != f"<{closures.name(wrapped)}>"
         assert adam_tx.summary(again, PARAMS) == adam_tx.summary(wrapped, PARAMS)
 
 
@@ -73,7 +73,7 @@ NOT_PLAIN = ("<lambda>", "<function", "schedule", "optax")  # closures, which on
 def test_both_references_to_a_link_are_one_link_after_pickling():
     tx = adam_tx.adam(1e-3)
     one, other = pickle.loads(pickle.dumps((tx, tx)))
-    assert one.declaration is other.declaration
+    assert one.implementation is other.implementation
 
 
 ELSEWHERE = """

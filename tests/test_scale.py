@@ -183,4 +183,4 @@ def test_what_an_optimizer_returns_keeps_its_own_call():
 
     assert repr(mine()).endswith("mine()")
     assert repr(inner) == "adam_tx.adamw(0.001)"
-    assert mine().declaration is not inner.declaration
+    assert mine().implementation is not inner.implementation

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from adam_tx._core import introspect
+from adam_tx._core.same import same
 
 _WHAT = {1: "momentum", 2: "second moment"}
 
@@ -95,7 +95,7 @@ def correct(averages: Sequence[Average], decays: Mapping[int, Any]) -> tuple[Ave
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two decays are known to be different; of values that are known only when they run none are."""
-    if introspect.same(one, other) or any(isinstance(value, Tracer) for value in (one, other)):
+    if same(one, other) or any(isinstance(value, Tracer) for value in (one, other)):
         return False
     if all(isinstance(value, int | float | jax.Array | np.ndarray | np.generic) for value in (one, other)):
         return bool(np.float32(one) != np.float32(other))

@@ -214,7 +214,7 @@ def fixed(name: str, value: Any) -> None:
     check(name, value, Range(0.0, math.inf))
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
+def check_int(name: str, value: Any, least: int = 1) -> int:
     """A whole number that does not vary."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         hint = "; under optax.inject_hyperparams name it in static_args" if isinstance(value, jax.Array) else ""

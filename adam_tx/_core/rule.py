@@ -12,8 +12,8 @@ import jax
 
 from adam_tx._core import states
 from adam_tx._core.hyperparams import Parameters
+from adam_tx._core.leaves import Mask, ShapeOf
 from adam_tx._core.storage import StorageLike
-from adam_tx._core.trees import Mask, ShapeOf
 
 KINDS = ("gradient", "square", "params", "residual")
 INPUTS = ("updates", "grad", "params", "noise")
@@ -146,7 +146,7 @@ class Now:
         )
 
 
-class Kind:
+class Declaration:
     """What all links that one function makes have in common."""
 
     def __init__(

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from adam_tx._core import hyperparams, numerics
-from adam_tx._core.declaration import Remembered
+from adam_tx._core.call import Reconstructible
 
 Noise = Callable[[jax.Array], jax.Array]
 """From an array to 32 random bits for each of its elements: see `rounding.bits`."""
@@ -33,7 +33,7 @@ class Stored(NamedTuple):
     scales: jax.Array | None = None
 
 
-class Storage(Remembered):
+class Storage(Reconstructible):
     """How a slot is kept between updates: subclass it, and give an instance where a link takes a `dtype`.
 
     Attributes:
@@ -94,12 +94,12 @@ class Storage(Remembered):
         """Whether each number that is kept is finite; None where no other could be kept."""
         return jnp.isfinite(stored.values) if numerics.is_inexact(numerics.dtype_of(stored.values)) else None
 
-    def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
+    def full_precision(self, param: jax.Array, residual: Stored) -> jax.Array:
         """A parameter joined with what is kept of it beyond its dtype, for a slot of the kind "residual"."""
         raise NotImplementedError
 
 
-class Plain(Storage):
+class DtypeStorage(Storage):
     """An array of one dtype, rounded to nearest: the storage that `dtype=` stands for.
 
     Attributes:
@@ -167,7 +167,7 @@ def as_storage(slot: str, given: Any) -> Storage:
     if isinstance(given, type) and issubclass(given, Storage):
         raise TypeError(f"the dtype of {slot} must be an instance of {given.__name__}: write {given.__name__}().")
     try:
-        return Plain(given)
+        return DtypeStorage(given)
     except TypeError:
         raise TypeError(
             f"the dtype of {slot} must be a dtype, a storage such as adam_tx.storage.EightBit() or None, got {given!r}."

@@ -38,7 +38,7 @@ def number(what: str, key: str, value: Any, low: float, high: float = math.inf) 
     return converted
 
 
-def whole(what: str, key: str, value: Any, low: int) -> int:
+def check_int(what: str, key: str, value: Any, low: int) -> int:
     """The value as an int, if it is a whole number of at least `low`.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from adam_tx.interop._config import keras_inner, keras_settings, number, whole
+from adam_tx.interop._config import check_int, keras_inner, keras_settings, number
 from adam_tx.interop._parameters import Parameters, check_nothing_is_lost, check_weights
 from adam_tx.state.export import key_of, of_parameter
 from adam_tx.state.rates import factor
@@ -210,7 +210,7 @@ def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[st
     if missing := [key for key in needed if key not in config]:
         raise ValueError(f"{what}: config has no {missing}; give what get_config() returns.")
     if (every := config["gradient_accumulation_steps"]) is not None:
-        whole(what, "gradient_accumulation_steps", every, 2)
+        check_int(what, "gradient_accumulation_steps", every, 2)
     return what, kind, config
 
 

@@ -12,22 +12,22 @@ import optax
 from jax import Array
 
 from adam_tx import schedules
+from adam_tx._chain import chain
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leaves import Mask, is_absent
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows
 from adam_tx._core.rule import Now, Rule, Slot
-from adam_tx._core.trees import Mask, is_absent
-from adam_tx.chain import chain
+from adam_tx._link import Link, as_link, link
+from adam_tx._link import optimizer as made_by
 from adam_tx.interop import _keras_schedules
-from adam_tx.interop._config import check_keys, keras_inner, keras_settings, number, unsupported, whole
+from adam_tx.interop._config import check_int, check_keys, keras_inner, keras_settings, number, unsupported
 from adam_tx.interop._keras_files import read_file as read_file
 from adam_tx.interop._keras_files import write_file as write_file
 from adam_tx.interop._keras_state import from_variables as from_variables
 from adam_tx.interop._keras_state import to_variables as to_variables
-from adam_tx.link import Link, as_link, link
-from adam_tx.link import optimizer as made_by
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
 from adam_tx.links.clip import clip_by_rms
@@ -42,7 +42,7 @@ from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
-from adam_tx.training.guard import LossScale, guard
+from adam_tx.training._guard import LossScale, guard
 
 __all__ = ["from_config", "from_variables", "read_file", "to_variables", "write_file"]
 __dir__ = shows(__all__)
@@ -137,7 +137,7 @@ def from_config(
     check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
     mask = _decaying(exclude_from_weight_decay) if exclude_from_weight_decay else None
     steps = config["gradient_accumulation_steps"]
-    accumulate = 1 if steps is None else whole(what, "gradient_accumulation_steps", steps, 2)
+    accumulate = 1 if steps is None else check_int(what, "gradient_accumulation_steps", steps, 2)
 
     rate = _learning_rate(config["learning_rate"], accumulate)
     return _around(_decayed(kind, config, rate, mask), config, accumulate, what)
@@ -150,7 +150,7 @@ def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
         config, required=("inner_optimizer", "initial_scale", "dynamic_growth_steps"), ignored=("name",), what=what
     )
     initial = number(what, "initial_scale", config["initial_scale"], 1e-30)
-    every = whole(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
+    every = check_int(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
     inner = keras_inner(config)
     inner = {**inner, "config": {**inner["config"], "loss_scale_factor": None}}
     return guard(from_config(inner, **options), loss_scale=LossScale(initial, every=every))
@@ -285,7 +285,7 @@ def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> 
     if config["use_ema"]:
         momentum = number(what, "ema_momentum", config["ema_momentum"], 0.0, 1.0)
         every = config["ema_overwrite_frequency"]
-        every = None if every is None else whole(what, "ema_overwrite_frequency", every, 1)
+        every = None if every is None else check_int(what, "ema_overwrite_frequency", every, 1)
         tx = chain(("update", tx), average_weights(momentum, every, accumulate))
     return tx
 

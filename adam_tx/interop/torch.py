@@ -11,15 +11,15 @@ import jax
 import optax
 
 from adam_tx import schedules
+from adam_tx._chain import chain
 from adam_tx._core.paths import PathPattern
 from adam_tx._core.public import shows
-from adam_tx.chain import chain
+from adam_tx._link import Link
+from adam_tx._link import optimizer as made_by
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes as flax_axes
 from adam_tx.interop._torch_state import from_state_dict as from_state_dict
 from adam_tx.interop._torch_state import to_state_dict as to_state_dict
-from adam_tx.link import Link
-from adam_tx.link import optimizer as made_by
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
 from adam_tx.links.clip import clip_by_rms
@@ -33,7 +33,7 @@ from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
-from adam_tx.training.groups import groups as by_pattern
+from adam_tx.training._groups import groups as by_pattern
 
 __all__ = ["flax_axes", "from_param_group", "from_param_groups", "from_state_dict", "to_state_dict"]
 __dir__ = shows(__all__)

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from adam_tx._core import hyperparams, manual, sharding, states
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.blocks import Shape
-from adam_tx._core.declaration import Call, Declaration, Remembered
-from adam_tx._core.trees import Column, State, Walk, increment
-from adam_tx.link import Link, as_link, link_of
+from adam_tx._core.call import Call, Reconstructible
+from adam_tx._core.leaves import Column, Leaves, State, increment
+from adam_tx._link import Link, as_link, link_of
 
 AxesOf = Callable[[str, Shape], Sequence[int]]
 PerAxis = tuple[Any, ...]
@@ -37,7 +38,7 @@ class Turn(NamedTuple):
     order: jax.Array
 
 
-class Basis(Remembered):
+class Basis(Reconstructible):
     """How the basis of an axis is found: subclass it, and give an instance to `in_basis`.
 
     Attributes:
@@ -119,7 +120,7 @@ def in_basis(inner: Link, basis: Basis) -> Link:
     return link_of(InBasis(inner, basis, "in_basis", Call(in_basis, (inner, basis), {})))
 
 
-class InBasis(Declaration):
+class InBasis(AbstractLink):
     """A link whose members see another basis."""
 
     reads_grad, elementwise = True, False
@@ -127,37 +128,37 @@ class InBasis(Declaration):
     def __init__(self, inner: Link, basis: Basis, name: str, call: Call, formula: str | None = None) -> None:
         if not isinstance(basis, Basis):
             raise TypeError(f"{name}: basis must be an instance of a subclass of adam_tx.Basis, got {basis!r}.")
-        hyperparams.whole(f"{name}: every", basis.every)
+        hyperparams.check_int(f"{name}: every", basis.every)
         self.name, self.call, self.basis = name, call, basis
         self.formula = formula or "Q inner(Qᴴ u)"
         self.links = {"inner": as_link(inner)}
-        self._inner = self.links["inner"].declaration
+        self._inner = self.links["inner"].implementation
         self.averages = self._inner.averages
         self.hyperparams = {"basis": basis}
         self._type = states.wrapper_type(name, "memory", "basis", "inner")
-        if reason := next(self._inner.unknown_in_a_basis(), None):
+        if reason := next(self._inner.basis_obstacles(), None):
             raise ValueError(f"{name}: {reason}")
 
-    def begin(self, walk: Walk) -> State:
+    def init_leaves(self, leaves: Leaves) -> State:
         """The first bases, and the links' states for leaves in them."""
-        chosen = [self._axes(walk, i) for i in range(len(walk))]
-        memory = self._per_axis(walk, chosen, lambda n, dtype: self.basis.remember(n, dtype))
-        basis = self._per_axis(walk, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
-        leaves = list(walk.params)
-        for i in walk.present:
-            shape = jnp.shape(leaves[i])
+        chosen = [self._axes(leaves, i) for i in range(len(leaves))]
+        memory = self._per_axis(leaves, chosen, lambda n, dtype: self.basis.remember(n, dtype))
+        basis = self._per_axis(leaves, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
+        arrays = list(leaves.params)
+        for i in leaves.present:
+            shape = jnp.shape(arrays[i])
             inside = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
-            leaves[i] = leaves[i] if inside == shape else jnp.zeros(inside, walk.dtypes[i])
-        state = self._inner.begin(walk.with_params(leaves))
-        inside = walk.with_params(leaves)
-        self._inner.follow(inside, state, lambda slot, _, tree: self._check(walk, leaves, chosen, slot, tree))
+            arrays[i] = arrays[i] if inside == shape else jnp.zeros(inside, leaves.dtypes[i])
+        state = self._inner.init_leaves(leaves.with_params(arrays))
+        inside = leaves.with_params(arrays)
+        self._inner.map_slots(inside, state, lambda slot, _, tree: self._check(leaves, arrays, chosen, slot, tree))
         state = self._inner.with_count(state, jnp.zeros((), jnp.int32))
         return self._type(memory, basis, state)
 
-    def _axes(self, walk: Walk, i: int) -> tuple[int, ...]:
-        if i not in walk.present or 0 in jnp.shape(walk.params[i]):  # without elements there is nothing to turn
+    def _axes(self, leaves: Leaves, i: int) -> tuple[int, ...]:
+        if i not in leaves.present or 0 in jnp.shape(leaves.params[i]):  # without elements there is nothing to turn
             return ()
-        shape, where = jnp.shape(walk.params[i]), walk.path(i)
+        shape, where = jnp.shape(leaves.params[i]), leaves.path(i)
         chosen = tuple(self.basis.axes(where, shape))
         if not set(chosen) <= set(range(len(shape))):
             raise ValueError(
@@ -172,38 +173,39 @@ class InBasis(Declaration):
                 )
         return chosen
 
-    def _per_axis(self, walk: Walk, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
+    def _per_axis(self, leaves: Leaves, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
         """A tree for each axis, with what is made for the leaves that have it."""
-        shapes = [jnp.shape(leaf) if i in walk.present else () for i, leaf in enumerate(walk.params)]
+        shapes = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.params)]
 
         def tree(axis: int) -> Any:
-            column = list(walk.params)
-            for i in walk.present:
-                made = make(shapes[i][axis], walk.dtypes[i]) if axis in chosen[i] else None
-                column[i] = None if made is None else manual.like(made, jnp.asarray(walk.params[i]))
-            return walk.tree(column)
+            column = list(leaves.params)
+            for i in leaves.present:
+                made = make(shapes[i][axis], leaves.dtypes[i]) if axis in chosen[i] else None
+                column[i] = None if made is None else manual.like(made, jnp.asarray(leaves.params[i]))
+            return leaves.tree(column)
 
         return tuple(tree(axis) for axis in range(max(map(len, shapes), default=0)))
 
-    def _check(self, walk: Walk, leaves: Column, chosen: Sequence[Sequence[int]], slot: str, tree: Any) -> Any:
+    def _check(self, leaves: Leaves, arrays: Column, chosen: Sequence[Sequence[int]], slot: str, tree: Any) -> Any:
         """Refuse slots that stand for blocks of an axis whose basis changes."""
-        column = walk.column(tree, slot, optional=True)
-        for i in walk.present:
-            part, shape = column[i], jnp.shape(leaves[i])
+        column = leaves.column(tree, slot, optional=True)
+        for i in leaves.present:
+            part, shape = column[i], jnp.shape(arrays[i])
             if part is not None and any(part.shape[axis] not in (1, shape[axis]) for axis in chosen[i]):
                 raise ValueError(
-                    f"{self.name}: the {slot} of leaf {walk.path(i)} stands for blocks of an axis whose basis changes, "
-                    "and cannot follow it. Leave that axis out, or take blocks of whole axes or single elements."
+                    f"{self.name}: the {slot} of leaf {leaves.path(i)} stands for blocks of an axis whose "
+                    "basis changes, and cannot follow. Leave that axis out, or take blocks of whole axes or of one "
+                    "element."
                 )
         return tree
 
-    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Change the basis where it is due, run the links in it, and look at the gradient."""
-        count, basis = walk.count, self.basis
-        bases, memory = self._matrices(walk, state.basis, "basis"), self._matrices(walk, state.memory, "memory")
+        count, basis = leaves.count, self.basis
+        bases, memory = self._matrices(leaves, state.basis, "basis"), self._matrices(leaves, state.memory, "memory")
         memory, inner, first = lax.stop_gradient(memory), state.inner, count == 0
         turning = {i for i, of_leaf in bases.items() if any(q is not None for q in of_leaf)}
-        grad = [sharding.gathered(g) if i in turning else g for i, g in enumerate(walk.grad)]
+        grad = [sharding.gathered(g) if i in turning else g for i, g in enumerate(leaves.grad)]
 
         def turned() -> tuple[Any, Any]:
             turns = {
@@ -214,8 +216,8 @@ class InBasis(Declaration):
                 for i, of_leaf in bases.items()
             }
             found = {i: tuple(t and t.basis for t in of_leaf) for i, of_leaf in turns.items()}
-            return found, self._inner.follow(
-                walk, inner, lambda _, kind, tree: self._transport(walk, kind, tree, bases, turns)
+            return found, self._inner.map_slots(
+                leaves, inner, lambda _, kind, tree: self._transport(leaves, kind, tree, bases, turns)
             )
 
         due = (count - int(basis.looks_first)) % basis.every == 0
@@ -227,10 +229,10 @@ class InBasis(Declaration):
         def into(column: Column) -> Column:
             return [_into(sharding.gathered(x), x, bases[i]) if i in turning else x for i, x in enumerate(column)]
 
-        rotated_grad = into(walk.grad)
-        rotated = rotated_grad if updates is walk.grad else into(updates)
-        inside = walk.inside(rotated, rotated_grad, self._inner.count_of(inner))
-        emitted, new = inside.through("inner", self._inner, rotated, inner)
+        rotated_grad = into(leaves.grad)
+        rotated = rotated_grad if updates is leaves.grad else into(updates)
+        inside = leaves.inside(rotated, rotated_grad, self._inner.count_of(inner))
+        emitted, new = inside.run_member("inner", self._inner, rotated, inner)
         new = self._inner.with_count(new, increment(inside.count))
         emitted = [
             _out_of(sharding.gathered(x), updates[i], bases[i]) if i in turning else x for i, x in enumerate(emitted)
@@ -242,7 +244,9 @@ class InBasis(Declaration):
             i: tuple(None if m is None else basis.see(m, grad[i], axis, count) for axis, m in enumerate(memory[i]))
             for i in memory
         }
-        return emitted, self._type(self._trees(walk, state.memory, seen), self._trees(walk, state.basis, bases), new)
+        return emitted, self._type(
+            self._trees(leaves, state.memory, seen), self._trees(leaves, state.basis, bases), new
+        )
 
     def _find(self, old: jax.Array, *args: Any) -> Turn:
         turn = self.basis.find(old, *args)
@@ -253,33 +257,33 @@ class InBasis(Declaration):
             )
         return Turn(turn.basis.astype(old.dtype), turn.order)
 
-    def _matrices(self, walk: Walk, per_axis: PerAxis, name: str) -> dict[int, PerAxis]:
+    def _matrices(self, leaves: Leaves, per_axis: PerAxis, name: str) -> dict[int, PerAxis]:
         """For each leaf that is present what is kept for its axes."""
-        columns, found = [walk.column(tree, name, optional=True) for tree in per_axis], {}
-        for i in walk.present:
-            shape = walk.updates[i].shape
+        columns, found = [leaves.column(tree, name, optional=True) for tree in per_axis], {}
+        for i in leaves.present:
+            shape = leaves.updates[i].shape
             of_leaf = tuple(column[i] for column in columns[: len(shape)])
             kept = [column[i] for column in columns]
             wrong = len(columns) < len(shape) or any(m is not None for m in kept[len(shape) :])
             if wrong or any(m is not None and len(m) != n for n, m in zip(shape, of_leaf, strict=True)):
                 raise ValueError(
-                    f"leaf {walk.path(i)} has shape {shape}, but its basis is that of another. Give update the "
+                    f"leaf {leaves.path(i)} has shape {shape}, but its basis is that of another. Give update the "
                     "gradient of the params that init was given, or call init anew."
                 )
             found[i] = of_leaf
         return found
 
-    def _trees(self, walk: Walk, before: PerAxis, after: Mapping[int, PerAxis]) -> PerAxis:
+    def _trees(self, leaves: Leaves, before: PerAxis, after: Mapping[int, PerAxis]) -> PerAxis:
         """What is kept for the axes, as a tree for each."""
-        columns = [list(walk.column(tree, "basis", optional=True)) for tree in before]
+        columns = [list(leaves.column(tree, "basis", optional=True)) for tree in before]
         for i, of_leaf in after.items():
             for axis, matrix in enumerate(of_leaf):
                 columns[axis][i] = matrix
-        return tuple(map(walk.tree, columns))
+        return tuple(map(leaves.tree, columns))
 
-    def _transport(self, walk: Walk, kind: str, tree: Any, bases: Any, turns: Any) -> Any:
+    def _transport(self, leaves: Leaves, kind: str, tree: Any, bases: Any, turns: Any) -> Any:
         """A slot in the new basis."""
-        column = list(walk.column(tree, kind, optional=True))
+        column = list(leaves.column(tree, kind, optional=True))
         for i, of_leaf in turns.items():
             slot = column[i]
             if slot is None:
@@ -293,28 +297,28 @@ class InBasis(Declaration):
                 else:
                     moved = _along(moved, turn.basis.conj().T @ bases[i][axis], axis)
             column[i] = sharding.placed_like(moved.astype(slot.dtype), slot)
-        return walk.tree(column)
+        return leaves.tree(column)
 
-    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The bases are its own."""
         own = {name: part for name, part in state._asdict().items() if name != "inner"}
         return own, [("inner", self.links["inner"], state.inner)]
 
-    def layout(self) -> Hashable:
+    def state_signature(self) -> Hashable:
         """Bases that change together, and what is in them."""
-        return self._layout_of_members(), type(self.basis), self.basis.every, self.basis.looks_first
+        return self._signature_of_members(), type(self.basis), self.basis.every, self.basis.looks_first
 
-    def joined(self, walk: Walk, owners: Sequence[int], states: Sequence[State]) -> State:
+    def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
         """The members', and each leaf's matrices."""
         most = max(len(state.basis) for state in states)
 
         def join(field: str) -> PerAxis:
             trees = [[*getattr(state, field), *[None] * most][:most] for state in states]
-            return tuple(walk.joined(owners, of_axis) for of_axis in zip(*trees, strict=True))
+            return tuple(leaves.merged(owners, of_axis) for of_axis in zip(*trees, strict=True))
 
-        return super().joined(walk, owners, states)._replace(memory=join("memory"), basis=join("basis"))
+        return super().merge_states(leaves, owners, states)._replace(memory=join("memory"), basis=join("basis"))
 
-    def unknown_in_a_basis(self) -> Iterator[str]:
+    def basis_obstacles(self) -> Iterator[str]:
         """What it remembers would be in the wrong one."""
         yield f"{self.name} cannot stand inside another change of basis."
 

@@ -10,11 +10,11 @@ from jax import Array
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.leaves import ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
 from adam_tx._core.rule import Now, Rule, Slot, mean, total
 from adam_tx._core.storage import StorageLike
-from adam_tx._core.trees import ShapeOf
-from adam_tx.link import link
+from adam_tx._link import link
 
 BlockOf = Callable[[str, Shape], Sequence[int]]
 

@@ -9,7 +9,7 @@ from jax import Array
 from adam_tx._core.hyperparams import Positive
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Now, Rule, mean
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 @link

@@ -9,7 +9,7 @@ from jax import Array
 from adam_tx._core.hyperparams import Positive
 from adam_tx._core.numerics import root, scalar, square
 from adam_tx._core.rule import Now, Reduction, Rule, mean, total
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 @link

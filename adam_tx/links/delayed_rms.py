@@ -11,7 +11,7 @@ from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.numerics import Scalar, abs_sq, ema, is_complex, root_and_divide_clamped, scalar
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 def fourth_root(count: ArrayLike) -> jax.Array:

@@ -10,9 +10,9 @@ from jax import lax
 
 from adam_tx._core import hyperparams, numerics
 from adam_tx._core.blocks import Shape
-from adam_tx._core.declaration import Call
+from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import Decay
-from adam_tx.link import Link, link_of
+from adam_tx._link import Link, link_of
 from adam_tx.links.basis import AxesOf, Basis, InBasis, Turn
 
 
@@ -90,7 +90,7 @@ class Eigenbasis(Basis):
     def __init__(self, decay: Decay = 0.95, every: int = 10, axes: AxesOf = matrix_axes) -> None:
         allowed = hyperparams.Range(0.0, 1.0)
         self._decay, self._axes = hyperparams.reader("in_eigenbasis: decay", decay, allowed), axes
-        self.every = hyperparams.whole("every", every)
+        self.every = hyperparams.check_int("every", every)
 
     def axes(self, path: str, shape: Shape) -> Sequence[int]:
         """As it was given."""

@@ -9,7 +9,7 @@ from adam_tx._core.hyperparams import Decay
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 @link(slots={"trace": Slot("gradient", role="trace")})

@@ -7,7 +7,7 @@ from jax import Array
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.numerics import scalar
 from adam_tx._core.rule import Now, Rule
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 @link

@@ -14,11 +14,11 @@ from jax import Array, lax
 
 from adam_tx._core import hyperparams, rounding, states
 from adam_tx._core.boxes import boxed_like, unboxed
+from adam_tx._core.leaves import is_absent, path_str
 from adam_tx._core.numerics import dtype_of
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
-from adam_tx._core.trees import is_absent, path_str
-from adam_tx.link import link
+from adam_tx._link import link
 from adam_tx.storage.bfloat16 import stochastic_bfloat16
 
 _LARGEST = 0x7F7F  # the bits of the largest bfloat16
@@ -77,7 +77,7 @@ def master_weights(bits: int = 24, *, stochastic: bool = True) -> Rule:
     >>> updates, adam_tx.float32_weights(params, state)  # bfloat16 has no number between 0.996 and 1
     (Array([-0.], dtype=float32), Array([0.9999], dtype=float32))
     """
-    if hyperparams.whole("master_weights: bits", bits) not in (24, 32):
+    if hyperparams.check_int("master_weights: bits", bits) not in (24, 32):
         raise ValueError(f"master_weights: bits must be 24 or 32, got {bits}.")
     if not isinstance(stochastic, bool):
         raise TypeError(f"master_weights: stochastic must be True or False, got {stochastic!r}.")
@@ -201,7 +201,7 @@ class _Residual(Storage):
         del dtype
         return stored.values
 
-    def whole(self, param: jax.Array, residual: Stored) -> jax.Array:
+    def full_precision(self, param: jax.Array, residual: Stored) -> jax.Array:
         """The joined weight, float32."""
         return _joined(param.astype(jnp.float32), residual.values)
 

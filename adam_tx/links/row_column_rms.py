@@ -14,11 +14,11 @@ from adam_tx import schedules
 from adam_tx._core import blocks, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.leaves import ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
-from adam_tx._core.trees import ShapeOf
-from adam_tx.link import link
+from adam_tx._link import link
 
 AxesOf = Callable[[str, Shape], tuple[int, int] | None]
 

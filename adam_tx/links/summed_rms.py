@@ -7,8 +7,8 @@ from jax import Array
 from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, root_and_divide
 from adam_tx._core.rule import Now, Rule, Slot
-from adam_tx._core.storage import Plain, StorageLike, as_storage
-from adam_tx.link import link
+from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
+from adam_tx._link import link
 
 
 @link(slots={"nu": Slot("square", role="sum_of_squares")})
@@ -50,7 +50,7 @@ def scale_by_summed_rms(
         nu = nu + abs_sq(grad)
         return root_and_divide(updates, nu, now.eps, now.eps_root), nu
 
-    if isinstance(stored_as := as_storage("nu", dtype), Plain) and stored_as.is_narrow:
+    if isinstance(stored_as := as_storage("nu", dtype), DtypeStorage) and stored_as.is_narrow:
         raise ValueError(
             f"scale_by_summed_rms: nu cannot be stored as {stored_as.given}: rounded to nearest, a sum soon stops "
             "growing. Use adam_tx.storage.StochasticBFloat16() or float32."

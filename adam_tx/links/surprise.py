@@ -7,14 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from adam_tx._chain import Chain
 from adam_tx._core import blocks, hyperparams
-from adam_tx._core.declaration import Call
+from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import NonNegative, Positive
 from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.leaves import Column, Leaves, State
 from adam_tx._core.numerics import cast, real_dtype, root, root_and_divide_clamped, scalar, square
-from adam_tx._core.trees import Column, State, Walk
-from adam_tx.chain import Chain
-from adam_tx.link import Link, link_of
+from adam_tx._link import Link, link_of
 
 
 @hyperparams.readable
@@ -70,15 +70,15 @@ class Surprise(Chain):
         self._first, first = next(iter(self._members.items()))
         self._slot, self._weight = _debiased_square(self._first, first)
 
-    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The links in turn, then each tensor scaled by its surprise."""
         self._check_state(state)
-        emitted, new = self._run(walk, updates, state)
+        emitted, new = self._run(leaves, updates, state)
         moment, weight = getattr(new[self._first], self._slot), getattr(new[self._first], self._weight)
-        column, total = walk.column(moment, self._slot), jnp.sum(weight)
-        eps, threshold = self._eps(walk.count), self._threshold(walk.count)
-        for i in walk.present:
-            g, real = walk.grad[i], real_dtype(walk.dtypes[i])
+        column, total = leaves.column(moment, self._slot), jnp.sum(weight)
+        eps, threshold = self._eps(leaves.count), self._threshold(leaves.count)
+        for i in leaves.present:
+            g, real = leaves.grad[i], real_dtype(leaves.dtypes[i])
             v = blocks.expand(cast(column[i], real), g.shape) / cast(total, real)
             size = root_and_divide_clamped(jnp.abs(g), v, scalar(eps, v))
             surprise = root(jnp.sum(square(size)) / float(max(size.size, 1)))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core import hyperparams, states
-from adam_tx._core.declaration import Call, Declaration, required_params
+from adam_tx._core.abstract_link import AbstractLink, required_params
+from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.leaves import Column, Leaves, Mask, State
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Now, Rule
-from adam_tx._core.trees import Column, Mask, State, Walk
-from adam_tx.link import Link, as_link, link, link_of
+from adam_tx._link import Link, as_link, link, link_of
 
 
 @link
@@ -196,7 +197,7 @@ def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = Non
     return link_of(OnDecayedWeights(member, weight_decay, mask, times))
 
 
-class OnDecayedWeights(Declaration):
+class OnDecayedWeights(AbstractLink):
     """A link that sees decayed parameters."""
 
     formula = "member(u, decayed params) - times · weight_decay · params"
@@ -206,37 +207,37 @@ class OnDecayedWeights(Declaration):
         given = {"mask": mask, "times": times}
         self.call = Call(on_decayed_weights, (member, weight_decay), given)
         self.links, self.hyperparams = {"member": as_link(member)}, {"weight_decay": weight_decay, **given}
-        self._member = self.links["member"].declaration
+        self._member = self.links["member"].implementation
         if self._member.terminal:
             raise ValueError(
                 f"on_decayed_weights: {self._member.name} emits the difference to the new parameters, to the last bit, "
                 "so it cannot see decayed ones. Put it behind, as the last link of the chain."
             )
-        self._decay = decay_weights(weight_decay, mask, times=times).declaration
+        self._decay = decay_weights(weight_decay, mask, times=times).implementation
         self.reads_grad, self.elementwise = self._member.reads_grad, self._member.elementwise
         self.averages = self._member.averages
 
-    def begin(self, walk: Walk) -> State:
+    def init_leaves(self, leaves: Leaves) -> State:
         """The state of the link."""
-        return _STATE(self._member.begin(walk))
+        return _STATE(self._member.init_leaves(leaves))
 
-    def step(self, walk: Walk, updates: Column, state: State) -> tuple[Column, State]:
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Decay the parameters, run the link on what is left, and add the decay to its step."""
-        params = required_params(walk, self.name)
-        left, _ = self._decay.step(walk, params, None)
-        emitted, inner = walk.with_params(left).through("member", self._member, updates, state.member)
-        emitted, _ = self._decay.step(walk, emitted, None)
+        params = required_params(leaves, self.name)
+        left, _ = self._decay.update_leaves(leaves, params, None)
+        emitted, inner = leaves.with_params(left).run_member("member", self._member, updates, state.member)
+        emitted, _ = self._decay.update_leaves(leaves, emitted, None)
         return emitted, _STATE(inner)
 
-    def layout(self) -> Hashable:
+    def state_signature(self) -> Hashable:
         """That of its member."""
-        return self._layout_of_members()
+        return self._signature_of_members()
 
-    def unknown_in_a_basis(self) -> Iterator[str]:
+    def basis_obstacles(self) -> Iterator[str]:
         """Parameters are not in that basis."""
         yield f"{self.name} reads the parameters, which are in another basis; put it outside."
 
-    def parts(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
+    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
         """The count, and the member."""
         return states.counts(state), [("member", self.links["member"], state.member)]
 

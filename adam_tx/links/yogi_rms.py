@@ -9,7 +9,7 @@ from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.numerics import abs_sq, root_and_divide, scalar
 from adam_tx._core.rule import Now, Rule, Slot
 from adam_tx._core.storage import StorageLike
-from adam_tx.link import link
+from adam_tx._link import link
 
 
 @link(slots={"nu": Slot("square", decay="decay", role="nu_yogi")}, debiases=("decay",))

@@ -26,33 +26,33 @@ Raises:
 """
 
 from adam_tx._core.public import shows
-from adam_tx.optimizers.adabelief import adabelief as adabelief
-from adam_tx.optimizers.adafactor import adafactor as adafactor
-from adam_tx.optimizers.adagrad import adagrad as adagrad
-from adam_tx.optimizers.adam import adam as adam
-from adam_tx.optimizers.adam_atan2 import adam_atan2 as adam_atan2
-from adam_tx.optimizers.adam_mini import adam_mini as adam_mini
-from adam_tx.optimizers.adamax import adamax as adamax
-from adam_tx.optimizers.adamaxw import adamaxw as adamaxw
-from adam_tx.optimizers.adamc import adamc as adamc
-from adam_tx.optimizers.adamw import adamw as adamw
-from adam_tx.optimizers.ademamix import ademamix as ademamix
-from adam_tx.optimizers.adopt import adopt as adopt
-from adam_tx.optimizers.amsgrad import amsgrad as amsgrad
-from adam_tx.optimizers.cautious import cautious as cautious
-from adam_tx.optimizers.lamb import lamb as lamb
-from adam_tx.optimizers.laprop import laprop as laprop
-from adam_tx.optimizers.lion import lion as lion
-from adam_tx.optimizers.mars_adamw import mars_adamw as mars_adamw
-from adam_tx.optimizers.nadam import nadam as nadam
-from adam_tx.optimizers.nadamw import nadamw as nadamw
-from adam_tx.optimizers.novograd import novograd as novograd
-from adam_tx.optimizers.radam import radam as radam
-from adam_tx.optimizers.rmsprop import rmsprop as rmsprop
-from adam_tx.optimizers.sgd import sgd as sgd
-from adam_tx.optimizers.soap import soap as soap
-from adam_tx.optimizers.stable_adamw import stable_adamw as stable_adamw
-from adam_tx.optimizers.yogi import yogi as yogi
+from adam_tx.optimizers._adabelief import adabelief as adabelief
+from adam_tx.optimizers._adafactor import adafactor as adafactor
+from adam_tx.optimizers._adagrad import adagrad as adagrad
+from adam_tx.optimizers._adam import adam as adam
+from adam_tx.optimizers._adam_atan2 import adam_atan2 as adam_atan2
+from adam_tx.optimizers._adam_mini import adam_mini as adam_mini
+from adam_tx.optimizers._adamax import adamax as adamax
+from adam_tx.optimizers._adamaxw import adamaxw as adamaxw
+from adam_tx.optimizers._adamc import adamc as adamc
+from adam_tx.optimizers._adamw import adamw as adamw
+from adam_tx.optimizers._ademamix import ademamix as ademamix
+from adam_tx.optimizers._adopt import adopt as adopt
+from adam_tx.optimizers._amsgrad import amsgrad as amsgrad
+from adam_tx.optimizers._cautious import cautious as cautious
+from adam_tx.optimizers._lamb import lamb as lamb
+from adam_tx.optimizers._laprop import laprop as laprop
+from adam_tx.optimizers._lion import lion as lion
+from adam_tx.optimizers._mars_adamw import mars_adamw as mars_adamw
+from adam_tx.optimizers._nadam import nadam as nadam
+from adam_tx.optimizers._nadamw import nadamw as nadamw
+from adam_tx.optimizers._novograd import novograd as novograd
+from adam_tx.optimizers._radam import radam as radam
+from adam_tx.optimizers._rmsprop import rmsprop as rmsprop
+from adam_tx.optimizers._sgd import sgd as sgd
+from adam_tx.optimizers._soap import soap as soap
+from adam_tx.optimizers._stable_adamw import stable_adamw as stable_adamw
+from adam_tx.optimizers._yogi import yogi as yogi
 
 __all__ = [
     "adabelief",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adam_tx._core.trees import Walk
+from adam_tx._core.leaves import Leaves
 from adam_tx.state import weights
 from adam_tx.state.export import key_of, of_parameter
 from adam_tx.state.lookalikes import Array, misfit
@@ -26,8 +26,8 @@ class Averages:
       factors: by role the factors by which averages were multiplied.
     """
 
-    def __init__(self, exported: Mapping[str, Any], walk: Walk, parts: list[Part]) -> None:
-        self._exported, self._walk = exported, walk
+    def __init__(self, exported: Mapping[str, Any], leaves: Leaves, parts: list[Part]) -> None:
+        self._exported, self._leaves = exported, leaves
         shared = [part for part in parts if isinstance(part, OfMany) and part.link is not None]
         self._weighed = {(part.averages, leaf) for part in shared for leaf in part.leaves}
         self._known: dict[tuple[Any, int], Array] = {}
@@ -66,7 +66,7 @@ class Averages:
         Returns:
           The factor, and why it cannot be known, where that matters.
         """
-        role, path = source.partition("/")[0], self._walk.paths[part.leaf]
+        role, path = source.partition("/")[0], self._leaves.paths[part.leaf]
         corrected = part.corrected_by is not None
         if not (corrected or (part.averages == "square" and (part.averages, part.leaf) not in self._weighed)):
             return 1.0, ""

@@ -13,8 +13,8 @@ import optax
 from jax.experimental import multihost_utils
 
 from adam_tx._core import numerics
+from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
-from adam_tx._core.trees import Walk
 from adam_tx.state.parts import parts_of
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
 
@@ -76,37 +76,37 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
 
 def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
     """The dict of a state whose parts are known."""
-    walk, leaves, found = Walk.of_params(params), jax.tree.leaves(state), {}
+    leaves, arrays, found = Leaves.of_params(params), jax.tree.leaves(state), {}
     scalars: dict[Role, list[tuple[frozenset[int], np.ndarray[Any, Any]]]] = {}
     rates: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
     gathered: set[str] = set()
     for part in parts:
-        values = to_host(leaves[part.values])
+        values = to_host(arrays[part.values])
         if isinstance(part, OfMany):
             scalars.setdefault(part.role._replace(rate=1.0), []).append((part.leaves, values))
             continue
-        key = key_of(part.role, walk.paths[part.leaf])
-        _check_shape(part, walk, values)
+        key = key_of(part.role, leaves.paths[part.leaf])
+        _check_shape(part, leaves, values)
         if key in found:
             raise ValueError(
-                f"params: two leaves have the path {walk.paths[part.leaf]}; give one of them another name."
+                f"params: two leaves have the path {leaves.paths[part.leaf]}; give one of them another name."
             )
-        value = decoded(part, values, None if part.scales is None else to_host(leaves[part.scales]))
+        value = decoded(part, values, None if part.scales is None else to_host(arrays[part.scales]))
         found[key] = value if part.shape is None else value.reshape(part.shape)
         if part.scales is not None:
-            found |= dict(zip(raw_keys(part, key), (values, to_host(leaves[part.scales])), strict=True))
-        rates.setdefault(str(part.role), {})[walk.paths[part.leaf]] = np.asarray(part.role.rate)
+            found |= dict(zip(raw_keys(part, key), (values, to_host(arrays[part.scales])), strict=True))
+        rates.setdefault(str(part.role), {})[leaves.paths[part.leaf]] = np.asarray(part.role.rate)
         gathered |= {str(part.role)} if part.gathers else set()
     for role, values in rates.items():
         if role in gathered or any(value != 1.0 for value in values.values()):
             found |= collapsed(values, f"{role}.rate")
-    found |= _decays(parts, walk)
+    found |= _decays(parts, leaves)
     for role, values in scalars.items():
-        found |= _of_many(role, walk, values, found)
+        found |= _of_many(role, leaves, values, found)
     return found
 
 
-def _decays(parts: list[Part], walk: Walk) -> dict[str, Any]:
+def _decays(parts: list[Part], leaves: Leaves) -> dict[str, Any]:
     """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
     averages = [part for part in parts if isinstance(part, OfLeaf) and part.averages and part.decay is not None]
     weighed = {
@@ -119,27 +119,27 @@ def _decays(parts: list[Part], walk: Walk) -> dict[str, Any]:
         role = str(part.role)
         own = "." in role  # of one link alone, to which nothing else is compared
         if role in numbered or not (own or (part.averages, part.leaf) in weighed):
-            decays.setdefault(role, {})[walk.paths[part.leaf]] = np.asarray(part.decay)
+            decays.setdefault(role, {})[leaves.paths[part.leaf]] = np.asarray(part.decay)
     return {key: value for role, values in decays.items() for key, value in collapsed(values, f"{role}.decay").items()}
 
 
-def _check_shape(part: OfLeaf, walk: Walk, values: Any) -> None:
+def _check_shape(part: OfLeaf, leaves: Leaves, values: Any) -> None:
     """Refuse what a link keeps of a parameter of another shape."""
     whole = part.link is not None and part.slot not in part.link.rule.shape and "basis" not in part.role.of
-    if whole and values.shape != np.shape(walk.params[part.leaf]):
+    if whole and values.shape != np.shape(leaves.params[part.leaf]):
         raise ValueError(
-            f"opt_state: {part.role} of {walk.paths[part.leaf]} has shape {values.shape}, but the parameter has "
-            f"{np.shape(walk.params[part.leaf])}. Give the params that the state was made for."
+            f"opt_state: {part.role} of {leaves.paths[part.leaf]} has shape {values.shape}, but the parameter has "
+            f"{np.shape(leaves.params[part.leaf])}. Give the params that the state was made for."
         )
 
 
 def _of_many(
-    role: Role, walk: Walk, values: list[tuple[frozenset[int], Any]], found: Mapping[str, Any]
+    role: Role, leaves: Leaves, values: list[tuple[frozenset[int], Any]], found: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One entry if all parameters have the same, else one for each; none for a second count that is the first."""
     (_, first), *rest = values
     if not all(same(value, first) for _, value in rest):
-        return {key_of(role, walk.paths[leaf]): value for leaves, value in values for leaf in sorted(leaves)}
+        return {key_of(role, leaves.paths[leaf]): value for arrays, value in values for leaf in sorted(arrays)}
     before = _NUMBERED_COUNT.fullmatch(str(role))
     return {} if before and before[1] in found and same(found[before[1]], first) else {str(role): first}
 

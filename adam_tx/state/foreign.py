@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from adam_tx import inside
-from adam_tx._core import introspect, states
-from adam_tx._core.trees import is_absent
+from adam_tx._core import states
+from adam_tx._core.leaves import is_absent
+from adam_tx.describe import closures, visit
 from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, Seen, after_optax, after_unknown
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
     """What a transformation keeps, as far as it is known, and of any other what its fields are called."""
-    maker, found = introspect.name(tx.update), introspect.values(tx)
+    maker, found = closures.name(tx.update), closures.values(tx)
     keeps = bool(jax.tree.leaves(state))
-    if not inside.is_optax(tx):
+    if not visit.is_optax(tx):
         yield from reader.unknown(maker, state, place)
         reader.emitted = after_unknown(maker, place.updates, keeps=keeps)
         return
@@ -40,7 +40,7 @@ def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
                 yield _of_wrapper(reader, field, found, state, part)
         emitted = list[Seen]()
         for key, member, part in members:
-            chosen = inside.chosen(tx, key, reader.walk)
+            chosen = visit.chosen(tx, key, reader.leaves)
             yield from reader.read(member, part, place.within(chosen))
             if maker in ("chain", "named_chain"):
                 place = dataclasses.replace(place, updates=reader.emitted)
@@ -50,7 +50,7 @@ def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
         if members:
             reader.emitted = Seen.joined(emitted) if maker in ("partition", "masked") else emitted[-1]
             return
-    elif inside.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
+    elif visit.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
         raise of_another(maker, state)
     elif maker in RECIPES:
         for name, tree in state._asdict().items():
@@ -116,13 +116,13 @@ def _factored(reader: Reader, name: str, tree: Any, whole: Any, place: Place) ->
             yield OfLeaf(role, i, number, shape=tuple(1 if d == lost else n for d, n in enumerate(shape)))
 
 
-def _taken_apart(reader: Reader, tx: Any, maker: str, found: Mapping[str, Any], state: Any) -> inside.Parts | None:
+def _taken_apart(reader: Reader, tx: Any, maker: str, found: Mapping[str, Any], state: Any) -> visit.Parts | None:
     """The parts of a wrapper's state; from hyperparameters that are injected, as they are, its inside is made."""
     if maker != "inject_hyperparams":
-        return inside.parts(tx, state)
-    given = state._replace(hyperparams=jax.tree.map(lambda x: reader.leaves[x.number], state.hyperparams))
+        return visit.parts(tx, state)
+    given = state._replace(hyperparams=jax.tree.map(lambda x: reader.arrays[x.number], state.hyperparams))
     reader.varying |= {id(given.hyperparams[name]) for name in found["sched_hps"]}
-    taken = inside.parts(tx, given)
+    taken = visit.parts(tx, given)
     return None if taken is None else (state._replace(inner_state=None)._asdict() | {"inner_state": ()}, taken[1])
 
 
@@ -155,7 +155,7 @@ def _of_wrapper(reader: Reader, field: str, found: Mapping[str, Any], state: Any
 
 
 def _now(reader: Reader, node: Any) -> float:
-    array = reader.leaves[node.number]
+    array = reader.arrays[node.number]
     return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
 
 

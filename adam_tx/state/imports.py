@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_tx._core.trees import Walk
+from adam_tx._core.leaves import Leaves
 from adam_tx.state.choice import Choice
 from adam_tx.state.export import key_of
 from adam_tx.state.parts import parts_of
@@ -87,10 +87,10 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
         raise TypeError(f"exported: its keys must be str, as export_state gives them, got {wrong[0]!r}.")
     template = tx.init(params)
     parts = parts_of(tx, template, params)
-    leaves, treedef = jax.tree.flatten(template)
-    walk = Walk.of_params(params)
-    keys = [key_of(p.role, walk.paths[p.leaf]) if isinstance(p, OfLeaf) else str(p.role) for p in parts]
-    reading = Reading(walk, exported, choice, leaves, parts)
+    arrays, treedef = jax.tree.flatten(template)
+    leaves = Leaves.of_params(params)
+    keys = [key_of(p.role, leaves.paths[p.leaf]) if isinstance(p, OfLeaf) else str(p.role) for p in parts]
+    reading = Reading(leaves, exported, choice, arrays, parts)
     reading.idle = choice.idle(keys, exported.keys())
     of_leaves = [part for part in parts if isinstance(part, OfLeaf)]
     # what is there under its own name is no look-alike of anything else
@@ -104,7 +104,7 @@ def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, 
     new = reading.finished()
     for note in reading.idle:
         reading.account.note(note)
-    return treedef.unflatten([_placed(now, old) for now, old in zip(new, leaves, strict=True)]), reading
+    return treedef.unflatten([_placed(now, old) for now, old in zip(new, arrays, strict=True)]), reading
 
 
 def _placed(new: Any, old: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_tx._core.blocks import Shape
-from adam_tx._core.trees import Walk, is_absent
+from adam_tx._core.leaves import Leaves, is_absent
 
 Axes = tuple[tuple[str, ...], ...]
 """For each dimension of an array the axes of the mesh that it is split over."""
@@ -27,11 +27,11 @@ class Layout:
       axes: what their dimensions are split over, by number.
     """
 
-    def __init__(self, walk: Walk, specs: Any, mesh: Mesh | AbstractMesh | None) -> None:
-        given = _given(walk) if specs is None else _of_specs(walk, specs)
-        self.shapes: dict[int, Shape] = {i: jnp.shape(walk.params[i]) for i in walk.present}
-        self.mesh = mesh = _common_mesh(walk, given, mesh)
-        self._own = {i: _checked(walk, i, placed, mesh) for i, placed in given.items()}
+    def __init__(self, leaves: Leaves, specs: Any, mesh: Mesh | AbstractMesh | None) -> None:
+        given = _given(leaves) if specs is None else _of_specs(leaves, specs)
+        self.shapes: dict[int, Shape] = {i: jnp.shape(leaves.params[i]) for i in leaves.present}
+        self.mesh = mesh = _common_mesh(leaves, given, mesh)
+        self._own = {i: _checked(leaves, i, placed, mesh) for i, placed in given.items()}
         self.axes = {i: _axes(sharding.spec, len(self.shapes[i])) for i, sharding in self._own.items()}
 
     def __str__(self) -> str:
@@ -86,21 +86,23 @@ def _axes(spec: PartitionSpec, ndim: int) -> Axes:
     return tuple((e,) if isinstance(e, str) else e if isinstance(e, tuple) else () for e in entries)
 
 
-def _given(walk: Walk) -> dict[int, Any]:
+def _given(leaves: Leaves) -> dict[int, Any]:
     """The NamedSharding of each parameter, None where it has none."""
     found: dict[int, Any] = {}
-    for i in walk.present:
-        leaf = walk.params[i]
+    for i in leaves.present:
+        leaf = leaves.params[i]
         sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
         found[i] = sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
     return found
 
 
-def _of_specs(walk: Walk, specs: Any) -> dict[int, Any]:
+def _of_specs(leaves: Leaves, specs: Any) -> dict[int, Any]:
     """The spec of each parameter, from a tree of them or a prefix of it."""
     try:
-        column = walk.column(jax.tree.broadcast(specs, walk.given("params"), is_leaf=is_absent), "specs", optional=True)
-        found = {i: PartitionSpec() if is_absent(column[i]) else column[i] for i in walk.present}
+        column = leaves.column(
+            jax.tree.broadcast(specs, leaves.given("params"), is_leaf=is_absent), "specs", optional=True
+        )
+        found = {i: PartitionSpec() if is_absent(column[i]) else column[i] for i in leaves.present}
         if all(isinstance(spec, PartitionSpec | NamedSharding) for spec in found.values()):
             return found
     except ValueError:
@@ -108,12 +110,12 @@ def _of_specs(walk: Walk, specs: Any) -> dict[int, Any]:
     raise ValueError(f"specs: it must be a tree of PartitionSpec like params, or a prefix of one, got {specs}.")
 
 
-def _common_mesh(walk: Walk, given: dict[int, Any], mesh: Any) -> Any:
+def _common_mesh(leaves: Leaves, given: dict[int, Any], mesh: Any) -> Any:
     """The mesh on which all parameters lie; those that came without one are replicated if it is named."""
     placed = {i: sharding.mesh for i, sharding in given.items() if isinstance(sharding, NamedSharding)}
     if mesh is None and (lost := [i for i, spec in given.items() if spec is None]):
         raise ValueError(
-            f"params: leaf {walk.path(lost[0])} came without a NamedSharding. Place it with jax.device_put, give "
+            f"params: leaf {leaves.path(lost[0])} came without a NamedSharding. Place it with jax.device_put, give "
             "specs=, or give mesh= if it is whole on every device."
         )
     found = mesh or next(iter(placed.values()), None) or jax.sharding.get_mesh()
@@ -122,18 +124,18 @@ def _common_mesh(walk: Walk, given: dict[int, Any], mesh: Any) -> Any:
     for i, other in placed.items():
         if other.abstract_mesh != found.abstract_mesh:
             raise ValueError(
-                f"params: leaf {walk.path(i)} lies on {other}, but others on {found}. Give one mesh for all."
+                f"params: leaf {leaves.path(i)} lies on {other}, but others on {found}. Give one mesh for all."
             )
     return found
 
 
-def _checked(walk: Walk, i: int, placed: Any, mesh: Any) -> NamedSharding:
+def _checked(leaves: Leaves, i: int, placed: Any, mesh: Any) -> NamedSharding:
     """Where a parameter lies, once it is known that it can."""
     spec = placed.spec if isinstance(placed, NamedSharding) else placed or PartitionSpec()
-    shape = jnp.shape(walk.params[i])
+    shape = jnp.shape(leaves.params[i])
     try:
         sharding = NamedSharding(mesh, spec)
         sharding.shard_shape(shape)
     except ValueError as error:
-        raise ValueError(f"params: leaf {walk.path(i)} of shape {shape} cannot lie as {spec}: {error}") from None
+        raise ValueError(f"params: leaf {leaves.path(i)} of shape {shape} cannot lie as {spec}: {error}") from None
     return sharding

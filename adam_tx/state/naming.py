@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from adam_tx._core.introspect import held
 from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.same import closure_variables
 from adam_tx.state.roles import Role
 
 
@@ -133,7 +133,9 @@ def after_optax(maker: str, found: Mapping[str, Any], updates: Seen, *, keeps: b
     """What a transformation of Optax, which may keep something, makes of updates."""
     if maker == "scale_by_schedule":
         # `scale_by_learning_rate` hands it a function of its own, which knows the sign
-        return updates.step(math.copysign(math.inf, sign) if (sign := held(found["step_size_fn"]).get("m")) else None)
+        return updates.step(
+            math.copysign(math.inf, sign) if (sign := closure_variables(found["step_size_fn"]).get("m")) else None
+        )
     if maker == "scale":
         rate = found.get("step_size")
         if not isinstance(rate, float | int):

@@ -15,19 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_tx import inside
-from adam_tx._core import introspect
+from adam_tx._chain import Chain, Parallel, WithGradient
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.trees import Walk, is_absent, path_str
-from adam_tx.chain import Chain, Parallel, WithGradient
-from adam_tx.link import Foreign, declared
+from adam_tx._core.leaves import Leaves, is_absent, path_str
+from adam_tx._link import Foreign, implementation_of
+from adam_tx.describe import closures, visit
 from adam_tx.links.basis import InBasis
 from adam_tx.state import foreign
 from adam_tx.state.naming import AVERAGES, GRADIENT, Place, Seen, after, debiased_by, number, role_of
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, arrays_of
-from adam_tx.training.groups import Groups
-from adam_tx.training.guard import Guard
+from adam_tx.training._groups import Groups
+from adam_tx.training._guard import Guard
 
 
 def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
@@ -47,12 +46,12 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
             "export_state(opt_state, params, tx) and migrate(old_state, old_tx, new_tx, params)."
         )
     state, params = unboxed((state, params))
-    walk = Walk.of_params(params)
-    leaves, treedef = jax.tree.flatten(state)
-    numbered = treedef.unflatten([Numbered(leaf, i) for i, leaf in enumerate(leaves)])
-    reader = Reader(walk, leaves)
-    found = reader.read(tx, numbered, Place(frozenset(walk.present)))
-    missed = set(range(len(leaves))).difference(reader.nothing, (i for part in found for i in arrays_of(part)))
+    leaves = Leaves.of_params(params)
+    arrays, treedef = jax.tree.flatten(state)
+    numbered = treedef.unflatten([Numbered(leaf, i) for i, leaf in enumerate(arrays)])
+    reader = Reader(leaves, arrays)
+    found = reader.read(tx, numbered, Place(frozenset(leaves.present)))
+    missed = set(range(len(arrays))).difference(reader.nothing, (i for part in found for i in arrays_of(part)))
     if missed:
         where = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
         raise ValueError(
@@ -100,16 +99,18 @@ class Reader:
     """Reads the parts of numbered states.
 
     Attributes:
-      walk: the parameters.
-      leaves: the arrays of the state.
+      leaves: the parameters.
+      arrays: the arrays of the state.
       emitted: what the last transformation that was read makes of what came in.
       nothing: the numbers of arrays that only stand where there is nothing to keep.
       varying: the identities of arrays whose values of now say nothing of those before.
     """
 
-    def __init__(self, walk: Walk, leaves: Sequence[Any]) -> None:
-        self.walk, self.leaves, self.emitted = walk, leaves, GRADIENT
-        self._top = _top(walk.given("params"))
+    def __init__(self, leaves: Leaves, arrays: Sequence[Any]) -> None:
+        self.leaves = leaves
+        self.arrays = arrays
+        self.emitted = GRADIENT
+        self._top = _top(leaves.given("params"))
         self.nothing: set[int] = set()
         self.varying: set[int] = set()
 
@@ -131,10 +132,10 @@ class Reader:
         return None if id(value) in self.varying else number(value)
 
     def _read(self, tx: Any, state: Any, place: Place) -> Iterator[Part]:
-        tx = introspect.unadapted(tx)
-        declaration = declared(tx)
+        tx = closures.unadapted(tx)
+        declaration = implementation_of(tx)
         if isinstance(declaration, Foreign):
-            tx, declaration = introspect.unadapted(declaration.wrapped), None
+            tx, declaration = closures.unadapted(declaration.wrapped), None
         self.emitted = place.updates
         if declaration is None:
             yield from foreign.parts(self, tx, state, dataclasses.replace(place, grad=place.updates))
@@ -152,7 +153,7 @@ class Reader:
             yield from self._leafwise(declaration, state, place)
             return
         try:
-            own, members = declaration.parts(state)
+            own, members = declaration.split_state(state)
         except (AttributeError, KeyError):
             raise foreign.of_another(declaration.name, state) from None
         for name, tree in own.items():
@@ -170,7 +171,7 @@ class Reader:
             place = dataclasses.replace(place, grad=place.updates)
         if isinstance(declaration, Groups):
             emitted: list[Seen] = []
-            for group, leaves in declaration.leaves_of(self.walk):
+            for group, leaves in declaration.leaves_of(self.leaves):
                 if group.link is not None:
                     yield from self.read(group.link, state.get(group.key), place.within(leaves))
                     emitted.append(self.emitted)
@@ -228,12 +229,12 @@ class Reader:
 
     def shape(self, leaf: int) -> tuple[int, ...]:
         """The shape of a parameter."""
-        return jnp.shape(self.walk.params[leaf])
+        return jnp.shape(self.leaves.params[leaf])
 
     def column(self, tree: Any, name: str) -> list[Any]:
         """What stands in a tree for each parameter; an error if it is of others."""
         try:
-            return self.walk.column(tree, name, optional=True)
+            return self.leaves.column(tree, name, optional=True)
         except ValueError as error:
             problem = str(error).partition(". Give")[0]
             raise ValueError(
@@ -256,10 +257,10 @@ class Reader:
         if is_absent(tree) or _top(tree) != self._top:  # asked at once: some states have a small tree a parameter
             return None
         found = jax.tree.leaves(tree, is_leaf=is_absent)
-        if len(found) != len(self.walk) and not any(map(is_absent, found)):
+        if len(found) != len(self.leaves) and not any(map(is_absent, found)):
             return None
         try:
-            column = self.walk.column(tree, "", optional=True)
+            column = self.leaves.column(tree, "", optional=True)
         except ValueError:
             return None
         nodes = [node for node in column if not is_absent(node)]
@@ -268,7 +269,7 @@ class Reader:
     def _is_the_parameter(self, array: Numbered, least: int) -> bool:
         """Whether one array, of at least so many axes, is like the one parameter that is the whole tree."""
         column = self._like_params(array)
-        return column is not None and array.shape == jnp.shape(self.walk.leaves[0]) and array.ndim >= least
+        return column is not None and array.shape == jnp.shape(self.leaves.nodes[0]) and array.ndim >= least
 
 
 def _top(tree: Any) -> Any:
@@ -281,5 +282,5 @@ def _counts_inside(declaration: Any) -> bool:
     if isinstance(declaration, Guard | InBasis):
         return True
     if isinstance(declaration, Foreign):
-        return inside.holds_transformation(introspect.values(introspect.unadapted(declaration.wrapped)))
-    return any(_counts_inside(link.declaration) for link in declaration.links.values())
+        return visit.holds_transformation(closures.values(closures.unadapted(declaration.wrapped)))
+    return any(_counts_inside(link.implementation) for link in declaration.links.values())

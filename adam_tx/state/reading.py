@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from adam_tx._core import blocks
+from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
-from adam_tx._core.trees import Walk
 from adam_tx.state import rates
 from adam_tx.state.account import Account
 from adam_tx.state.averages import Averages
@@ -28,7 +28,7 @@ class Reading:
     Attributes:
       account: what became of everything.
       averages: by which decays the averages in the dict were made.
-      walk: the parameters.
+      leaves: the parameters.
       exported: the dict.
       choice: what may start fresh and be left over.
       old: the arrays of the state as `init` makes them.
@@ -44,16 +44,16 @@ class Reading:
     """
 
     def __init__(
-        self, walk: Walk, exported: Mapping[str, Any], choice: Choice, leaves: Sequence[Any], parts: list[Part]
+        self, leaves: Leaves, exported: Mapping[str, Any], choice: Choice, arrays: Sequence[Any], parts: list[Part]
     ) -> None:
         self.wrong = _wrong_about(exported, choice)
         exported = {
             key: value for key, value in exported.items() if not any(w.startswith(f"{key} ") for w in self.wrong)
         }
-        self.averages = Averages(exported, walk, parts)
+        self.averages = Averages(exported, leaves, parts)
         self.account = Account()
-        self.walk, self.exported, self.choice = walk, exported, choice
-        self.old, self.new = leaves, list(leaves)
+        self.leaves, self.exported, self.choice = leaves, exported, choice
+        self.old, self.new = arrays, list(arrays)
         self.kept: dict[tuple[str, int], list[tuple[OfLeaf, str]]] = {}
         self.started: dict[tuple[str, int], str] = {}
         self.young: dict[str, list[int]] = {}
@@ -73,11 +73,11 @@ class Reading:
 
     def has(self, part: OfLeaf) -> bool:
         """Whether there is an entry of just this name."""
-        return key_of(part.role, self.walk.paths[part.leaf]) in self.exported
+        return key_of(part.role, self.leaves.paths[part.leaf]) in self.exported
 
     def take(self, part: OfLeaf) -> None:
         """The slot of one parameter."""
-        path = self.walk.paths[part.leaf]
+        path = self.leaves.paths[part.leaf]
         key = key_of(part.role, path)
         own = key_of(self._of_decay(part, path), path)
         if self.choice.starts(key):
@@ -108,7 +108,7 @@ class Reading:
         role, had, value = part.role, role_of(source), self.number(source)
         if value is None:
             return
-        path, shape = self.walk.paths[part.leaf], part.shape or self.old[part.values].shape
+        path, shape = self.leaves.paths[part.leaf], part.shape or self.old[part.values].shape
         rate = of_parameter(self.exported, f"{had}.rate", path)
         same, inside = NUMBERED.sub("", had) == NUMBERED.sub("", str(role)), "steps" in role.of
         blocked = role.of == ("blocks",) and had == role.base and blocks.divides(shape, value.shape)
@@ -145,7 +145,7 @@ class Reading:
 
     def _raw(self, part: OfLeaf, key: str) -> Stored | None:
         """What was stored in codes and scales, if this state stores it so, and it is what the value says."""
-        raw = self._raw_of(key, self.walk.paths[part.leaf])
+        raw = self._raw_of(key, self.leaves.paths[part.leaf])
         if part.scales is None or not set(raw_keys(part, key)) <= set(raw):
             return None
         kept: list[Any] = [np.asarray(self.exported[name]) for name in raw_keys(part, key)]
@@ -234,7 +234,7 @@ class Reading:
     def finished(self) -> list[Any]:
         """The new leaves, if nothing was wrong."""
         for leaf, keys in self._in_basis.items():
-            path = self.walk.paths[leaf]
+            path = self.leaves.paths[leaf]
             were = sorted(role_of(key) for key in self._of_path.get(path, ()) if key.startswith("basis."))
             if were != sorted(self._bases.get(leaf, [])):
                 self.wrong += [

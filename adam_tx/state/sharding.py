@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from adam_tx._core import blocks, hyperparams, numerics
 from adam_tx._core.blocks import Shape
-from adam_tx._core.trees import Walk
+from adam_tx._core.leaves import Leaves
 from adam_tx.state.layout import Axes, Layout
 from adam_tx.state.parts import parts_of
 from adam_tx.state.roles import OfLeaf, arrays_of
@@ -79,17 +79,19 @@ def state_sharding(
     >>> places["scale_by_rms"].nu.shard_shape(kernel.shape), places["count"].is_fully_replicated
     ((32, 256), True)
     """
-    walk = Walk.of_params(params)
-    layout = Layout(walk, specs, mesh)
-    state = jax.eval_shape(tx.init, _shapes(walk))
-    leaves, treedef = jax.tree.flatten(state)
+    leaves = Leaves.of_params(params)
+    layout = Layout(leaves, specs, mesh)
+    state = jax.eval_shape(tx.init, _shapes(leaves))
+    arrays, treedef = jax.tree.flatten(state)
     parts = [part for part in parts_of(tx, state, params) if isinstance(part, OfLeaf)]
-    kept = [_Kept.of(part, leaves) for part in parts if _follows(part, leaves, layout)]
-    axes = _uncut(walk, layout, kept)
+    kept = [_Kept.of(part, arrays) for part in parts if _follows(part, arrays, layout)]
+    axes = _uncut(leaves, layout, kept)
     if zero1 is not None:
         names = _names(zero1, layout)
-        axes |= _split(walk, layout, kept, names, hyperparams.whole("state_sharding: min_size", min_size, least=0))
-    found = [layout.sharding()] * len(leaves)
+        axes |= _split(
+            leaves, layout, kept, names, hyperparams.check_int("state_sharding: min_size", min_size, least=0)
+        )
+    found = [layout.sharding()] * len(arrays)
     for array in kept:
         place = layout.sharding(layout.fitting(axes[array.leaf], array.pieces), array.leaf)
         for number in array.numbers:
@@ -138,22 +140,22 @@ def _follows(part: OfLeaf, leaves: list[Any], layout: Layout) -> bool:
     return shape == leaf and not {"basis", "memory"} & set(part.role.base.split("."))
 
 
-def _shapes(walk: Walk) -> Any:
-    column = list(walk.params)
-    for i in walk.present:
+def _shapes(leaves: Leaves) -> Any:
+    column = list(leaves.params)
+    for i in leaves.present:
         column[i] = jax.ShapeDtypeStruct(jnp.shape(column[i]), numerics.dtype_of(column[i]))
-    return walk.tree(column)
+    return leaves.tree(column)
 
 
-def _uncut(walk: Walk, layout: Layout, kept: list[_Kept]) -> dict[int, Axes]:
+def _uncut(leaves: Leaves, layout: Layout, kept: list[_Kept]) -> dict[int, Axes]:
     """The layouts of the parameters, which must not cut blocks."""
     for array in kept:
         i, axes = array.leaf, layout.axes[array.leaf]
         if array.shape == layout.shapes[i] and layout.fitting(axes, array.pieces) != axes:
             raise ValueError(
-                f"params: leaf {walk.path(i)} of shape {array.shape} lies as {layout.sharding(axes).spec} on {layout}, "
-                f"which would cut the blocks of its {array.role}, of which there are {array.pieces}. Split another "
-                "dimension of it, or use EightBit(block=...) with a divisor of what each device has of the last one."
+                f"params: leaf {leaves.path(i)} of shape {array.shape} lies as {layout.sharding(axes).spec} on "
+                f"{layout}, which would cut the blocks of its {array.role}, of which there are {array.pieces}. Split "
+                "another dimension, or use EightBit(block=...) with a divisor of what each device has of the last."
             )
     return dict(layout.axes)
 
@@ -170,7 +172,7 @@ def _names(zero1: str | Sequence[str], layout: Layout) -> list[str]:
     return names
 
 
-def _split(walk: Walk, layout: Layout, kept: list[_Kept], names: list[str], min_size: int) -> dict[int, Axes]:
+def _split(leaves: Leaves, layout: Layout, kept: list[_Kept], names: list[str], min_size: int) -> dict[int, Axes]:
     """The layouts of the parameters that are large enough, split over more axes of the mesh."""
     of_leaf: dict[int, list[_Kept]] = {}
     for array in kept:
@@ -185,11 +187,11 @@ def _split(walk: Walk, layout: Layout, kept: list[_Kept], names: list[str], min_
         )
     split = {i: layout.split(layout.axes[i], _pieces_of_all(layout.shapes[i], of_leaf[i]), names) for i in large}
     if failed := [i for i, axes in split.items() if axes is None]:
-        leaves = ", ".join(f"{walk.path(i)} of shape {layout.shapes[i]}" for i in failed)
+        arrays = ", ".join(f"{leaves.path(i)} of shape {layout.shapes[i]}" for i in failed)
         explicit = ", is explicit, so that none is split twice," if layout.is_explicit else ""
         raise ValueError(
             f"zero1: no dimension can be divided evenly over {names}, where the mesh has {layout}{explicit} and blocks "
-            f"stay whole: leaf {leaves}. Pad a dimension, or leave them as they are with "
+            f"stay whole: leaf {arrays}. Pad a dimension, or leave them as they are with "
             f"min_size={1 + max(sizes[i] for i in failed)}."
         )
     return {i: axes for i, axes in split.items() if axes is not None}

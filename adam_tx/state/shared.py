@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core.trees import some
+from adam_tx._core.leaves import some
 from adam_tx.state import weights
 from adam_tx.state.averages import asked, uncounted
 from adam_tx.state.export import NUMBERED, key_of, keys_of_count, same
@@ -47,7 +47,7 @@ class Shared:
             self._share(part, {path: reading.number(key) for path, key in found.items()}, tell)
 
     def _paths(self, part: OfMany) -> list[str]:
-        return [self._reading.walk.paths[leaf] for leaf in sorted(part.leaves)] or [""]
+        return [self._reading.leaves.paths[leaf] for leaf in sorted(part.leaves)] or [""]
 
     def _key(self, names: Mapping[str, Any] | Sequence[str], path: str) -> str | None:
         """The key of the first of these for a parameter, or of what all share."""
@@ -80,7 +80,7 @@ class Shared:
         """A weight from the count, and from the decay that made what it is the weight of."""
         reading, values = self._reading, dict[str, Any]()
         for leaf in sorted(part.leaves):
-            path, source = reading.walk.paths[leaf], self._source(part, leaf)
+            path, source = reading.leaves.paths[leaf], self._source(part, leaf)
             if source is None and part.is_of_average:
                 continue  # it starts fresh
             if (count := reading.averages.updates(path)) is None:
@@ -160,7 +160,7 @@ class Shared:
         if started:
             role = reading.started[part.averages, started[0]]
             reading.account.note(
-                f"note: {role} of {some([reading.walk.paths[leaf] for leaf in started])} starts from zero, but is "
+                f"note: {role} of {some([reading.leaves.paths[leaf] for leaf in started])} starts from zero, but is "
                 f"debiased by {name} like that of older parameters: its first steps are of another length. Where "
                 "that matters, give new parameters a state of their own, by a pair (name, optimizer) in adam_tx.groups."
             )
@@ -170,7 +170,7 @@ class Shared:
         for role, leaves in self._reading.young.items():
             if own := [leaf for leaf in leaves if leaf in part.leaves]:
                 self._reading.account.note(
-                    f"note: {role} of {some([self._reading.walk.paths[leaf] for leaf in own])} starts from zero, but "
+                    f"note: {role} of {some([self._reading.leaves.paths[leaf] for leaf in own])} starts from zero, but "
                     f"its count is {count}, so a correction of its start, or a first look at the gradient, is over. "
                     "Start count fresh too, where that matters."
                 )

@@ -70,8 +70,8 @@ class EightBit(Storage):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        hyperparams.whole("EightBit: block", self.block, least=2)
-        hyperparams.whole("EightBit: min_size", self.min_size, least=0)
+        hyperparams.check_int("EightBit: block", self.block, least=2)
+        hyperparams.check_int("EightBit: min_size", self.min_size, least=0)
 
     def scales_of(self, slot: str) -> str:
         """Blocks of another size cannot read them."""

@@ -1,11 +1,11 @@
 """What a training run needs around an optimizer: groups of parameters, a guard, metrics."""
 
-from adam_tx.training.explain import Explanation as Explanation
-from adam_tx.training.explain import explain as explain
-from adam_tx.training.groups import groups as groups
-from adam_tx.training.groups import matching as matching
-from adam_tx.training.guard import LossScale as LossScale
-from adam_tx.training.guard import guard as guard
-from adam_tx.training.metrics import metrics as metrics
-from adam_tx.training.monitor import monitor as monitor
+from adam_tx.training._explain import Explanation as Explanation
+from adam_tx.training._explain import explain as explain
+from adam_tx.training._groups import groups as groups
+from adam_tx.training._groups import matching as matching
+from adam_tx.training._guard import LossScale as LossScale
+from adam_tx.training._guard import guard as guard
+from adam_tx.training._metrics import metrics as metrics
+from adam_tx.training._monitor import monitor as monitor
 from adam_tx.training.plot import plot_metrics as plot_metrics

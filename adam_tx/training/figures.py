@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adam_tx import inside
 from adam_tx._core import manual, numerics, sharding
-from adam_tx._core.trees import State, Walk
-from adam_tx.link import Link
+from adam_tx._core.leaves import Leaves, State
+from adam_tx._link import Link
+from adam_tx.describe import visit
 
 SAMPLE = 8192  # of how many elements the quantiles are
 ROW = 1024  # the most elements of a vector that are added up one after the other
@@ -52,13 +52,13 @@ class Leaf(NamedTuple):
     eps: Any = 0.0
 
 
-def known_of(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict[str, Any]]:
+def known_of(link: Link, state: State, leaves: Leaves, count: Any) -> dict[int, dict[str, Any]]:
     """For each leaf its rate, averages and epsilon, as far as the links inside have them."""
-    known: dict[int, dict[str, Any]] = {i: {} for i in walk.present}
-    for held in inside.held(link, state, walk, count):
+    known: dict[int, dict[str, Any]] = {i: {} for i in leaves.present}
+    for held in visit.held(link, state, leaves, count):
         if held.count is None:
             continue
-        own = [i for i in walk.present if held.leaves is None or i in held.leaves]
+        own = [i for i in leaves.present if held.leaves is None or i in held.leaves]
         given = held.link.hyperparams_at(jnp.maximum(held.count - 1, 0))  # those of the update that was made
         if held.link.name == "scale_by_learning_rate":
             for i in own:
@@ -69,14 +69,14 @@ def known_of(link: Link, state: State, walk: Walk, count: Any) -> dict[int, dict
             for i in own:
                 known[i].setdefault(f"weight_{order}", weight)
         try:
-            averages = list(held.link.averages_in(walk, held.state))
+            averages = list(held.link.averages_in(leaves, held.state))
         except ValueError:  # a wrapper has made another tree of it
             continue
         for slot, weight, column in averages:
             weight = None if weight is None else _or_one(weight)
             for i in own:
                 x = column[i]
-                if x is None or x.shape != walk.updates[i].shape:
+                if x is None or x.shape != leaves.updates[i].shape:
                     continue
                 order, name = (1, "m") if slot.kind == "gradient" else (2, "v")
                 if name in known[i]:

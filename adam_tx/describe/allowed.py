@@ -1,0 +1,111 @@
+"""What the names in a config may stand for: a part of an optimizer, and nothing that reaches further.
+
+A config may come from a stranger, and a name in it is imported and called. So a name is
+looked up only in modules that are allowed, on a way that leaves them nowhere, and what is
+found must have been defined in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import inspect
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_PARTS = (
+    "adam_tx._chain",
+    "adam_tx.interop.keras",
+    "adam_tx.interop.torch",
+    "adam_tx._link",
+    "adam_tx.links",
+    "adam_tx.optimizers",
+    "adam_tx.schedules",
+    "adam_tx.storage",
+    *("adam_tx.training._groups", "adam_tx.training._guard", "adam_tx.training._monitor"),
+    *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
+)
+"""Where parts of optimizers are defined. What reads configs or files, or computes with trees, is elsewhere."""
+_DATA = ("functools:partial", "collections:OrderedDict", *(f"numpy:{kind.__name__}" for kind in np.sctypeDict.values()))
+"""What is from elsewhere, and only holds what is given to it."""
+_OWN = ("adam_tx", "optax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A place in a config, and what may be made there.
+
+    Attributes:
+      path: the place.
+      allow: modules that may be imported beside adam_tx and Optax, with those inside them.
+    """
+
+    path: str
+    allow: tuple[str, ...]
+
+    def __getitem__(self, key: object) -> Place:
+        return Place(f"{self.path}[{key!r}]", self.allow)
+
+    def __str__(self) -> str:
+        return self.path
+
+    def named(self, name: str) -> Any:
+        """What a name such as `adam`, `optax.sgd` or `module:name` stands for; None if nothing has it.
+
+        Raises:
+          ValueError: a module that is not allowed, of which nothing was imported, or what is no part of an optimizer.
+        """
+        module, qualname = _address(name)
+        allow = (*self.allow, module) if name in _DATA else self.allow
+        if not _within(module, (*_OWN, *allow)):
+            raise ValueError(
+                f"{self}: {name!r} is not made, because what is made is run, and only adam_tx and optax are trusted by "
+                f"themselves. If you trust where this config is from, name it: from_config(..., allow=[{module!r}])."
+            )
+        private = any(part.startswith("_") for part in f"{module}.{qualname}".split("."))
+        if private and not _within(module, allow):
+            raise self._no_part(name)
+        try:
+            found = importlib.import_module(module)
+        except (ImportError, ValueError):
+            return None
+        for part in qualname.split("."):
+            if not _leads_on(found, allow):
+                raise self._no_part(name)
+            if (found := getattr(found, part, None)) is None:
+                return None
+        made = found.func if isinstance(found, functools.partial) else found
+        if not callable(found) or not _within(getattr(made, "__module__", None), (*_PARTS, *allow)):
+            raise self._no_part(name)
+        return found
+
+    def _no_part(self, name: str) -> ValueError:
+        return ValueError(
+            f"{self}: {name!r} is no part of an optimizer, so a config may not name it; put the object itself there "
+            "before from_config, if it is needed."
+        )
+
+
+def _address(name: str) -> tuple[str, str]:
+    """The module of a name, and what stands behind it."""
+    module, colon, qualname = name.partition(":")
+    if colon:
+        return module, qualname
+    root, _, inside = name.partition(".")
+    return ("optax", inside) if root == "optax" else ("adam_tx", name)
+
+
+def _within(module: Any, packages: Sequence[str]) -> bool:
+    """Whether this is one of these modules, or inside of one."""
+    return isinstance(module, str) and any(f"{module}.".startswith(f"{package}.") for package in packages)
+
+
+def _leads_on(thing: Any, allow: Sequence[str]) -> bool:
+    """Whether a name may go on inside of this: a module or a class of those that are allowed."""
+    if isinstance(thing, ModuleType):
+        return _within(thing.__name__, (*_OWN, *allow))
+    return inspect.isclass(thing) and _within(thing.__module__, (*_PARTS, *allow))

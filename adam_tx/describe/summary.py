@@ -1,0 +1,280 @@
+"""`summary`: an optimizer as a table of its links, with what each keeps in the state."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.call import Call
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.leaves import Leaves
+from adam_tx._core.storage import Storage
+from adam_tx._link import Foreign, implementation_of
+from adam_tx.describe import closures, source, visit
+from adam_tx.training._groups import Groups
+
+_HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
+_WIDEST = 28  # of a hyperparameter that is written out
+
+
+def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
+    """Describe an optimizer as a table with a row for each link, in the order they act.
+
+    Nothing is computed: of the parameters only shapes and dtypes are used. The rows
+    follow from what the links declare, and add up to the bytes of the state. The
+    members of a chain or another wrapper stand indented below it. Wrappers of Optax are
+    looked into where it is known how their state is made up. What another wrapper holds
+    is one row, "opaque".
+
+    Args:
+      tx: a link, a chain, or an Optax transformation, also around links.
+      params: the tree of parameters: arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The table: link, formula (u the incoming updates, g the gradient),
+      hyperparameters, state with dtypes and shapes, bytes. At the end the total and,
+      beside it, the bytes of the parameters and of their gradients.
+
+    Raises:
+      TypeError: what is no transformation.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_learning_rate(1e-3))
+    >>> print(adam_tx.summary(tx, jnp.zeros((3, 4))))
+    link                      formula                    hyperparameters      state            bytes
+    ------------------------------------------------------------------------------------------------
+    chain                     its links in turn                               count int32[]        4
+      scale_by_momentum       mu += (1 - decay)(u - mu)  decay=0.9            mu float32[3,4]     48
+                              mu
+      scale_by_learning_rate  -learning_rate · u         learning_rate=0.001
+    ------------------------------------------------------------------------------------------------
+    state                     4.333 bytes per parameter                                           52
+    parameters                                                                12 numbers          48
+    gradients                 as the parameters                                                   48
+    """
+    if isinstance(tx, Mapping | type) or not all(callable(getattr(tx, part, None)) for part in ("init", "update")):
+        raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
+    state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
+    rows = list(_rows(tx, state, params))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
+    footer = [
+        [["state"], [each], [], [], [f"{_bytes(state)}"]],
+        [["parameters"], [], [], [f"{count} numbers"], [f"{_bytes(params)}"]],
+        [["gradients"], ["as the parameters"], [], [], [f"{_bytes(params)}"]],
+    ]
+    return _table([row.cells() for row in rows], footer)
+
+
+class Row(NamedTuple):
+    """What the table says of one link.
+
+    Attributes:
+      label: its name, after its key where that is another.
+      formula: what it emits.
+      hyperparams: its hyperparameters by name, those worth showing.
+      state: what it keeps itself, by name.
+      depth: in how many wrappers it is.
+    """
+
+    label: str
+    formula: str
+    hyperparams: Mapping[str, Any]
+    state: Mapping[str, Any]
+    depth: int
+
+    def cells(self) -> list[list[str]]:
+        """The lines of each column."""
+        kept = {name: value for name, value in self.state.items() if jax.tree.leaves(value)}
+        return [
+            ["  " * self.depth + self.label],
+            self.formula.split("; "),
+            [f"{name}={_short(value)}" for name, value in self.hyperparams.items()],
+            [f"{name} {_shapes(value)}".strip() for name, value in kept.items()],
+            [f"{_bytes(value)}" for value in kept.values()],
+        ]
+
+
+def _rows(tx: Any, state: Any, params: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
+    """The rows of a transformation and of its members."""
+    tx = closures.unadapted(tx)
+    declaration = implementation_of(tx)
+    if declaration is None:
+        yield from _foreign_rows(tx, state, params, key, depth, "")
+    elif isinstance(declaration, Foreign):
+        formula = declaration.formula if declaration.known else ""
+        yield from _foreign_rows(closures.unadapted(declaration.wrapped), state, params, key, depth, formula)
+    elif isinstance(declaration, Groups):
+        yield from _group_rows(declaration, state, params, key, depth)
+    else:
+        if state is None:  # inside a chain it keeps nothing
+            own, members = {}, [(name, link, None) for name, link in declaration.links.items()]
+        else:
+            own, members = declaration.split_state(state)
+        label = _label(_maker(declaration.call), key)
+        yield Row(label, declaration.formula, _hyperparams_of(declaration), own, depth)
+        for name, link, part in members:
+            yield from _rows(link, part, params, name, depth + 1)
+
+
+def _group_rows(declaration: Groups, state: Any, params: Any, key: str, depth: int) -> Iterator[Row]:
+    """A row for each group with its leaves, and one for what the links of each layout keep."""
+    own, kept = declaration.split_state(state)
+    yield Row(_label("groups", key), declaration.formula, {}, own, depth)
+    leaves = Leaves.of_params(params)
+    for group, arrays in declaration.leaves_of(leaves):
+        made = "freeze" if group.link is None else _made_by(group.link.implementation)
+        hyperparams = {} if group.link is None else _hyperparams_of(group.link.implementation)
+        yield Row(
+            f"{group.label}: {made}",
+            "; ".join(_alike([leaves.paths[i] for i in sorted(arrays)])),
+            hyperparams,
+            {},
+            depth + 1,
+        )
+    for name, link, part in kept:
+        yield Row(f"state of {name}", "", {}, dict(_named_parts(link, part)), depth + 1)
+
+
+def _named_parts(link: Any, state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a link and its members keep, by names with dots."""
+    own, members = link.implementation.split_state(state)
+    yield from ((f"{name}.{part}".strip("."), kept) for part, kept in own.items())
+    for key, member, part in members:
+        if part is not None:
+            yield from _named_parts(member, part, f"{name}.{key}")
+
+
+def _alike(paths: Sequence[str]) -> Iterator[str]:
+    """Paths, those that differ by numbers alone as one."""
+    for path, count in Counter(re.sub(r"\d+", "#", path) for path in paths).items():
+        yield f"{count}×{path}" if count > 1 else next(p for p in paths if re.sub(r"\d+", "#", p) == path)
+
+
+def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
+    """The rows of a transformation that is no link."""
+    maker, call = closures.name(tx.update), closures.remake(tx)
+    label = _label(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
+    hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
+    parts = visit.parts(tx, state)
+    if parts is None:
+        yield Row(label, formula, hyperparams, {}, depth)
+        yield Row("opaque", f"what {maker} keeps is not known", {}, {"": state}, depth + 1)
+        return
+    own, members = parts
+    yield Row(label, formula, hyperparams, own, depth)
+    for inner_key, inner, part in members:
+        yield from _rows(inner, part, params, inner_key, depth + 1)
+
+
+def _made_by(declaration: AbstractLink) -> str:
+    """What made a link, or the transformation from elsewhere that it stands for."""
+    foreign = isinstance(declaration, Foreign)
+    return closures.name(declaration.wrapped) if foreign else _maker(declaration.call)
+
+
+def _maker(call: Call) -> str:
+    """What made a link, as users of adam_tx know it."""
+    module, name = closures.address(call.maker) or ("", call.maker.__name__)
+    return f"{module}.{name}".removeprefix("adam_tx.") if module.startswith("adam_tx.") else name
+
+
+def _label(made_by: str, key: str) -> str:
+    """What a link is called, after its key where that says something else."""
+    name = made_by.split(".")[-1]
+    if key.startswith(name) and key.removeprefix(name).removeprefix("_").isdigit():
+        return key
+    return made_by if key in ("", name) else f"{key}: {made_by}"
+
+
+def _hyperparams_of(declaration: AbstractLink) -> dict[str, Any]:
+    """The hyperparameters of a link; of an optimizer, whose members have them too, those that are not its defaults."""
+    call = declaration.call
+    given, signature = source.arguments(call)
+    if call.maker.__name__ != declaration.name:
+        first = next(iter(given), None)
+        given = {name: v for name, v in given.items() if name == first or not _is_default(v, signature, name)}
+    elif isinstance(declaration, Leafwise):
+        given = declaration.hyperparams
+    return _worth_showing(given, signature)
+
+
+def _worth_showing(given: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
+    """Hyperparameters without transformations, and without those that say that nothing is done."""
+    shown = {}
+    for name, value in given.items():
+        idle = value is None or value is False or (isinstance(value, tuple) and not value)
+        plain = isinstance(value, bool | int | float) and (value is True or value == 0)
+        if not idle and not (plain and _is_default(value, signature, name)) and not visit.holds_transformation(value):
+            shown[name] = value
+    return shown
+
+
+def _is_default(value: Any, signature: inspect.Signature, name: str) -> bool:
+    return name in signature.parameters and source.is_default(value, signature.parameters[name])
+
+
+def _short(value: Any) -> str:
+    """A hyperparameter in few letters: a function by its name, a schedule by its maker's."""
+    if isinstance(value, Tracer):
+        return f"<{value.dtype}>"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"{value}" if np.ndim(value) == 0 else f"{value.dtype}{list(value.shape)}"
+    if type(value) is float:
+        return f"{value:.7g}"
+    if type(value) is tuple:
+        return f"({', '.join(map(_short, value))})"
+    if (dtype := source.scalar_type(value)) is not None:
+        return dtype
+    if isinstance(value, Storage):
+        return source.render(value.call).split(".")[-1]
+    if callable(value):
+        call = closures.remake(value)
+        named = closures.address(value if call is None else call.maker)
+        return named[1] if named else source.called(value)
+    text = source.value(value)
+    if isinstance(value, Mapping) and len(text) > _WIDEST:
+        return (
+            f"{{{len(value)} keys}}"  # such as another framework's description, whose numbers stand in the rows below
+        )
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _shapes(tree: Any, most: int = 3) -> str:
+    """The leaves of a tree by dtype and shape, `float32[10,2] 3×float32[2]`."""
+    counts = Counter(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree))
+    shapes = [f"{n}×{shape}" if n > 1 else shape for shape, n in counts.items()]
+    more = [f"(+{len(shapes) - most} more)"] if len(shapes) > most else []
+    return " ".join(shapes[:most] + more)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _table(body: list[list[list[str]]], footer: list[list[list[str]]]) -> str:
+    header = [[title] for title in _HEADER]
+    cells = [header, *body, *footer]
+    widths = [max(len(line) for row in cells for line in row[column] or [""]) for column in range(len(header))]
+
+    def lines(row: list[list[str]]) -> Iterator[str]:
+        for line in itertools.zip_longest(*row, fillvalue=""):
+            *texts, number = line
+            padded = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
+            yield "  ".join([*padded, number.rjust(widths[-1])]).rstrip()
+
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    inside, after = ([line for row in rows for line in lines(row)] for rows in (body, footer))
+    return "\n".join([*lines(header), rule, *inside, rule, *after])

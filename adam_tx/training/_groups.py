@@ -1,0 +1,309 @@
+"""`groups`: other settings, or another optimizer, for some of the parameters, chosen by their paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._chain import unique
+from adam_tx._core import hyperparams
+from adam_tx._core.abstract_link import Keyed
+from adam_tx._core.boxes import leaves_with_paths
+from adam_tx._core.call import Call, Reconstructible
+from adam_tx._core.leaves import Column, Leaves, State, is_absent
+from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
+from adam_tx._link import Link, as_link, link_of, may_change_gradient
+
+FREEZE = "freeze"
+Setting = Mapping[str, Any] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
+"""What becomes of a group: other arguments, an optimizer, one with a name, or "freeze"."""
+PatternT = TypeVar("PatternT", bound=PathPattern)  # the keys of a dict are of one type: all str, all functions, or both
+
+
+@hyperparams.readable
+def groups(
+    patterns: Mapping[PatternT, Setting] | Sequence[tuple[PathPattern, Setting]],
+    default: Setting | None = None,
+    *,
+    optimizer: Callable[..., optax.GradientTransformation] | None = None,
+    **settings: Any,
+) -> Link:
+    """Treat parameters by their paths: with other settings, another optimizer, or not at all.
+
+    A path is its parts joined by slashes, `encoder/layer_0/kernel`. In a pattern `*` stands
+    for any text, also with slashes in it; `|` separates alternatives; `*/` at the beginning
+    may stand for nothing; what an alternative after `!` matches is taken away again. A
+    function `(path, shape) -> bool` is a pattern too.
+
+    Every leaf must be claimed by one pattern, those that none claims are for `default`.
+    What is reduced over the tree inside a group, such as a norm, is reduced over the group.
+
+    Args:
+      patterns: a pattern and a setting for each group: a dict of other arguments for
+        `optimizer`, a transformation, a pair `(name, transformation)`, or "freeze" for
+        parameters that get an update of zero and have no state.
+      default: the setting of what no pattern claims, `{}` for `optimizer` as it is; None
+        if there must be nothing such.
+      optimizer: what makes the optimizer of groups that are a dict, such as `adam_tx.adamw`.
+      **settings: its arguments.
+
+    Returns:
+      A `Link` whose state is a dict: the count, and under the name of an optimizer what it
+      keeps, with an array for every leaf of every group that it serves. So a leaf can
+      move from one group to another without a change of the state, as long as both keep
+      the same. Groups whose averages have other decays keep their own, under the name
+      with a number, or that which a pair gives them.
+
+    Raises:
+      ValueError: an unknown setting; at `init` and `update`, a leaf that no pattern or two
+        claim, and a pattern that claims none. An alternative in it that matches none is
+        warned of.
+      TypeError: a setting that is none of these; an argument that `optimizer` does not have.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.groups(
+    ...     {"*/bias": {"weight_decay": 0.0}, "embed/*": "freeze"},
+    ...     default={},
+    ...     optimizer=adam_tx.adamw,
+    ...     learning_rate=0.5,
+    ...     weight_decay=0.1,
+    ... )
+    >>> params = {"embed": {"table": jnp.ones(1)}, "dense": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
+    >>> zero = {"embed": {"table": jnp.zeros(1)}, "dense": {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)}}
+    >>> tx.update(zero, tx.init(params), params)[0]["dense"]
+    {'bias': Array([-0.], dtype=float32), 'kernel': Array([-0.05], dtype=float32)}
+    """
+    return link_of(Groups(patterns, default, optimizer, settings))
+
+
+class matching(Reconstructible):  # noqa: N801
+    """A mask of the leaves whose paths match a pattern, for `mask=` and `optax.masked`.
+
+    Args:
+      pattern: as in `groups`; "!*/bias|!*/scale" marks all but biases and scales.
+
+    Returns:
+      A function from params to a tree of booleans.
+
+    Raises:
+      TypeError: a pattern that is neither a str nor a function.
+      ValueError: when it is called: a pattern that matches no leaf. An alternative in it that
+        matches none is warned of.
+
+    >>> import adam_tx
+    >>> adam_tx.matching("!*/bias")({"dense": {"kernel": 1.0, "bias": 1.0}})
+    {'dense': {'bias': False, 'kernel': True}}
+    """
+
+    def __init__(self, pattern: PathPattern) -> None:
+        if not isinstance(pattern, str) and not callable(pattern):
+            raise TypeError(f"matching: pattern must be a str or a function (path, shape) -> bool, got {pattern!r}.")
+        self._pattern = Pattern(pattern)
+
+    def __call__(self, params: optax.Params) -> optax.Params:
+        """The mask for these parameters."""
+        treedef = jax.tree.structure(params, is_leaf=is_absent)
+        named = [(slashed(path), leaf) for path, leaf in leaves_with_paths(params, is_absent)]
+        self._pattern.check("matching", named)
+        return jax.tree.unflatten(treedef, [self._pattern.matches(path, shape_of(leaf)) for path, leaf in named])
+
+
+class Group(NamedTuple):
+    """Some of the parameters.
+
+    Attributes:
+      label: the pattern as text, or "default".
+      pattern: what claims leaves; None for those that are left.
+      link: what updates them; None if they are frozen.
+      key: under which the state has what it keeps.
+    """
+
+    label: str
+    pattern: Pattern | None
+    link: Link | None
+    key: str
+
+
+class Groups(Keyed):
+    """Several links, each for leaves of its own."""
+
+    name, formula = "groups", "each leaf by the link of its group"
+
+    def __init__(self, patterns: Any, default: Any, optimizer: Any, settings: Mapping[str, Any]) -> None:
+        pairs = _pairs(patterns)
+        self.call = Call(groups, (pairs, default), {"optimizer": optimizer, **settings})
+        if optimizer is None and settings:
+            raise TypeError(f"groups: {sorted(settings)} are arguments of no optimizer; give optimizer= too.")
+        given: list[tuple[Pattern | None, Setting]] = [] if default is None else [(None, default)]
+        given += [(Pattern(of), setting) for of, setting in pairs]
+        if not given:
+            raise ValueError("groups: no pattern and no default; give at least one of them.")
+        self.groups: list[Group] = []
+        self.links, self._members = {}, {}
+        self._served: dict[str, list[int]] = {}  # the numbers of the groups whose links have one state
+        keys: dict[Hashable, str] = {}
+        for k, (pattern, setting) in enumerate(given):
+            label, key = pattern.text if pattern else "default", ""
+            name, link = _made(label, setting, optimizer, settings)
+            if link is not None:
+                key = keys.setdefault((name, link.implementation.state_signature()), unique(name, self._served))
+                self.links.setdefault(key, link)
+                self._served.setdefault(key, []).append(k)
+                self._members[k] = link.implementation
+            self.groups.append(Group(label, pattern, link, key))
+        members = self._members.values()
+        self.reads_grad = any(member.reads_grad for member in members)
+        self.changes_gradient = any(map(may_change_gradient, members))
+        self.averages = tuple(dict.fromkeys(average for member in members for average in member.averages))
+        self.elementwise = all(member.elementwise for member in members)
+        self.terminal = any(member.terminal for member in members)
+
+    def members_of(self, leaves: Leaves) -> list[int]:
+        """The number of the group of every leaf, be it absent; each leaf must have one, and each group a leaf."""
+        patterns = {k: group.pattern for k, group in enumerate(self.groups) if group.pattern is not None}
+        rest = [k for k in range(len(self.groups)) if k not in patterns]
+        arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
+        for pattern in patterns.values():
+            pattern.check("groups", arrays)
+        owners = list[int]()
+        for i, (path, leaf) in enumerate(arrays):
+            claims = [k for k, pattern in patterns.items() if pattern.matches(path, shape_of(leaf))]
+            if (len(claims) > 1 or not (claims or rest)) and i in leaves.present:
+                self._refuse_leaf(path, [self.groups[k].label for k in claims])
+            owners.append((claims or rest or [0])[0])
+        return owners
+
+    def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
+        """The groups with the numbers of their leaves."""
+        owners = self.members_of(leaves)
+        return [
+            (group, frozenset(i for i, owner in enumerate(owners) if owner == k)) for k, group in enumerate(self.groups)
+        ]
+
+    def _refuse_leaf(self, path: str, claims: Sequence[str]) -> None:
+        if claims:
+            raise ValueError(
+                f"groups: leaf {path} is claimed by the patterns {claims}; it can have one setting only. Take it out "
+                f"of all but one, as in '{claims[0]}|!{path}'."
+            )
+        raise ValueError(
+            f"groups: leaf {path} is claimed by none of the patterns {[group.label for group in self.groups]}. Add one "
+            "for it, or say what becomes of all others: default={} for the optimizer as it is."
+        )
+
+    def _own_leaves(self, leaves: Leaves, owners: Sequence[int]) -> dict[int, Leaves]:
+        """For every link the leaves over its leaves alone."""
+        return {k: leaves.only([i for i, owner in enumerate(owners) if owner == k]) for k in self._members}
+
+    def _joined(self, leaves: Leaves, owners: Sequence[int], states: Mapping[int, Any]) -> dict[str, Any]:
+        """The states of all links, those of one layout as one."""
+        joined = {}
+        for key, numbers in self._served.items():
+            first = self._members[numbers[0]]
+            if first.keeps:
+                place = {k: n for n, k in enumerate(numbers)}
+                joined[key] = first.merge_states(
+                    leaves, [place.get(k, 0) for k in owners], [states[k] for k in numbers]
+                )
+        return joined
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """The states of all links."""
+        owners = self.members_of(leaves)
+        own = self._own_leaves(leaves, owners)
+        return self._joined(leaves, owners, {k: member.init_leaves(own[k]) for k, member in self._members.items()})
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """Every link's step of its own leaves."""
+        self._check_state(state)
+        owners, emitted, new = self.members_of(leaves), list(updates), {}
+        for k, part in self._own_leaves(leaves, owners).items():
+            member, key = self._members[k], self.groups[k].key
+            own = [x if i in part.present else part.updates[i] for i, x in enumerate(updates)]
+            column, new[k] = part.run_member(self.groups[k].label, member, own, state.get(key))
+            for i in part.present:
+                rounded = self.terminal and not member.terminal
+                emitted[i] = leaves.lowered(i, column[i]) if rounded else column[i]
+        for i in leaves.present:
+            if owners[i] not in self._members:
+                emitted[i] = -jnp.zeros_like(updates[i])  # the one number that changes no weight
+        return emitted, self._joined(leaves, owners, new)
+
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the links know them."""
+        if leaves.params is None or not self.terminal:
+            return leaves
+        params = list(leaves.params)
+        for k, part in self._own_leaves(leaves, self.members_of(leaves)).items():
+            if self._members[k].terminal:
+                known = self._members[k].full_precision_params(part, state.get(self.groups[k].key)).params
+                for i in part.present:
+                    params[i] = known[i]
+        return leaves.with_params(params)
+
+    def _check_state(self, state: State, *counted: str) -> None:
+        keys = [*counted, *(key for key, link in self.links.items() if link.implementation.keeps)]
+        if not isinstance(state, Mapping) or not state.keys() >= set(keys) or state.keys() - {"count", *keys}:
+            got = f"one keyed {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+            raise ValueError(
+                f"groups: its state is a dict keyed {keys}, but {got} came. Give update the state that init of these "
+                "groups returned; the order is update(updates, state, params). To go on from another state, call "
+                "adam_tx.migrate(state, <its tx>, tx, params)."
+            )
+
+    def count_of(self, state: State) -> Any:
+        """The count in the dict."""
+        self._check_state(state, "count")
+        return state["count"]
+
+    def basis_obstacles(self) -> Iterator[str]:
+        """Its links each have a basis of their own, if any."""
+        yield "groups cannot stand in another basis; put the change of basis into the groups that need it."
+
+
+def _pairs(patterns: Any) -> list[tuple[PathPattern, Setting]]:
+    pairs = list(patterns.items()) if isinstance(patterns, Mapping) else list(patterns)
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not (isinstance(pair[0], str) or callable(pair[0])):
+            raise TypeError(
+                "groups: patterns must be a dict {pattern: setting} or a list of such pairs, each pattern a str or a "
+                f"function (path, shape) -> bool, got {pair!r}."
+            )
+    return [tuple(pair) for pair in pairs]
+
+
+def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, Any]) -> tuple[str, Link | None]:
+    """The name and link that a setting stands for; no link if it freezes."""
+    if isinstance(setting, str):
+        if setting != FREEZE:
+            raise ValueError(f"groups: the setting of {label!r} must be 'freeze' where it is a str, got {setting!r}.")
+        return "", None
+    name = None
+    if isinstance(setting, tuple) and len(setting) == 2 and isinstance(setting[0], str):
+        name, setting = setting
+    if isinstance(setting, Mapping):
+        if optimizer is None:
+            raise TypeError(
+                f"groups: the setting of {label!r} is a dict of arguments, but there is no optimizer= they are for."
+            )
+        try:
+            setting = optimizer(**{**settings, **setting})
+        except (TypeError, ValueError) as error:
+            error.add_note(f"It was made for the group {label!r}.")
+            raise
+    if not isinstance(setting, optax.GradientTransformation):
+        raise TypeError(
+            f"groups: the setting of {label!r} must be a dict of arguments, a transformation or 'freeze', got "
+            f"{setting!r}."
+        )
+    link = as_link(setting)
+    maker = link.implementation.call.maker.__name__
+    name = name or (link.name if maker == "as_link" else maker)
+    if name == "count":
+        raise ValueError(f"groups: name that of {label!r} otherwise than 'count', which is the number of updates.")
+    return name, link

@@ -1,0 +1,287 @@
+"""`guard`: a step that would spoil training changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_tx._core import hyperparams, manual, numerics, sharding, states
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.call import Call, Reconstructible
+from adam_tx._core.leaves import Column, Leaves, State, increment
+from adam_tx._link import Link, as_link, link_of, may_change_gradient
+from adam_tx.describe import visit
+
+_LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
+_LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
+_MOST_SPREADS = 4.0  # as what a norm that is skipped counts: seven of a hundred may be such for ever
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScale(Reconstructible):
+    """How the factor on a float16 loss follows what overflows, as in `torch.amp.GradScaler`.
+
+    Small gradients are zero in float16, so the loss is multiplied by a factor that is as
+    large as it can be. After a step whose gradients overflowed it backs off; after so many
+    good steps in a row it grows. It backs off to 2^-126 at the least, the smallest normal
+    float32; PyTorch's ends at zero. There every gradient is zero, steps count as good, and
+    it takes `every` of them to double the factor: a factor below one is a run to look at.
+
+    Attributes:
+      initial: the first factor.
+      growth: what it is multiplied by after `every` good steps in a row.
+      backoff: what it is multiplied by after a bad one.
+      every: how many good steps in a row let it grow.
+
+    `LossScale(2.0**15)` is that of `keras.optimizers.LossScaleOptimizer`.
+    """
+
+    initial: float = 2.0**16
+    growth: float = 2.0
+    backoff: float = 0.5
+    every: int = 2000
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        above_zero, above_one = (hyperparams.Range(low, float("inf"), low_allowed=False) for low in (0.0, 1.0))
+        hyperparams.check("LossScale: initial", self.initial, above_zero)
+        hyperparams.check("LossScale: growth", self.growth, above_one)
+        hyperparams.check("LossScale: backoff", self.backoff, hyperparams.Range(0.0, 1.0, low_allowed=False))
+        hyperparams.check_int("LossScale: every", self.every)
+
+
+@hyperparams.readable
+def guard(
+    inner: optax.GradientTransformation,
+    *,
+    deviations: float | None = None,
+    decay: float = 0.99,
+    loss_scale: LossScale | None = None,
+) -> Link:
+    """Let a step that is not finite, or far too large, change nothing.
+
+    With g the gradient, G its norm over the whole tree and u what `inner` emits::
+
+        ok = g and u are finite, and G <= mean + deviations · spread
+        u      <- u if ok else nothing
+        inner  <- its new state if ok else the old one, to the last bit
+
+    Nothing means minus zero, which leaves every parameter as it is, also one that is zero.
+    So moments, counts and schedules go on as if the batch had never been seen. A step is
+    skipped too if it would make a number of the state infinite or NaN that was neither.
+    However many steps in a row are not finite, none is taken; `skipped_in_a_row` says how
+    many there were, for the training loop to act on.
+
+    mean is an average of the finite norms above zero, spread that of their distance from it
+    (the root of the mean square, at least a hundredth of mean; the limit is at least a
+    hundredth above mean). A norm above the limit counts as at most mean + 4 · spread. So a
+    spike moves the limit by 7 % (at the default decay), and seven of a hundred steps may be
+    spikes for ever. If norms rise and stay there, the limit follows. That takes about
+    0.33 / (1 - decay) steps for each factor of ten by which they are further from mean than
+    the limit is: 46 steps if a steady norm doubles, 146 if it becomes a thousand times as
+    large. The first 1 / (1 - decay) steps are held to no limit. To begin anew by hand, set
+    `taken` in the state to zero: `optax.tree.set(state, taken=jnp.zeros((), jnp.int32))`.
+
+    Args:
+      inner: a link, a chain, or any transformation. Put all that counts or averages inside,
+        `optax.MultiSteps(…).gradient_transformation()` too: outside it would keep a NaN.
+      deviations: how many spreads above its mean the norm may be; None for any number.
+      decay: of mean and spread, in [0, 1).
+      loss_scale: for a loss that is multiplied by `state.scale`, which the gradients are
+        divided by here; None for a loss as it is.
+
+    Returns:
+      A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
+      `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale.
+      Its count is of all steps, that of `inner` of those taken; `taken` is of the norms in
+      mean. norm is at most 1.8e19, the root of float32's largest; below 1e-18 it may be zero.
+      All is computed where the gradients are, over all devices, also inside `jax.shard_map`,
+      and the host waits for nothing.
+
+    Raises:
+      TypeError: what is no transformation.
+      ValueError: a number out of range.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = guard(adam_tx.adam(1e-3))
+    >>> params = jnp.ones(2)
+    >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), tx.init(params), params)
+    >>> updates, int(state.skipped), int(state.inner["count"])
+    (Array([-0., -0.], dtype=float32), 1, 0)
+    """
+    given = {"deviations": deviations, "decay": decay, "loss_scale": loss_scale}
+    call = Call(guard, (inner,), given)
+    return link_of(Guard(inner, deviations, decay, loss_scale, call))
+
+
+class Guard(AbstractLink):
+    """A link whose members may be left as they were."""
+
+    elementwise, told = False, ("norm",)
+    formula = "inner(u) where all is finite, else nothing"
+
+    def __init__(self, inner: Any, deviations: Any, decay: Any, loss_scale: Any, call: Call) -> None:
+        self.name, self.call = "guard", call
+        self.links = {"inner": as_link(inner)}
+        self._inner = self.links["inner"].implementation
+        self.reads_grad, self.terminal = self._inner.reads_grad, self._inner.terminal
+        self.changes_gradient = loss_scale is not None or may_change_gradient(self._inner)
+        if deviations is not None:
+            deviations = hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
+        if loss_scale is not None and not isinstance(loss_scale, LossScale):
+            raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
+        self._deviations, self._loss_scale = deviations, loss_scale
+        self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
+        self._type = _TYPES[deviations is not None, loss_scale is not None]
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """No step skipped."""
+        none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+        fields: dict[str, Any] = {"skipped": none, "skipped_in_a_row": none, "norm": zero}
+        if self._deviations is not None:
+            fields |= {"taken": none, "mean": zero, "variance": zero}
+        if self._loss_scale is not None:
+            fields |= {"scale": jnp.full((), self._loss_scale.initial, jnp.float32), "good_in_a_row": none}
+        # each its own array, so that the state can be donated
+        own = {name: jnp.array(value, copy=True) for name, value in fields.items()}
+        return self._type(**own, inner=self._inner.with_count(self._inner.init_leaves(leaves), none))
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """The members' step, kept or dropped as a whole."""
+        states.check(self.name, state, self._type)
+        grad = None if leaves.grad is updates else leaves.grad
+        if self._loss_scale is not None:
+            updates, grad = (_each(leaves, functools.partial(_divided, by=state.scale), x) for x in (updates, grad))
+        count = self._inner.count_of(state.inner)
+        # what is not finite comes no further: a derivative through a step that is skipped would be NaN
+        safe, safe_grad = (_each(leaves, _finite_or_zero, x) for x in (updates, grad))
+        if safe_grad is None and leaves.grad is not None:
+            safe_grad = safe
+        emitted, inner = leaves.counting(safe, safe_grad, count).run_member("inner", self._inner, safe, state.inner)
+        inner = self._inner.with_count(inner, None if count is None else increment(count))
+        lowered = emitted if self.terminal else {i: leaves.lowered(i, emitted[i]) for i in leaves.present}
+        columns = [updates, lowered] if grad is None else [updates, grad, lowered]
+        finite, norm = self._is_finite(leaves, columns, state.inner, inner), _norm(leaves, updates)
+        norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
+        ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
+        emitted = _each(leaves, lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
+        inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
+        own = self._counted(state, ok, norm) | self._scaled(state, finite)
+        return emitted, self._type(**own, inner=inner)
+
+    def _is_finite(self, leaves: Leaves, columns: Sequence[Any], old: State, new: State) -> jax.Array:
+        """Whether all in these columns is finite, and of the new state what was so in the old one."""
+        flags = {i: [jnp.isfinite(column[i]) for column in columns] for i in leaves.present}
+        places: dict[tuple[int, ...], list[int]] = {}
+        for i, (first, *_) in flags.items():
+            places.setdefault(first.shape, []).append(i)
+        # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
+        turns, link = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}, self.links["inner"]
+        pairs = zip(visit.kept(link, old), visit.kept(link, new), strict=True)
+        for number, (was, now) in enumerate(pairs, len(leaves)):
+            if (still := now.storage.finite(now.stored)) is None:
+                continue
+            if not (now.starts_finite or (before := was.storage.finite(was.stored)) is None):
+                still |= ~before
+            flags.setdefault(next(turns[still.shape]) if still.shape in turns else number, []).append(still)
+        looked = [
+            sharding.together(dict(zip(map(str, range(len(x))), x, strict=True))).values() for x in flags.values()
+        ]
+        found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
+        return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
+
+    def _is_usual(self, state: State, norm: jax.Array) -> jax.Array:
+        """Whether the norm is not far above what it was; at first any is."""
+        few = state.taken.astype(jnp.float32) * self._step < 1.0
+        mean, spread = usual(state)
+        return few | (norm <= mean + jnp.maximum((self._deviations or 0.0) * spread, _LEAST_SPREAD * mean))
+
+    def _counted(self, state: State, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+        """The numbers of steps skipped, the norm, and what norms are usual."""
+        none = jnp.zeros_like(state.skipped)
+        own = {
+            "skipped": jnp.where(ok, state.skipped, increment(state.skipped)),
+            "skipped_in_a_row": jnp.where(ok, none, increment(state.skipped_in_a_row)),
+            "norm": norm,
+        }
+        if self._deviations is None:
+            return own
+        mean, spread = usual(state)
+        seen = jnp.where(self._is_usual(state, norm), norm, jnp.minimum(norm, mean + _MOST_SPREADS * spread))
+        taken = increment(state.taken)
+        step = jnp.maximum(self._step, 1.0 / taken.astype(jnp.float32))  # the mean of all, while they are few
+        mean = numerics.ema(state.mean, seen, step)
+        variance = numerics.ema(state.variance, (seen - state.mean) * (seen - mean), step)
+        new = {"taken": taken, "mean": mean, "variance": variance}
+        counts = jnp.isfinite(norm) & (norm > 0)  # a step without a gradient says nothing of what is usual
+        return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
+
+    def _scaled(self, state: State, finite: jax.Array) -> dict[str, jax.Array]:
+        """The factor of the loss."""
+        if (of := self._loss_scale) is None:
+            return {}
+        good = state.good_in_a_row + 1
+        grown = jnp.where(good >= of.every, state.scale * of.growth, state.scale)
+        grown = jnp.where(jnp.isfinite(grown), grown, state.scale)
+        return {
+            "scale": jnp.where(finite, grown, jnp.maximum(state.scale * of.backoff, jnp.finfo(jnp.float32).tiny)),
+            "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
+        }
+
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the last link inside knows them."""
+        return self._inner.full_precision_params(leaves, state.inner)
+
+    def split_state(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
+        """What the guard counts is its own."""
+        own = {name: part for name, part in state._asdict().items() if name != "inner"}
+        return own, [("inner", self.links["inner"], state.inner)]
+
+
+def usual(state: State) -> tuple[jax.Array, jax.Array]:
+    """The mean of the norms, and their spread around it."""
+    return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
+
+
+def _each(leaves: Leaves, function: Callable[[jax.Array], jax.Array], column: Column | None) -> Any:
+    """The function of every leaf that is there."""
+    return column and [function(x) if i in leaves.present else x for i, x in enumerate(column)]
+
+
+def _divided(x: jax.Array, by: jax.Array) -> jax.Array:
+    return x / numerics.scalar(by, x.real)
+
+
+def _finite_or_zero(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
+def _norm(leaves: Leaves, column: Column) -> jax.Array:
+    """The root of the sum of all squares, float32."""
+    squares = [manual.total(jnp.sum(numerics.square(column[i])).astype(jnp.float32)) for i in leaves.present]
+    return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
+
+
+_OF_DEVIATIONS, _OF_SCALE = ("taken", "mean", "variance"), ("scale", "good_in_a_row")
+_TYPES = {
+    (held, scaled): states.wrapper_type(
+        "guard",
+        "skipped",
+        "skipped_in_a_row",
+        "norm",
+        *(_OF_DEVIATIONS if held else ()),
+        *(_OF_SCALE if scaled else ()),
+        "inner",
+    )
+    for held in (False, True)
+    for scaled in (False, True)
+}

@@ -1,0 +1,161 @@
+"""`monitor` keeps figures of every step in the state, for `metrics` to read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from adam_tx._core import hyperparams, states
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.call import Call
+from adam_tx._core.leaves import Column, Leaves, State, increment
+from adam_tx._core.paths import PathPattern, Pattern, shape_of
+from adam_tx._link import Link, as_link, link_of, may_change_gradient
+from adam_tx.training.figures import FIGURES, UNKNOWN, Leaf, figures_of, known_of, sums_of
+
+
+@hyperparams.readable
+def monitor(
+    inner: optax.GradientTransformation, *, groups: Mapping[str, PathPattern] | None = None, every: int = 1
+) -> Link:
+    """Keep figures of the last step in the state, for `metrics` to read.
+
+    What `inner` emits and keeps is not touched. With g the gradient, u the update in the
+    dtype in which it leaves, p the parameters before it, and sums over all elements::
+
+        learning_rate    the rate in force; the largest, where groups have several
+        grad_norm        sqrt(Σ|g|²)
+        param_norm       sqrt(Σ|p|²)
+        update_rms       sqrt(mean |u|²)
+        update_to_param  sqrt(Σ|u|²) / sqrt(Σ|p|²)
+        step_size_p10…   quantiles of |u| / learning_rate: 10 %, 50 %, 90 % and the largest
+        signal_to_noise  mean |m| / sqrt(v), where v is not zero
+        eps_share        share of elements whose sqrt(v), as it divides, is below eps
+        rounded_away     share of updates, those that are zero apart, that leave their
+                         parameter as it is, because its dtype has no number in between
+
+    m and v are the first averages of gradients and of squares of the parameter's shape
+    that a link keeps, debiased where the chain debiases them; eps_share has v as it divides,
+    which Keras does not debias. The quantiles
+    but for the largest are of a sample: of every leaf each k-th element, with the least k
+    that leaves no more than 8192 in all (one more a leaf). A figure is made of
+    those leaves of which all is known that it needs; others may be frozen, or have another
+    optimizer. `metrics` gives NaN where it is known of none: the rate of an optimizer that is
+    not of adam_tx, unless Optax injects it, or parameters that `update` was not given. No
+    derivative goes through figures.
+
+    Args:
+      inner: a link, a chain, or any transformation, with its clip. A guard stands around the
+        monitor: in a step that it skips, the figures and `step` stay as they were. A monitor
+        around a guard would see gradients that are still multiplied by the loss scale.
+      groups: figures of these parameters too, by name: patterns as for `adam_tx.groups`.
+        Their keys are `name/grad_norm` and so on.
+      every: measure the updates whose number this divides; the others keep the figures and
+        cost little.
+
+    Returns:
+      A `Link` with state `(count, metrics, inner)`; metrics is a dict of float32 scalars.
+
+    Raises:
+      TypeError: what is no transformation or no pattern.
+      ValueError: an `every` below 1; at `init`, a pattern that matches no leaf.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.monitor(adam_tx.adam(0.5))
+    >>> params = jnp.array([3.0, 4.0])
+    >>> _, state = tx.update(params, tx.init(params), params)
+    >>> figures = adam_tx.metrics(state)
+    >>> {name: float(figures[name]) for name in ("step", "grad_norm", "learning_rate", "update_rms")}
+    {'step': 1.0, 'grad_norm': 5.0, 'learning_rate': 0.5, 'update_rms': 0.5}
+    """
+    return link_of(Monitor(inner, groups, every))
+
+
+class Monitor(AbstractLink):
+    """A link that looks at what another does."""
+
+    formula, told = "inner(u), and figures of it", ("metrics",)
+
+    def __init__(self, inner: Any, groups: Mapping[str, PathPattern] | None, every: int) -> None:
+        self.name, self.call = "monitor", Call(monitor, (inner,), {"groups": groups, "every": every})
+        self._every = hyperparams.check_int("monitor: every", every)
+        if groups is not None and not isinstance(groups, Mapping):
+            raise TypeError(f"monitor: groups must be a dict of patterns by name, got {groups!r}.")
+        self.links = {"inner": as_link(inner)}
+        self._inner = self.links["inner"].implementation
+        self._patterns = {f"{name}/": Pattern(of) for name, of in (groups or {}).items()}
+        self.reads_grad, self.changes_gradient = self._inner.reads_grad, may_change_gradient(self._inner)
+        self.terminal, self.elementwise = self._inner.terminal, self._inner.elementwise
+        self.averages = self._inner.averages
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """Nothing is measured yet."""
+        self._groups(leaves)
+        keys = [f"{prefix}{name}" for prefix in ("", *self._patterns) for name in FIGURES]
+        figures = {key: jnp.full((), UNKNOWN, jnp.float32) for key in keys}
+        return _MONITOR(figures, self._inner.init_leaves(leaves))
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """The link's step, and figures of it."""
+        states.check(self.name, state, _MONITOR)
+        emitted, inner = leaves.run_member("inner", self._inner, updates, state.inner)
+        figures: Any = functools.partial(self._figures, leaves, updates, emitted, inner)
+        if self._every == 1:
+            return emitted, _MONITOR(figures(), inner)
+        due = increment(leaves.count) % self._every == 0
+        return emitted, _MONITOR(lax.cond(due, figures, lambda: dict(state.metrics)), inner)
+
+    def _groups(self, leaves: Leaves) -> dict[str, list[int]]:
+        """The leaves of every group by its prefix."""
+        arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
+        for prefix, pattern in self._patterns.items():
+            pattern.check(f"monitor: groups[{prefix[:-1]!r}]", arrays)
+        chosen = {
+            prefix: [i for i in leaves.present if pattern.matches(arrays[i][0], shape_of(arrays[i][1]))]
+            for prefix, pattern in self._patterns.items()
+        }
+        return {"": list(leaves.present)} | chosen
+
+    def _figures(self, leaves: Leaves, updates: Column, emitted: Column, inner: Any) -> dict[str, jax.Array]:
+        still = lax.stop_gradient  # no derivative goes through figures
+        grad = updates if leaves.grad is None else leaves.grad
+        params = [None] * len(leaves) if leaves.params is None else leaves.params
+        inner, count = still(inner), None if leaves.count is None else increment(leaves.count)
+        known = known_of(self.links["inner"], inner, leaves, count)
+        arrays = {
+            i: Leaf(
+                still(grad[i]),
+                still(emitted[i] if self.terminal else leaves.lowered(i, emitted[i]).astype(leaves.dtypes[i])),
+                still(params[i]),
+                **known.get(i, {}),
+            )
+            for i in leaves.present
+        }
+        sums = {i: sums_of(leaf, leaves.param_dtypes[i]) for i, leaf in arrays.items()}
+        return {
+            f"{prefix}{name}": value
+            for prefix, chosen in self._groups(leaves).items()
+            for name, value in figures_of([arrays[i] for i in chosen], [sums[i] for i in chosen]).items()
+        }
+
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the last link inside knows them."""
+        return self._inner.full_precision_params(leaves, state.inner)
+
+    def state_signature(self) -> Hashable:
+        """Its figures are of the leaves that it is given, all together."""
+        return object()
+
+    def split_state(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
+        """The figures are its own."""
+        return states.counts(state) | {"metrics": state.metrics}, [("inner", self.links["inner"], state.inner)]
+
+
+_MONITOR = states.wrapper_type("monitor", "metrics", "inner")
