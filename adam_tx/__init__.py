@@ -7,11 +7,7 @@ from adam_tx import numerics as numerics
 from adam_tx import optimizers
 from adam_tx import schedules as schedules
 from adam_tx import storage as storage
-from adam_tx._chain import (
-    chain,
-    parallel,
-    with_gradient,
-)
+from adam_tx._chain import chain
 from adam_tx._core import former
 from adam_tx._core.hyperparams import (
     Decay,
@@ -33,6 +29,9 @@ from adam_tx._link import (
     link,
     optimizer,
 )
+from adam_tx._parallel import parallel
+from adam_tx._with_gradient import with_gradient
+from adam_tx._wrapper import Wrapper
 from adam_tx.describe.config import (
     from_config,
     get_config,
@@ -163,6 +162,7 @@ __all__ = [
     "Rule",
     "Slot",
     "Turn",
+    "Wrapper",
     "adabelief",
     "adafactor",
     "adagrad",

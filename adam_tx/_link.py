@@ -15,20 +15,18 @@ knows what it is. Adam's second link shows all there is to a declaration::
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, overload
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from adam_tx._core import hyperparams, numerics
-from adam_tx._core.abstract_link import LIFTED, AbstractLink
+from adam_tx._core import hyperparams
+from adam_tx._core.abstract_link import AbstractLink, implementation_of
 from adam_tx._core.call import Call
+from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Column, Leaves, State
 from adam_tx._core.rule import Declaration, Rule, Slot
-from adam_tx.describe import closures, source
+from adam_tx.describe import source
 
 P = ParamSpec("P")
 
@@ -45,8 +43,8 @@ class Link(optax.GradientTransformationExtraArgs):
 
     @property
     def implementation(self) -> AbstractLink:
-        """What it is, and what it does inside a chain."""
-        return implementation_of(self) or Foreign(self)
+        """What runs behind it."""
+        return implementation_of(self) or _foreign(self)
 
     @property
     def name(self) -> str:
@@ -59,35 +57,23 @@ class Link(optax.GradientTransformationExtraArgs):
         return self.implementation.formula
 
     @property
-    def hyperparams(self) -> Mapping[str, Any]:
+    def hyperparams(self) -> Mapping[str, object]:
         """Its own hyperparameters by name, as they were given: numbers, arrays or schedules."""
         return self.implementation.hyperparams
 
     @property
     def links(self) -> Mapping[str, Link]:
         """Its members by name, when it is a chain or another wrapper."""
-        return self.implementation.links
+        return {name: link_of(member) for name, member in self.implementation.members.items()}
 
     def __repr__(self) -> str:
         """The code that makes it."""
         return source.render(self.implementation.call)
 
 
-def implementation_of(transformation: Any) -> AbstractLink | None:
-    """The declaration behind a transformation or behind its update function, if it is a link's."""
-    update = getattr(transformation, "update", transformation)
-    owner = getattr(update, "__self__", None)
-    return owner if isinstance(owner, AbstractLink) and update.__func__ is AbstractLink.update else None
-
-
-def may_change_gradient(declaration: AbstractLink) -> bool:
-    """Whether it is known to change the gradient itself, or nothing is known of what it does."""
-    return declaration.changes_gradient or (isinstance(declaration, Foreign) and not declaration.known)
-
-
-def link_of(declaration: AbstractLink) -> Link:
-    """The link that this declaration stands behind."""
-    return Link(declaration.init, declaration.update)
+def link_of(implementation: AbstractLink) -> Link:
+    """The link that this stands behind."""
+    return Link(implementation.init, implementation.update)
 
 
 @overload
@@ -144,23 +130,23 @@ def link(
     """
 
     def decorate(function: Callable[..., Rule]) -> Callable[..., Link]:
-        kind = Declaration(function, slots, numbers, debiases)
+        declaration = Declaration(function, slots, numbers, debiases)
 
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Link:
-            arguments = kind.parameters.bind(*args, **kwargs)
+            arguments = declaration.parameters.bind(*args, **kwargs)
             rule: Any = function(**arguments)
             if not isinstance(rule, Rule):
-                raise TypeError(f"{kind.name} must return an adam_tx.Rule, got {rule!r}.")
-            return link_of(Leafwise(kind, rule, arguments, Call(make, args, kwargs)))
+                raise TypeError(f"{declaration.name} must return an adam_tx.Rule, got {rule!r}.")
+            return link_of(Leafwise(declaration, rule, arguments, Call(make, args, kwargs)))
 
         return hyperparams.readable(make, "Link")
 
     return decorate if function is None else decorate(function)
 
 
-def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
-    """Make a function that returns a chain the maker of a link of its own name.
+def optimizer(function: Callable[P, optax.GradientTransformation | AbstractLink]) -> Callable[P, Link]:
+    """Make a function that returns a chain, or a `Wrapper`, the maker of a link of its own name.
 
     Its hyperparameters are checked under the names that they have here, by their
     annotations as in `link`; `repr`, `get_config` and pickling know the link by this
@@ -177,101 +163,16 @@ def optimizer(function: Callable[P, Link]) -> Callable[P, Link]:
     parameters = hyperparams.Parameters(function)
 
     @functools.wraps(function)
-    def make(*args: Any, **kwargs: Any) -> Link:
+    def make(*args: P.args, **kwargs: P.kwargs) -> Link:
         arguments = parameters.bind(*args, **kwargs)
         with hyperparams.named(function.__name__, arguments):
-            made: Any = function(*args, **kwargs)
-        if implementation_of(made) is None:
+            made = function(*args, **kwargs)
+        implementation = made if isinstance(made, AbstractLink) else implementation_of(made)
+        if implementation is None:
             raise TypeError(f"{function.__name__} must return a link, got {made!r}; adam_tx.as_link makes one of it.")
-        return link_of(made.implementation.made_by(Call(make, args, kwargs)))
+        return link_of(implementation.made_by(Call(make, args, kwargs)))
 
     return hyperparams.readable(make, "Link")
-
-
-class Foreign(AbstractLink):
-    """A transformation from elsewhere: its own `init` and `update`, and its own count.
-
-    Its state is made from lifted parameters, so that inside a chain, where it will
-    see float32, the state keeps the dtypes it starts with.
-    """
-
-    def __init__(
-        self, transformation: optax.GradientTransformation, name: str | None = None, formula: str | None = None
-    ) -> None:
-        self.wrapped = transformation
-        self._inner = optax.with_extra_args_support(transformation)
-        self.name = name or closures.name(transformation.update)
-        self.formula = formula or "as in its own documentation"
-        self.known = formula is not None
-        self.elementwise, self.keeps = False, self._inner.init is not optax.init_empty_state
-        given = {"name": name, "formula": formula}
-        self.call = Call(as_link, (transformation,), {key: value for key, value in given.items() if value is not None})
-
-    def init_leaves(self, leaves: Leaves) -> State:
-        """The transformation's own state."""
-        column = list(leaves.params)
-        for i in leaves.present:
-            column[i] = numerics.cast(column[i], leaves.dtypes[i])
-        lifted = any(numerics.dtype_of(leaves.params[i]) == jnp.bfloat16 for i in leaves.present)
-        token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
-        try:
-            return self._inner.init(leaves.tree(column))
-        finally:
-            LIFTED.reset(token)
-
-    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
-        """Its own update, on trees in working precision."""
-        state = state if self.keeps else optax.EmptyState()
-        params = None if leaves.params is None else leaves.tree(leaves.params)
-        extra = leaves.extra if leaves.grad is None else leaves.extra | {"grad": leaves.tree(leaves.grad)}
-        try:
-            emitted, state = self._inner.update(leaves.tree(updates), state, params, **extra)
-        except FloatingPointError as error:  # under jax_debug_nans
-            raise FloatingPointError(f"{self.name}: {error}") from error
-        return leaves.column(emitted, self.name), state
-
-    def state_signature(self) -> Hashable:
-        """Known only where there is no state."""
-        try:
-            state = self._state_of_one()
-        except Exception:  # whatever it makes of parameters that are not its own
-            return object()
-        return object() if jax.tree.leaves(state) else jax.tree.structure(state)
-
-    def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
-        """There is nothing in it; see `layout`."""
-        del leaves, owners
-        return states[0]
-
-    def _state_of_one(self) -> Any:
-        return jax.eval_shape(self._inner.init, jax.ShapeDtypeStruct((1,), jnp.float32))
-
-    def basis_obstacles(self) -> Iterator[str]:
-        """Nothing is known of its state."""
-        if jax.tree.leaves(self._state_of_one()):
-            yield (
-                f"the state of {self.name}, which is not a link of adam_tx, cannot follow a change of basis, because "
-                "what it holds is not known. Use a link for it (adam_tx.chain for optax.chain), or write one with "
-                "adam_tx.link."
-            )
-
-    def map_slots(self, leaves: Leaves, state: State, move: Any) -> State:
-        """There is nothing to move; see `basis_obstacles`."""
-        del leaves, move
-        return state
-
-    def count_of(self, state: State) -> Any:
-        """It counts itself, if at all."""
-        del state
-
-    def with_count(self, state: State, count: Any) -> State:
-        """It counts itself, if at all."""
-        del count
-        return state
-
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """All of its state is its own."""
-        return {"": state}, []
 
 
 @hyperparams.readable
@@ -306,6 +207,18 @@ def as_link(
             f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}. That of an "
             "optax.MultiSteps is its .gradient_transformation()."
         )
-    if implementation_of(transformation) and isinstance(transformation, Link):
+    if isinstance(transformation, Link) and implementation_of(transformation):
         return transformation
-    return link_of(Foreign(transformation, name, formula))
+    return link_of(_foreign(transformation, name, formula))
+
+
+def _foreign(
+    transformation: optax.GradientTransformation, name: str | None = None, formula: str | None = None
+) -> Foreign:
+    given = {key: value for key, value in {"name": name, "formula": formula}.items() if value is not None}
+    return Foreign(transformation, name, formula, Call(as_link, (transformation,), given))
+
+
+def implementation_in(transformation: optax.GradientTransformation) -> AbstractLink:
+    """What runs behind a transformation, as a member of a link: its own implementation, if it has one."""
+    return as_link(transformation).implementation

@@ -1,146 +1,202 @@
-"""`AbstractLink`, what stands behind every link: what it is, and how it begins and steps inside a chain."""
+"""`AbstractLink`, what runs behind every link: alone, as a transformation; inside another one, as a member of it."""
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from adam_tx._core import states
 from adam_tx._core.call import Call
-from adam_tx._core.leaves import Column, Leaves, State, increment
+from adam_tx._core.facts import Facts
+from adam_tx._core.leaves import Column, Leaves, Tree, increment
+from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.states import State
 
-if TYPE_CHECKING:
-    from adam_tx._core.correction import Average
+MoveSlot = Callable[[str, str, Tree], Tree]
+"""From a slot's name, kind and tree to the tree that takes its place."""
+
+
+class Part(NamedTuple):
+    """What a link keeps, taken apart one level deep.
+
+    Attributes:
+      own: what it keeps itself, by name.
+      members: what each member keeps, by name; None for one that keeps nothing.
+    """
+
+    own: Mapping[str, Tree]
+    members: Mapping[str, State]
+
+
+class Inside(NamedTuple):
+    """A member of a link.
+
+    Attributes:
+      link: what it is.
+      state: what it keeps; None for nothing.
+      leaves: the numbers of the leaves that are its own; None for all.
+    """
+
+    link: AbstractLink
+    state: State
+    leaves: frozenset[int] | None = None
 
 
 class AbstractLink:
-    """What a link is, and what it does inside a chain.
+    """What a link is and does: `Leafwise` made from a rule, `Chain`, `Guard` and all others.
 
-    A chain flattens, checks and lifts an update's trees once, as a `Leaves`; its
-    members work on columns of leaves. The count of updates is that of the outermost
-    link: inside a chain a member's state has none.
+    A chain flattens, checks and lifts an update's trees once, as `Leaves`; its
+    members work on columns of leaves. The outermost link counts the updates: inside
+    another one a member's state has no count.
+
+    A class says in `init_leaves` and `update_leaves` what it does. It says the rest only
+    where it differs from a link that does nothing else than run its members.
 
     Attributes:
       name: the key of its state in a chain.
       formula: what it emits, in one line.
       call: the code that makes it.
       hyperparams: its own hyperparameters by name, as they were given.
-      links: its members by name.
-      reads_grad: whether the raw gradient must be there.
-      changes_gradient: whether it is known to change the gradient itself, as clipping does.
-      elementwise: whether the rule of an element depends on that element alone.
-      averages: what of its averages is in what it emits, for `bias_correction`.
-      keeps: whether it has a state inside a chain; a link that does not has no entry there.
-      terminal: whether what it emits has to be added to the parameters as it is: nothing
-        may change it, not even a rounding to their dtype.
+      members: the links inside by name.
+      facts: what others need to know of it.
       told: the parts of its state that are for people to read, and that no step depends on.
+      emits_last: whether it emits what its last member does, as it is.
     """
 
     name: str = ""
     formula: str = ""
     call: Call
-    hyperparams: Mapping[str, Any] = {}
-    links: Mapping[str, Any] = {}
-    reads_grad: bool = False
-    changes_gradient: bool = False
-    elementwise: bool = True
-    averages: tuple[Average, ...] = ()
-    keeps: bool = True
-    terminal: bool = False
+    hyperparams: Mapping[str, object] = {}
+    members: Mapping[str, AbstractLink] = {}
+    facts: Facts = Facts()
     told: tuple[str, ...] = ()
-
-    def resolve(self, averages: tuple[Average, ...]) -> tuple[AbstractLink, tuple[Average, ...]]:
-        """The declaration behind links that emit these averages, and what is emitted of them after it."""
-        return self, (*averages, *self.averages)
+    emits_last: bool = False
 
     def init_leaves(self, leaves: Leaves) -> State:
-        """The state for the parameters of a leaves, without a count."""
+        """The state for the parameters, without a count."""
         raise NotImplementedError
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
-        """The column that is emitted for these updates, and the new state, without a count."""
+        """What is emitted for these updates, and the new state, without a count."""
         raise NotImplementedError
 
+    # What follows from the members, unless a class says otherwise.
+
+    def split_state(self, state: State) -> Part:
+        """The state taken apart."""
+        fields = states.fields_of(state)
+        own = {name: tree for name, tree in fields.items() if name not in self.members}
+        members = self.members.items()
+        return Part(own, {name: fields[name] if member.facts.keeps else fields.get(name) for name, member in members})
+
+    def replace_members(self, state: State, inside: Mapping[str, State]) -> State:
+        """The state with these states of members, by name, in the place of its own."""
+        return states.replaced(state, inside)
+
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
-        """The leaves with whole parameters, for the links before it, where this one keeps what their dtype does not."""
+        """The leaves with parameters as they are beyond their dtype, where a member keeps what that does not hold."""
         del state
         return leaves
 
-    def map_slots(self, leaves: Leaves, state: State, move: Callable[[str, str, Any], Any]) -> State:
+    def map_slots(self, leaves: Leaves, state: State, move: MoveSlot) -> State:
         """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
-        inside = {name: member.map_slots(leaves, part, move) for name, member, part in self._keeping(state)}
-        return self.replace_members(state, inside)
+        parts = self.split_state(state).members
+        moved = {
+            name: member.map_slots(leaves.within(name), parts[name], move)
+            for name, member in self.members.items()
+            if member.facts.keeps
+        }
+        return self.replace_members(state, moved)
 
     def state_signature(self) -> Hashable:
-        """What links have in common whose states can be joined; one of which that is not known is like no other."""
-        return object()
+        """What links have in common whose states can be merged. A link that keeps something itself is like no other."""
+        members = {name: member for name, member in self.members.items() if member.facts.keeps}
+        return type(self), self.name, *((name, member.state_signature()) for name, member in members.items())
 
     def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
-        """One state of those of links of one layout; `owners[i]` is the number of the one that knows leaf i.
+        """One state from those of links of one signature.
 
-        Every one was made, or has stepped, for leaves of its own, and all have made the same updates.
+        Args:
+          leaves: all leaves.
+          owners: for each leaf the number of the state that knows it.
+          states: each was made, or has stepped, for leaves of its own; all have made the same updates.
         """
-        parts = [self._keeping(state) for state in states]
-        inside = {
-            name: member.merge_states(leaves, owners, [part for _, _, part in of_member])
-            for of_member in zip(*parts, strict=True)
-            for name, member, _ in of_member[:1]
+        parts = [self.split_state(state).members for state in states]
+        merged = {
+            name: member.merge_states(leaves, owners, [part[name] for part in parts])
+            for name, member in self.members.items()
+            if member.facts.keeps
         }
-        return self.replace_members(states[0], inside)
-
-    def _keeping(self, state: State) -> list[tuple[str, AbstractLink, Any]]:
-        """The members that keep something, and what."""
-        _, members = self.split_state(state)
-        return [(name, link.implementation, part) for name, link, part in members if link.implementation.keeps]
-
-    def _signature_of_members(self) -> Hashable:
-        members = {name: link.implementation for name, link in self.links.items()}
-        return (
-            type(self),
-            self.name,
-            *((name, member.state_signature()) for name, member in members.items() if member.keeps),
-        )
+        return self.replace_members(states[0], merged)
 
     def basis_obstacles(self) -> Iterator[str]:
         """Why this link, or a member of it, cannot stand in another basis than the parameters'."""
-        for link in self.links.values():
-            yield from link.implementation.basis_obstacles()
+        for member in self.members.values():
+            yield from member.basis_obstacles()
 
-    def count_of(self, state: State) -> Any:
-        """The count in the state of an outermost link."""
-        count = getattr(state, "count", None)
-        if count is None:
+    def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
+        """What becomes of updates of this provenance: `run` is called for every member, in the order they act."""
+        for name in self.members:
+            updates = run(name, updates, grad)
+        return updates
+
+    def running(self) -> Mapping[str, AbstractLink]:
+        """The members by the names under which they run."""
+        return self.members
+
+    def inside(self, state: State, leaves: Leaves | None) -> Mapping[str, Inside]:
+        """The members with what each keeps, and with its leaves, by the names under which they run.
+
+        Args:
+          state: the state; None for one that keeps nothing.
+          leaves: the parameters; None if it does not matter which leaves are a member's own.
+        """
+        del leaves
+        parts = {} if state is None else self.split_state(state).members
+        return {name: Inside(member, parts.get(name)) for name, member in self.members.items()}
+
+    def role_of(self, field: str) -> str:
+        """What a part of the state is called that is the link's own, in what is exported."""
+        return f"{self.name}.{field}"
+
+    def acts(self, name: str) -> bool:
+        """Whether what becomes of the leaves is what this member makes of them."""
+        del name
+        return True
+
+    # As the outermost link, or under transformations of others.
+
+    def count_of(self, state: State) -> jax.Array | None:
+        """The count in the state of an outermost link; None for a transformation that does not count."""
+        fields = states.fields_of(state)
+        if "count" not in fields:
             raise ValueError(
                 f"{self.name}: {states.described(state)} came as the state, which has no count of updates; inside a "
                 "chain the chain counts. Give update the state that this link's own init returned; restore checkpoints "
                 "into tx.init(params), without which they give plain dicts."
             )
-        return count
+        return fields["count"]
 
-    def with_count(self, state: State, count: Any) -> State:
+    def with_count(self, state: State, count: jax.Array | None) -> State:
         """The state of an outermost link."""
-        return state.counted(count)
-
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
-        """The state taken apart: the link's own by name, and `(name, link, state)` of each member."""
-        return state._asdict(), []
-
-    def replace_members(self, state: State, inside: Mapping[str, Any]) -> State:
-        """The state with these states of members, by name, in place of its own."""
-        return state._replace(**inside)
+        return states.counted(state, count)
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state for these parameters: the public `init` of the link."""
-        if self.terminal and (wrapper := LIFTED.get()):
+        if self.facts.terminal and (wrapper := LIFTED.get()):
             raise ValueError(
                 f"{self.name} trains bfloat16 parameters, but inside {wrapper}, which stands in a link of adam_tx, it "
                 f"would see them as float32. Put {wrapper} around the whole optimizer, or take it away."
             )
-        return self.with_count(self.init_leaves(Leaves.of_params(params)), jnp.zeros((), jnp.int32))
+        leaves = Leaves.of_params(params, self.positions)
+        return self.with_count(self.init_leaves(leaves), jnp.zeros((), jnp.int32))
 
     def update(
         self,
@@ -149,21 +205,45 @@ class AbstractLink:
         params: optax.Params | None = None,
         *,
         grad: optax.Updates | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
         """The emitted updates and the new state: the public `update` of the link."""
         count = self.count_of(state)
-        leaves = Leaves(updates, grad, params, count=count, extra=extra)
-        if self.reads_grad and grad is None and leaves.present:
-            raise TypeError(
-                f"{self.name} reads the gradient, and update was called without grad. Put the link in adam_tx.chain, "
-                "which passes it on, or call update(updates, state, params, grad=g)."
-            )
-        if grad is None and not leaves.present:
-            leaves = leaves.with_grad(leaves.updates)
+        leaves = Leaves(updates, grad, params, count=count, extra=extra, positions=self.positions)
+        if grad is None:
+            if self.facts.reads_grad and leaves.present:
+                raise TypeError(
+                    f"{self.name} reads the gradient, and update was called without grad. Put the link in "
+                    "adam_tx.chain, which passes it on, or call update(updates, state, params, grad=g)."
+                )
+            if not leaves.present:
+                leaves = leaves.replace(grad=leaves.updates)
         emitted, new_state = leaves.run_member("", self, leaves.updates, state)
         new_state = self.with_count(new_state, None if count is None else increment(count))
-        return leaves.lower(emitted, exact=self.terminal), new_state
+        return leaves.lower(emitted, exact=self.facts.terminal), new_state
+
+    @functools.cached_property
+    def positions(self) -> Mapping[tuple[str, ...], str]:
+        """Where links of one name stand at several places, what each is called, to draw random bits of its own.
+
+        The first keeps the name, and so its bits, whether there are others behind it or not.
+        """
+        found = list(self._placed(()))
+        names = Counter(name for _, name in found)
+        if len(names) == len(found):
+            return {}
+        before: Counter[str] = Counter()
+        positions: dict[tuple[str, ...], str] = {}
+        for place, name in found:
+            before[name] += 1
+            positions[place] = name if before[name] == 1 else f"{name}_{before[name]}"
+        return positions
+
+    def _placed(self, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+        if not self.members:
+            yield place, self.name
+        for name, member in self.running().items():
+            yield from member._placed((*place, name))
 
     def made_by(self, call: Call) -> AbstractLink:
         """The same under another call; this one may be in use under its own."""
@@ -171,34 +251,25 @@ class AbstractLink:
         other.__dict__.update(self.__dict__, call=call)
         return other
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[[Call], AbstractLink], tuple[Call]]:
         """A link is pickled as the code that makes it, so closures and what they close over stay behind."""
-        return _make_anew, (self.call,)
-
-
-class Keyed(AbstractLink):
-    """A link whose state is a dict of what its members keep, and of the count where it is the outermost."""
-
-    def with_count(self, state: State, count: Any) -> State:
-        """The dict with a count."""
-        return {"count": count, **state}
-
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """The count, and the members."""
-        own = {"count": state["count"]} if "count" in state else {}
-        return own, [(name, link, state.get(name)) for name, link in self.links.items()]
-
-    def replace_members(self, state: State, inside: Mapping[str, Any]) -> State:
-        """The dict with other entries."""
-        return {**state, **inside}
+        return make_implementation, (self.call,)
 
 
 LIFTED: ContextVar[str] = ContextVar("lifted", default="")
 """The transformation from elsewhere that is being initialised with bfloat16 parameters lifted to float32, if one is."""
 
 
-def _make_anew(call: Call) -> AbstractLink:
+def make_implementation(call: Call) -> AbstractLink:
+    """What runs behind the link that the code makes."""
     return call().implementation
+
+
+def implementation_of(transformation: object) -> AbstractLink | None:
+    """What runs behind a transformation, or behind its update function, if it is a link."""
+    update = getattr(transformation, "update", transformation)
+    owner = getattr(update, "__self__", None)
+    return owner if isinstance(owner, AbstractLink) and update.__func__ is AbstractLink.update else None
 
 
 def required_params(leaves: Leaves, name: str) -> Column:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -37,3 +38,12 @@ class Reconstructible:
 def make(call: Call) -> Any:
     """What the code makes."""
     return call()
+
+
+def maker_name(made: object) -> str:
+    """The name of what made a function or transformation: `scale` for `scale.<locals>.update_fn`, a method's class."""
+    function = getattr(made, "update", made)
+    if inspect.ismethod(function):
+        return type(function.__self__).__name__
+    qualname: str = getattr(function, "__qualname__", type(function).__name__)
+    return qualname.split(".<locals>")[0].split(".")[-1]

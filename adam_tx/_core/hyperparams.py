@@ -7,14 +7,12 @@ change from step to step.
 """
 
 import contextlib
-import functools
 import inspect
 import math
 import numbers
 import typing
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -25,6 +23,7 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
+from adam_tx._core.bias import DecayNow
 from adam_tx._core.numerics import Scalar
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
@@ -58,39 +57,11 @@ Finite = Annotated[ScalarOrSchedule, Range(-math.inf, math.inf, low_allowed=Fals
 """Any number: number, 0-d array or schedule."""
 
 
-@dataclass(frozen=True)
-class DecayNow:
-    """A decay at one update, as a rule finds it in `now`.
-
-    Attributes:
-      value: the decay itself.
-      step: `1 - value`, rounded once: the step of an average towards the new value.
-      total: `1 - Π value` over the updates so far, this one included; None unless the
-        rule says that it debiases by this decay.
-    """
-
-    value: Scalar
-    step: Scalar
-    total: jax.Array | None = None
-
-    def _refuse(self, *_: Any) -> Any:
-        raise TypeError("now: a decay is no number; use its .value, its .step (1 - value) or its .weight.")
-
-    __mul__ = __rmul__ = __add__ = __radd__ = __sub__ = __rsub__ = __truediv__ = __rtruediv__ = __pow__ = _refuse
-
-    @property
-    def weight(self) -> jax.Array:
-        """The weight that the average has put on what it saw, by which dividing debiases it."""
-        if self.total is None:
-            raise TypeError("Rule: the weight of a decay is read that is not named in Rule(debias=...); name it there.")
-        return self.total
-
-    @functools.cached_property
-    def unbias(self) -> jax.Array:
-        """One over the weight, to debias by multiplying: a division that XLA makes once, and not for every leaf."""
-        return 1.0 / self.weight
-
-
+Value = Scalar | DecayNow | None
+"""A hyperparameter at one update; None where none was given."""
+Reader = Callable[[jax.Array], Any]
+"""From the count of earlier updates to the value of a hyperparameter."""
+_ANY_COUNT: Any = None  # of which what does not vary knows nothing
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -138,13 +109,21 @@ class Parameters:
                 check(_label(self._function.__name__, name, value), value, allowed)
         return dict(bound.arguments)
 
-    def readers(self, arguments: Mapping[str, Any]) -> dict[str, Callable[[jax.Array], Any]]:
-        """For each hyperparameter that was given the function `count -> value`, a decay as `DecayNow`."""
-        return {
-            name: reader(_label(self._function.__name__, name, arguments[name]), arguments[name], allowed)
-            for name, allowed in self.ranges.items()
-            if arguments[name] is not None
-        }
+    def read(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, Reader]]:
+        """The hyperparameters that stay what they are, and for each schedule the function `count -> value`."""
+        fixed: dict[str, Value] = {}
+        varying: dict[str, Reader] = {}
+        for name, allowed in self.ranges.items():
+            value = arguments[name]
+            if value is None:
+                fixed[name] = None
+                continue
+            read = reader(_label(self._function.__name__, name, value), value, allowed)
+            if is_schedule(value):
+                varying[name] = read
+            else:
+                fixed[name] = read(_ANY_COUNT)
+        return fixed, varying
 
 
 def _range(annotation: Any) -> Range | None:

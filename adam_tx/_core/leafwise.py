@@ -1,118 +1,120 @@
-"""The machinery of a declared link: its state from its slots, its update from the rule of one leaf."""
+"""`Leafwise`, a link made from the rule of a leaf: its state from its slots, its update from `LeafStep`."""
 
-import dataclasses
+from __future__ import annotations
+
 import functools
-import inspect
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core import blocks, correction, debias, numerics, rounding, sharding, states, storage
-from adam_tx._core.abstract_link import AbstractLink, required_params
+from adam_tx._core import bias, blocks, numerics, rounding, states
+from adam_tx._core.abstract_link import AbstractLink, MoveSlot, required_params
+from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
-from adam_tx._core.correction import Average
-from adam_tx._core.hyperparams import DecayNow
-from adam_tx._core.leaves import Column, Leaves, State, increment, is_absent
-from adam_tx._core.rule import INPUTS, Declaration, Now, Reduction, Rule, Slot
-from adam_tx._core.storage import Stored
+from adam_tx._core.facts import Facts
+from adam_tx._core.hyperparams import Value
+from adam_tx._core.leaf_step import Leaf, LeafStep, Row, Slots, parameters_of
+from adam_tx._core.leaves import Column, Leaves, is_absent
+from adam_tx._core.now import CountProbe, Hyperparams, NowByDtype
+from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.rule import Declaration, Rule
+from adam_tx._core.states import Fields, State
+from adam_tx._core.storage import Noise, Stored, of_slots
 
 
 class Leafwise(AbstractLink):
-    """A link made from the rule of a leaf."""
+    """A link made from the rule of a leaf.
 
-    def __init__(self, kind: Declaration, rule: Rule, arguments: Mapping[str, Any], call: Call) -> None:
-        self.name, self.formula, self.call = kind.name, rule.formula, call
-        self.kind, self.rule = kind, rule
-        kind.check_rule(rule)
-        self.hyperparams = dict(arguments)
-        self.storage = storage.of_slots(kind.name, rule.dtype, kind.slots)
+    Attributes:
+      declaration: what all links of its function have in common.
+      rule: what is its own.
+      storage: how each slot is kept.
+      scaled: the names of the scales that slots have, by slot.
+      step: one leaf's step.
+    """
+
+    def __init__(self, declaration: Declaration, rule: Rule, arguments: Mapping[str, Any], call: Call) -> None:
+        self.name = declaration.name
+        self.formula = rule.formula
+        self.call = call
+        self.declaration = declaration
+        self.rule = rule
+        declaration.check_rule(rule)
+        self.hyperparams = arguments
+        self.storage = of_slots(declaration.name, rule.dtype, declaration.slots)
         self.scaled = {name: kept.scales_of(name) for name, kept in self.storage.items() if kept.scaled}
+        self.step = LeafStep(declaration, rule, self.storage)
         self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
-        self._type = kind.state_type(rule.debias, scaled=bool(self.scaled))
-        self.keeps = bool(self._type._fields)
-        self._readers = kind.parameters.readers(arguments)
-        self._absent: dict[str, Any] = {name: None for name in kind.parameters.ranges if name not in self._readers}
-        self._reads = self._names_of(rule.apply)
-        self._terms = {name: self._names_of(statistic.term) for name, statistic in rule.statistics.items()}
-        self._over_tree = {name: stat for name, stat in rule.statistics.items() if stat.over == "tree"}
-        self._of_leaf = {name: stat for name, stat in rule.statistics.items() if stat.over != "tree"}
-        everything = {*self._reads, *(name for names in self._terms.values() for name in names)}
-        self._inputs = [name for name in ("updates", "grad", "params") if name in everything]
-        self._reads_noise = "noise" in everything
-        self.reads_grad = "grad" in everything
-        self.changes_gradient, self.terminal = rule.changes_gradient, rule.terminal
-        self.elementwise = rule.elementwise and not rule.statistics and not rule.shape
-        self.averages = self._averages()
-        for name, slot in kind.slots.items():
+        self._type = declaration.state_type(rule.debias, scaled=bool(self.scaled))
+        self._now = Hyperparams(declaration.parameters, arguments, rule.debias)
+        self.facts = self._facts()
+        for name, slot in declaration.slots.items():
             self.storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
 
-    def _names_of(self, function: Callable[..., Any]) -> tuple[str, ...]:
-        """What a rule reads, from the names of its parameters."""
-        names = tuple(inspect.signature(function).parameters)
-        known = {"now", *INPUTS, *self.kind.slots, *self.kind.numbers, *self.rule.statistics}
-        if self.rule.numbers is None and (unknown := [name for name in names if name not in known]):
-            raise TypeError(
-                f"{self.name}: its rule reads {unknown}; it may read now, updates, grad, params, noise, and the slots, "
-                f"numbers and statistics of the link, {sorted(known - {'now', *INPUTS})}."
-            )
-        return names
-
-    def _averages(self) -> tuple[Average, ...]:
-        orders, rule = {"gradient": 1, "square": 2}, self.rule
-        return tuple(
-            Average(
-                orders[slot.kind],
-                self.hyperparams[slot.decay],
-                slot.decay in rule.debias or not rule.correctable,
-                self.name,
-            )
-            for slot in self.kind.slots.values()
-            if slot.decay is not None
+    def _facts(self) -> Facts:
+        rule = self.rule
+        corrects = [(kind, argument, self.hyperparams[argument]) for kind, argument in rule.corrects.items()]
+        return Facts(
+            reads_grad="grad" in self.step.inputs,
+            changes_gradient=rule.changes_gradient,
+            passes_gradient=bool(
+                rule.passes_gradient or rule.changes_gradient or rule.corrects or rule.multiplies_by or rule.terminal
+            ),
+            averages=tuple(
+                Average(
+                    slot.kind,
+                    self.hyperparams[slot.decay],
+                    slot.decay in rule.debias or not rule.correctable,
+                    self.name,
+                )
+                for slot in self.declaration.slots.values()
+                if slot.decay is not None
+            ),
+            corrects=tuple(Correction(kind, decay, name) for kind, name, decay in corrects if decay is not None),
+            elementwise=rule.elementwise and not rule.statistics and not rule.shape,
+            terminal=rule.terminal,
+            keeps=bool(self._type._fields),
         )
 
-    def resolve(self, averages: tuple[Average, ...]) -> tuple[AbstractLink, tuple[Average, ...]]:
-        """A correction that says no decays takes them from the averages before it."""
-        corrects, declaration = self.rule.corrects, self
-        if corrects is None:
-            return super().resolve(averages)
-        if self._is_open():
-            corrects = correction.to_correct(averages)
-            by_name = {f"b{order}": decay for order, decay in corrects.items()}
-            declaration = self.call.maker(**by_name).implementation.made_by(self.call)
-        return declaration, correction.correct(averages, corrects)
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a correction that takes its decays from the averages that stand before it."""
+        return bool(self.rule.corrects) and not self.facts.corrects
 
-    def _is_open(self) -> bool:
-        return self.rule.corrects is not None and all(decay is None for decay in self.rule.corrects.values())
+    def closed(self, before: Facts) -> AbstractLink:
+        """The correction with the decays of the averages that stand before it."""
+        unknown = [stranger.name for stranger in before.strangers if stranger.may_average()]
+        decays = bias.to_correct(before.averages, unknown)
+        arguments = {self.rule.corrects[kind]: decay for kind, decay in decays.items() if kind in self.rule.corrects}
+        return self.call.maker(**arguments).implementation
 
     def init_leaves(self, leaves: Leaves) -> State:
         """Slots for every leaf, and zeros where something is debiased."""
-        if self._is_open():
+        if self.is_open:
             raise ValueError(
-                f"{self.name}() without decays takes them from the links before it in adam_tx.chain; elsewhere name "
-                f"them, as in {self.name}(0.9, 0.999)."
+                f"{self.name}() without decays takes them from the averages that stand before it in adam_tx.chain. "
+                f"Alone, or in optax.chain, give them: {self.name}(0.9) corrects a momentum with decay 0.9."
             )
-        kind, dtype = self.kind, leaves.scalar_dtype
-        weights = {kind.weights[decay]: debias.zero(dtype) for decay in self.rule.debias}
-        starts = {name: self.rule.start.get(name, start) for name, start in kind.numbers.items()}
-        numbers = {name: jnp.full((), start, dtype) for name, start in starts.items()}
-        slots = {name: self._slot(leaves, name) for name in kind.slots}
+        dtype = leaves.scalar_dtype
+        weights = {self.declaration.weights[decay]: bias.zero(dtype) for decay in self.rule.debias}
+        numbers = {
+            name: jnp.full((), self.rule.start.get(name, start), dtype)
+            for name, start in self.declaration.numbers.items()
+        }
+        slots = {name: self._first(leaves, name) for name in self.declaration.slots}
         return self._type(**weights, **numbers, **self._kept(leaves, slots))
 
-    def _kept(self, leaves: Leaves, slots: Mapping[str, Column]) -> dict[str, Any]:
-        """The parts of the state that hold what is stored of slots."""
-        trees: dict[str, Any] = {name: leaves.tree([_values(x) for x in column]) for name, column in slots.items()}
-        if self.scaled:
-            trees["scales"] = {key: leaves.tree([_scales(x) for x in slots[name]]) for name, key in self.scaled.items()}
-        return trees
-
-    def _slot(self, leaves: Leaves, name: str) -> Column:
-        kind, stored_as, column = self.kind.slots[name].kind, self.storage[name], list(leaves.params)
-        start = self.rule.start.get(name, 0.0)
+    def _first(self, leaves: Leaves, name: str) -> list[Any]:
+        """What is kept of a slot at first."""
+        kind = self.declaration.slots[name].kind
+        stored_as = self.storage[name]
+        column: list[Any] = list(leaves.params or ())
         for i in leaves.present:
-            param, dtype = column[i], stored_as.dtype(leaves.dtypes[i])
+            param = column[i]
+            dtype = stored_as.dtype(leaves.dtypes[i])
             if kind == "square":
                 dtype = numerics.real_dtype(dtype)
             elif leaves.dtypes[i].kind == "c" and dtype.kind != "c":
@@ -123,9 +125,10 @@ class Leafwise(AbstractLink):
             if kind == "params":
                 first = jnp.array(param, dtype=dtype, copy=True)
             else:
-                first = self._smaller(leaves, i, name, jnp.full_like(param, start, dtype=dtype))
-            noise = self.noise(np.int32(-1), i, name)
-            column[i] = first if first is None else stored_as.begin(leaves.path(i), first, param, kind, noise)
+                first = jnp.full_like(param, self.rule.start.get(name, 0.0), dtype=dtype)
+                first = self._smaller(leaves, i, name, first)
+            noise = self._noise_of(leaves, i, np.int32(-1), name)
+            column[i] = None if first is None else stored_as.begin(leaves.path(i), first, param, kind, noise)
         return column
 
     def _smaller(self, leaves: Leaves, i: int, name: str, first: jax.Array) -> jax.Array | None:
@@ -142,80 +145,107 @@ class Leafwise(AbstractLink):
         # reduced from the leaf, so that its sharding is what a reduction of the gradient has
         return None if smaller is None else blocks.mean(first, tuple(smaller))
 
-    def noise(self, count: Any, i: int, what: str) -> storage.Noise:
+    def _kept(self, leaves: Leaves, slots: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """The parts of the state that hold what is stored of slots."""
+        trees: dict[str, Any] = {name: leaves.tree([_values(x) for x in column]) for name, column in slots.items()}
+        if self.scaled:
+            trees["scales"] = {key: leaves.tree([_scales(x) for x in slots[name]]) for name, key in self.scaled.items()}
+        return trees
+
+    def noise(self, count: Any, i: int, what: str, position: str | None = None) -> Noise:
         """Random bits for a leaf at this update, for one of its slots or for the rule."""
-        return lambda like: rounding.bits(like, rounding.seed(count, i, f"{self.name}.{what}"))
+        return rounding.Bits(count, i, f"{position or self.name}.{what}")
+
+    def _noise_of(self, leaves: Leaves, i: int, count: Any, what: str) -> Noise:
+        return self.noise(count, i, what, leaves.positions.get(leaves.place))
+
+    def leaf(self, leaves: Leaves, i: int, updates: Column) -> Leaf:
+        """A leaf as its step reads it."""
+        dtype = leaves.dtypes[i]
+        update = updates[i]
+        grad = None if leaves.grad is None else leaves.grad[i]
+        param = None if leaves.params is None else leaves.params[i]
+        return Leaf(
+            update if update.dtype == dtype else numerics.cast(update, dtype),
+            grad if grad is None or grad.dtype == dtype else numerics.cast(grad, dtype),
+            param if param is None or param.dtype == dtype else numerics.cast(param, dtype),
+            functools.partial(self._noise_of, leaves, i, leaves.count),
+            functools.partial(leaves.path, i),
+            leaves.param_dtypes[i] if self._optional else None,
+            leaves.on_explicit_mesh,
+        )
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Apply the rule to every leaf."""
-        kind, rule = self.kind, self.rule
-        self._check_state(state)
-        now, kept = self._now(leaves.count, state)
-        columns = self._columns(leaves, updates, state)
-        marks = None if rule.mask is None else leaves.marks(rule.mask)
-        rows = {i: self._row(leaves, i, columns) for i in leaves.present if marks is None or marks[i]}
-        if kind.numbers or self._over_tree:
-            shared = self._numbers(now, rows, leaves, state)
-            kept |= {name: shared[name] for name in kind.numbers}
-        else:
-            shared = {}
-        emitted, new = list(updates), {name: list(columns[name]) for name in kind.slots}
-        for i, row in rows.items():
-            values = row | self._beside(leaves, i, now, shared)
-            for name, statistic in self._of_leaf.items():
-                values[name] = self._reduced(name, statistic, values)
-            if missing := [name for name in self._reads if name not in values]:
-                raise TypeError(f"{self.name}: its rule reads {missing}, which Rule(numbers=...) does not give.")
-            try:
-                out = rule.apply(*[values[name] for name in self._reads])
-            except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
-                raise FloatingPointError(f"{self.name}: leaf {leaves.path(i)}: {error}") from error
-            emitted[i], *slots = self._checked(leaves, i, out, {name: row[name] for name in kind.slots})
-            for name, slot in zip(kind.slots, slots, strict=True):
-                new[name][i] = self._encoded(leaves, i, name, slot, columns[name][i])
-        return emitted, self._type(**kept, **self._kept(leaves, new))
+        fields = self._checked(state)
+        if "params" in self.step.inputs:
+            required_params(leaves, self.name)
+        return self._run(leaves, updates, fields, *self._now.at(leaves.count, fields, self.declaration.weights))
 
-    def _encoded(self, leaves: Leaves, i: int, name: str, slot: Any, like: Any) -> Stored | None:
-        """What is kept of a slot: the only place where a moment changes dtype, of which rules know nothing."""
-        if slot is None:
-            return None
-        return self.storage[name].encode(slot, like, self.noise(leaves.count, i, name))
+    def _run(
+        self, leaves: Leaves, updates: Column, fields: Fields, now: NowByDtype, kept: dict[str, jax.Array]
+    ) -> tuple[Column, State]:
+        columns = self.stored(leaves, fields)
+        marks = None if self.rule.mask is None else leaves.marks(self.rule.mask)
+        chosen = {i: self.leaf(leaves, i, updates) for i in leaves.present if marks is None or marks[i]}
+        stored = {i: self._slots_of(leaves, i, leaf, columns) for i, leaf in chosen.items()}
+        numbers: Mapping[str, jax.Array] = {}
+        rows: dict[int, Row] = {}
+        if self.declaration.numbers or self.step.over_tree:
+            rows = {i: self.step.read(leaf, stored[i]) for i, leaf in chosen.items()}
+            numbers = self._numbers(now, rows, leaves, fields)
+            kept |= {name: numbers[name] for name in self.declaration.numbers}
+        emitted = list(updates)
+        for i, leaf in chosen.items():
+            real = numerics.real_dtype(leaf.dtype)
+            given = {name: numerics.cast(value, real) for name, value in numbers.items()}
+            row = rows[i] if rows else self.step.read(leaf, stored[i])
+            emitted[i], slots = self.step.write(now.at(real), given, leaf, stored[i], row)
+            for name, slot in slots.items():
+                columns[name][i] = slot
+        return emitted, self._type(**kept, **self._kept(leaves, columns))
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """Parameters joined with their residuals."""
-        residuals = [name for name, slot in self.kind.slots.items() if slot.kind == "residual"]
+        residuals = [name for name, slot in self.declaration.slots.items() if slot.kind == "residual"]
         if not residuals or leaves.params is None:
             return leaves
-        self._check_state(state)
-        params, slots = list(leaves.params), self._slots(leaves, state)
+        columns = self.stored(leaves, self._checked(state))
+        params = list(leaves.params)
         for name in residuals:
             for i in leaves.present:
-                if (stored := slots[name][i]) is not None:
+                stored = columns[name][i]
+                if stored is not None:
                     self._check_slot(leaves, i, name, stored)
                     params[i] = self.storage[name].full_precision(params[i], stored)
-        return leaves.with_params(params)
+        return leaves.replace(params=params)
 
-    def map_slots(self, leaves: Leaves, state: State, move: Callable[[str, str, Any], Any]) -> State:
+    def map_slots(self, leaves: Leaves, state: State, move: MoveSlot) -> State:
         """The state with every slot replaced."""
-        columns = self._slots(leaves, state)
-        for name, slot in self.kind.slots.items():
+        columns = self.stored(leaves, self._checked(state))
+        for name, slot in self.declaration.slots.items():
             before = [self._before(leaves, i, name, x) for i, x in enumerate(columns[name])]
             after = leaves.column(move(name, slot.kind, leaves.tree(before)), name, optional=True)
             columns[name] = [
-                kept if new is old else self._encoded(leaves, i, name, new, kept)
+                kept if new is old else self._moved(leaves, i, name, new, kept)
                 for i, (kept, old, new) in enumerate(zip(columns[name], before, after, strict=True))
             ]
-        return state._replace(**self._kept(leaves, columns))
+        return states.replaced(state, self._kept(leaves, columns))
 
     def _before(self, leaves: Leaves, i: int, name: str, kept: Any) -> Any:
         """A slot as what follows a change of basis sees it: as it is kept, if that is an array of numbers."""
         if not isinstance(kept, Stored):
             return kept
-        return kept.values if kept.scales is None else self._decoded(leaves, i, name, kept)
+        return kept.values if kept.scales is None else self.step.decoded(name, kept, leaves.dtypes[i])
+
+    def _moved(self, leaves: Leaves, i: int, name: str, new: Any, like: Stored) -> Stored | None:
+        if new is None:
+            return None
+        return self.storage[name].encode(new, like, self._noise_of(leaves, i, leaves.count, name))
 
     def state_signature(self) -> Hashable:
         """The parts of the state, how they are stored, and the decays that its weights go by."""
-        if self.kind.numbers:
+        if self.declaration.numbers:
             return object()  # of the leaves that it is given, all together
         decays = [self.hyperparams[decay] for decay in self.rule.debias]
         stored = [(type(kept), kept.call.args, *kept.call.kwargs.items()) for kept in self.storage.values()]
@@ -223,181 +253,128 @@ class Leafwise(AbstractLink):
 
     def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
         """Each leaf's slots, from the one that knows it."""
+        given: Sequence[Any] = states
         trees: dict[str, Any] = {
-            name: leaves.merged(owners, [getattr(state, name) for state in states]) for name in self.kind.slots
+            name: leaves.merged(owners, [getattr(state, name) for state in given]) for name in self.declaration.slots
         }
         if self.scaled:
             trees["scales"] = {
-                key: leaves.merged(owners, [state.scales[key] for state in states]) for key in self.scaled.values()
+                key: leaves.merged(owners, [state.scales[key] for state in given]) for key in self.scaled.values()
             }
-        return states[0]._replace(**trees)
+        return given[0]._replace(**trees)
 
     def basis_obstacles(self) -> Iterator[str]:
         """Parameters are not in that basis."""
-        copies = [name for name, slot in self.kind.slots.items() if slot.kind == "params"]
-        if "params" in self._inputs or copies:
+        copies = [name for name, slot in self.declaration.slots.items() if slot.kind == "params"]
+        if "params" in self.step.inputs or copies:
             yield f"{self.name} reads the parameters, which are in another basis; put it outside."
 
-    def _checked(self, leaves: Leaves, i: int, out: Any, slots: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What a rule has returned, once it is known to be updates and slots of the right shapes."""
-        out = out if isinstance(out, tuple) else (out,)
-        shapes = {"updates": leaves.updates[i].shape} | {
-            name: None if x is None else x.shape for name, x in slots.items()
-        }
-        if [None if x is None else jnp.shape(x) for x in out] != list(shapes.values()):
-            got = [None if x is None else jnp.shape(x) for x in out]
-            raise ValueError(
-                f"{self.name}: for leaf {leaves.path(i)} its rule must return {' and '.join(shapes)} of the shapes "
-                f"{list(shapes.values())}, but it returned {got}."
-            )
-        return out
+    def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
+        """What the rule makes of updates, as far as it matters to what comes behind."""
+        del run, grad
+        rate = self.rule.multiplies_by
+        if rate is not None:
+            return updates.stepped(self.hyperparams[rate]).times(float(self.rule.sign))
+        if any(slot.kind == "square" for slot in self.declaration.slots.values()):
+            return updates.marked("scaled")
+        return updates if self.facts.passes_gradient else updates.marked("changed")
 
-    def _beside(self, leaves: Leaves, i: int, now: "_Views", shared: Mapping[str, Any]) -> dict[str, Any]:
-        """What a rule reads beside the columns, in the precision of the leaf."""
-        real = numerics.real_dtype(leaves.dtypes[i])
-        return {"now": now.at(real)} | {name: numerics.cast(value, real) for name, value in shared.items()}
+    def hyperparams_at(self, count: jax.Array) -> dict[str, Value]:
+        """The values of the hyperparameters at this count; a decay as `DecayNow`."""
+        return self._now.values(count)
 
-    def _check_state(self, state: State) -> None:
-        states.check(self.name, state, self._type)
-        if self.scaled and (came := sorted(state.scales)) != (ours := sorted(self.scaled.values())):
+    @functools.cached_property
+    def reads_count(self) -> bool:
+        """Whether the rule itself depends on the count. It is run on a small leaf to see; if that fails, it may."""
+        probe = CountProbe(self._now)
+        try:
+            jax.eval_shape(lambda: self._probed(probe))
+        except Exception:  # whatever the rule makes of a leaf that is not its own
+            return True
+        return probe.was_read
+
+    def _probed(self, probe: CountProbe) -> object:
+        one = jnp.ones((2, 2), jnp.float32)
+        leaves = Leaves(one, one, one, count=jnp.zeros((), jnp.int32))
+        fields = cast(Fields, self.init_leaves(Leaves.of_params(one)))
+        kept = probe.at_update(leaves.count, fields, self.declaration.weights)
+        return self._run(leaves, [one], fields, probe, kept)[0]
+
+    def _checked(self, state: State) -> Fields:
+        fields = states.checked(self.name, state, self._type)
+        if self.scaled and (came := sorted(fields.scales)) != (ours := sorted(self.scaled.values())):
             raise ValueError(
                 f"{self.name}: its scales are {ours}, but {came} came. Blocks of another size cannot be read: give the "
                 "link the EightBit(block=...) that the state was made with, or call init anew."
             )
+        return fields
 
-    def _now(self, count: Any, state: State) -> tuple["_Views", dict[str, Any]]:
-        """What the rule may depend on at this update, and the numbers of the state after it."""
-        values: dict[str, Any] = {name: read(count) for name, read in self._readers.items()} | self._absent
-        kept: dict[str, Any] = {}
-        for decay in self.rule.debias:
-            field_name = self.kind.weights[decay]
-            kept[field_name], weight = debias.advance(getattr(state, field_name), values[decay].step)
-            values[decay] = dataclasses.replace(values[decay], total=weight)
-        return _Views(values, count, lambda: self._next(values, count)), kept
-
-    def _next(self, values: Mapping[str, Any], count: Any) -> dict[str, Any]:
-        """The hyperparameters of the next update."""
-        following: dict[str, Any] = {
-            name: read(increment(count)) for name, read in self._readers.items()
-        } | self._absent
-        for decay in self.rule.debias:
-            step, weight = following[decay].step, values[decay].weight
-            weight = weight + numerics.scalar(step, weight) * (1.0 - weight)
-            following[decay] = dataclasses.replace(following[decay], total=weight)
-        return following
-
-    def _columns(self, leaves: Leaves, updates: Column, state: State) -> dict[str, Column]:
-        columns: dict[str, Column] = {}
-        for name in self._inputs:
-            if name == "updates":
-                columns[name] = updates
-            else:
-                columns[name] = leaves.grad if name == "grad" else required_params(leaves, self.name)
-        return columns | self._slots(leaves, state)
-
-    def _slots(self, leaves: Leaves, state: State, *, masked: bool = False) -> dict[str, Column]:
+    def stored(self, leaves: Leaves, fields: Fields, *, masked: bool = False) -> dict[str, list[Any]]:
         """What is stored of every slot; where a leaf has none, what stands in its place; any may, if masked."""
-        columns = {}
-        for name in self.kind.slots:
-            values = leaves.column(getattr(state, name), name, optional=masked or name in self._optional)
+        columns: dict[str, list[Any]] = {}
+        for name in self.declaration.slots:
+            column: list[Any] = leaves.column(getattr(fields, name), name, optional=masked or name in self._optional)
             key = self.scaled.get(name)
-            scales = values if key is None else leaves.column(state.scales[key], "scales", optional=True)
-            columns[name] = column = list(values)
+            scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
             for i in leaves.present:
-                if not is_absent(values[i]):
-                    column[i] = Stored(values[i], None if key is None else scales[i])
+                if not is_absent(column[i]):
+                    column[i] = Stored(column[i], None if scales is None else scales[i])
+            columns[name] = column
         return columns
 
-    def _row(self, leaves: Leaves, i: int, columns: Mapping[str, Column]) -> dict[str, Any]:
-        """What the rule reads of a leaf, in working precision."""
-        row: dict[str, Any] = {}
-        for name, column in columns.items():
-            if name not in self.kind.slots:
-                row[name] = numerics.cast(column[i], leaves.dtypes[i])
-            elif column[i] is None:
-                self.storage[name].check_leaf(functools.partial(leaves.path, i), leaves.param_dtypes[i], None)
-                row[name] = None
-            else:
-                self._check_slot(leaves, i, name, column[i])
-                row[name] = self._decoded(leaves, i, name, column[i])
-        if self._reads_noise:
-            row["noise"] = self.noise(leaves.count, i, "rule")(leaves.updates[i])
-        return sharding.together(row)
-
-    def _decoded(self, leaves: Leaves, i: int, name: str, stored: Stored) -> jax.Array:
-        """A slot in working precision."""
-        dtype = leaves.dtypes[i]
-        square = self.kind.slots[name].kind == "square"
-        return self.storage[name].decode(stored, numerics.real_dtype(dtype) if square else dtype)
-
-    def hyperparams_at(self, count: Any) -> dict[str, Any]:
-        """The values of the hyperparameters at this count; a decay as `DecayNow`."""
-        return {name: read(count) for name, read in self._readers.items()}
-
-    def weights_corrected(self, state: State) -> Iterator[tuple[int, jax.Array]]:
-        """The orders of the averages whose start from zero this link undoes, each with their weight."""
-        for order in [order for order, decay in (self.rule.corrects or {}).items() if decay is not None]:
-            if f"b{order}" in self.rule.debias:
-                yield order, jnp.sum(getattr(state, self.kind.weights[f"b{order}"]))
-
-    def averages_in(self, leaves: Leaves, state: State) -> Iterator[tuple[Slot, Any, Column]]:
-        """Of every slot that is an average its weight, if it is debiased by it, and its arrays in working precision.
-
-        Where the state has none for a leaf, as in a mask, there is None.
-        """
-        stored = self._slots(leaves, state, masked=True) if self.kind.slots else {}
-        for name, slot in self.kind.slots.items():
-            if slot.decay is None:
-                continue
-            kept = enumerate(stored[name])
-            column = [self._decoded(leaves, i, name, x) if isinstance(x, Stored) else None for i, x in kept]
-            weighed = slot.decay in self.rule.debias
-            yield slot, jnp.sum(getattr(state, self.kind.weights[slot.decay])) if weighed else None, column
+    def _slots_of(self, leaves: Leaves, i: int, leaf: Leaf, columns: Mapping[str, Sequence[Any]]) -> Slots:
+        """What is stored of a leaf, once it is known to be of its shape."""
+        slots = {name: column[i] for name, column in columns.items()}
+        for name, stored in slots.items():
+            if stored is not None and (stored.values.shape != leaf.updates.shape or leaf.dtype.kind == "c"):
+                self._check_slot(leaves, i, name, stored)
+        return slots
 
     def _check_slot(self, leaves: Leaves, i: int, name: str, stored: Stored) -> None:
-        lead, slot = leaves.updates[i], stored.values
+        slot = stored.values
+        lead = leaves.updates[i]
         if slot.shape != lead.shape:
             leaves.check_shapes(i, {"updates": lead, name: slot}, tuple(self.rule.shape))
-        if leaves.dtypes[i].kind == "c" and self.kind.slots[name].kind != "square" and slot.dtype.kind != "c":
+        if leaves.dtypes[i].kind == "c" and self.declaration.slots[name].kind != "square" and slot.dtype.kind != "c":
             raise TypeError(
                 f"leaf {leaves.path(i)}: a complex gradient came for {name}, which is {slot.dtype} because the "
                 "parameter is real. Give update the params, so that the gradient can be projected, or take its real "
                 "part."
             )
-        self.storage[name].check_leaf(functools.partial(leaves.path, i), leaves.param_dtypes[i], stored)
 
-    def _reduced(self, name: str, statistic: Reduction, values: Mapping[str, Any]) -> jax.Array:
-        terms = statistic.term(*[values[read] for read in self._terms[name]])
-        if statistic.over in self.kind.slots:
-            slot = values[statistic.over]
-            shape = terms.shape if slot is None else slot.shape
-            return (blocks.mean if statistic.mean else blocks.total)(terms, shape)
-        return jnp.sum(terms) / (float(max(terms.size, 1)) if statistic.mean else 1.0)  # JAX takes no int beyond int32
-
-    def _numbers(self, now: "_Views", rows: Mapping[int, Any], leaves: Leaves, state: State) -> dict[str, Any]:
+    def _numbers(
+        self, now: NowByDtype, rows: Mapping[int, Row], leaves: Leaves, fields: Fields
+    ) -> dict[str, jax.Array]:
         """Statistics over the tree, and the new numbers of the state that follow from them."""
-        dtype, sums = leaves.scalar_dtype, {}
-        old = {name: getattr(state, name) for name in self.kind.numbers}
-        for name, statistic in self._over_tree.items():
-            terms = [
-                numerics.cast(self._reduced(name, statistic, row | self._beside(leaves, i, now, old)), dtype)
-                for i, row in rows.items()
-            ]
+        dtype = leaves.scalar_dtype
+        old: dict[str, jax.Array] = {name: getattr(fields, name) for name in self.declaration.numbers}
+        sums: dict[str, jax.Array] = {}
+        for name, statistic in self.step.over_tree.items():
+            terms: list[jax.Array] = []
+            for i, row in rows.items():
+                real = numerics.real_dtype(leaves.dtypes[i])
+                given = {number: numerics.cast(value, real) for number, value in old.items()}
+                reduced = self.step.reduced(name, statistic, {**row, "now": now.at(real), **given})
+                terms.append(numerics.cast(reduced, dtype))
             sums[name] = sum(terms[1:], terms[0]) if terms else jnp.zeros((), dtype)
         if self.rule.numbers is None:
             return sums | old
-        given = {"now": now.at(dtype)} | sums | old
-        reads = tuple(inspect.signature(self.rule.numbers).parameters)
+        return sums | old | self._new_numbers(self.rule.numbers, {"now": now.at(dtype), **sums, **old}, dtype)
+
+    def _new_numbers(
+        self, rule: Callable[..., Any], given: Mapping[str, Any], dtype: jnp.dtype
+    ) -> dict[str, jax.Array]:
+        reads = parameters_of(rule)
         if unknown := [name for name in reads if name not in given]:
             raise TypeError(f"{self.name}: Rule(numbers=...) reads {unknown}, but there are {sorted(given)}.")
-        new: Any = self.rule.numbers(*[given[name] for name in reads])
+        new = rule(*[given[name] for name in reads])
         wrong = not isinstance(new, Mapping) or any(jnp.shape(value) for value in new.values())
-        if wrong or not new.keys() >= self.kind.numbers.keys():
+        if wrong or not new.keys() >= self.declaration.numbers.keys():
             raise TypeError(
                 f"{self.name}: Rule(numbers=...) must return a dict with a 0-d array for each of "
-                f"{list(self.kind.numbers)}, got {new!r}."
+                f"{list(self.declaration.numbers)}, got {new!r}."
             )
-        return sums | old | {name: jnp.asarray(value, dtype) for name, value in new.items()}
+        return {name: jnp.asarray(value, dtype) for name, value in new.items()}
 
 
 def _values(stored: Any) -> Any:
@@ -406,27 +383,3 @@ def _values(stored: Any) -> Any:
 
 def _scales(stored: Any) -> Any:
     return stored.scales if isinstance(stored, Stored) else stored
-
-
-class _Views:
-    """`Now` in the precision of each leaf: values that are arrays are converted once a dtype."""
-
-    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], Mapping[str, Any]]) -> None:
-        self._values, self._count, self._views, self._following = values, count, {}, following
-
-    def at(self, dtype: jnp.dtype) -> Now:
-        """For a leaf of this real working dtype."""
-        if dtype not in self._views:
-            values = {name: _in(value, dtype) for name, value in self._values.items()}
-            self._views[dtype] = Now(values, self._count, lambda: self._next.at(dtype))
-        return self._views[dtype]
-
-    @functools.cached_property
-    def _next(self) -> "_Views":
-        return _Views(self._following(), increment(self._count), self._following)
-
-
-def _in(value: Any, dtype: jnp.dtype) -> Any:
-    if isinstance(value, DecayNow):
-        return DecayNow(_in(value.value, dtype), _in(value.step, dtype), _in(value.total, dtype))
-    return numerics.cast(value, dtype) if isinstance(value, jax.Array) else value

@@ -11,32 +11,40 @@ masked out); they pass through untouched.
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import blocks, boxes, numerics, paths
+from adam_tx._core import blocks, boxes, numerics, paths, sharding
 
-Tree = Any
-State = Any
-"""What a link keeps: a NamedTuple or dict of its own, whose fields follow from its declaration."""
+Tree = object
+"""Any pytree."""
 if TYPE_CHECKING:
-    Mask = optax.Params | Callable[[Any], optax.Params] | None
+    Mask = optax.Params | Callable[[Tree], optax.Params] | None
     """Which parameters are meant: a tree of booleans, or a function from params to one; None for all."""
 else:
     Mask = Any  # the annotations of links are read, and inside optax.Params is a name that only chex can resolve
-Column = list[Any]
-"""One entry for each leaf of the tree that a leaves goes over."""
+Column = list[jax.Array]
+"""One array for each leaf of a tree, and in the place of one that is absent what stands for it."""
 ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
 """The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
 
 
-Watch = Callable[[tuple[str, ...], Any, "Leaves", Column, bool], None]
+Watch = Callable[[tuple[str, ...], "Member", "Leaves", Column, bool], None]
 """Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
 WATCH: ContextVar[tuple[Watch, tuple[str, ...]] | None] = ContextVar("watch", default=None)
-"""Who watches the parts_of_leaves that begin now, and where they are."""
+"""Who watches the updates that begin now, and where they are."""
+
+
+class Member(Protocol):
+    """What `Leaves` know of a link."""
+
+    def update_leaves(self, leaves: "Leaves", updates: Column, state: object) -> tuple[Column, object]:
+        """What it emits, and its new state."""
+        ...
 
 
 class Leaves:
@@ -48,56 +56,77 @@ class Leaves:
       dtypes: the working dtype of every leaf.
       count: the number of earlier updates, int32.
       extra: what else was given to `update`, by name.
+      place: the names of the links that the one which steps stands in, and its own, as far as somebody asks.
+      positions: what links are called whose name stands at several places, by place.
     """
 
     updates: Column
-    grad: Any
-    params: Any
+    grad: Column | None
+    params: Column | None
     present: Collection[int]
-    dtypes: list[Any]
-    count: Any
-    extra: dict[str, Any]
-    _results: list[Any]
+    dtypes: list[jnp.dtype]
+    count: jax.Array
+    extra: Mapping[str, object]
+    place: tuple[str, ...] = ()
+    positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
+    _results: list[jnp.dtype]
     _watch: Watch | None = None
-    _place: tuple[str, ...] = ()
 
-    def __init__(self, updates: Tree, grad: Tree = None, params: Tree = None, *, count: Any = None, extra: Any = None):
+    def __init__(
+        self,
+        updates: Tree,
+        grad: Tree = None,
+        params: Tree = None,
+        *,
+        count: jax.Array | None,
+        extra: Mapping[str, object] | None = None,
+        positions: Mapping[tuple[str, ...], str] = MappingProxyType({}),
+    ) -> None:
         self._given = _Given({"updates": updates, "params": params})
         if (watched := WATCH.get()) is not None:
-            self._watch, self._place = watched
-        leaves, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
-        self.count, self.extra = count, extra or {}
-        self.present = _present(leaves)
-        same = grad is updates or grad is None
-        columns = {"updates": leaves}
-        for name, tree in {"grad": None if same else grad, "params": params}.items():
-            if tree is not None:
-                columns[name] = self._of_updates(self.column(tree, name), leaves)
-        if "params" in columns and len(self.present) < len(leaves):
-            self._given.trees["params"] = self.tree(columns["params"])
-        self._results, self.dtypes = [None] * len(leaves), [None] * len(leaves)
+            self._watch, self.place = watched
+        nodes, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
+        self.count: Any = count
+        self.extra = extra or {}
+        self.positions = positions
+        self.present = {i: None for i, node in enumerate(nodes) if not is_absent(node)}
+        columns = {"updates": nodes}
+        if grad is not None and grad is not updates:
+            columns["grad"] = self._of_updates(grad, "grad", nodes)
+        if params is not None:
+            columns["params"] = self._of_updates(params, "params", nodes)
+            if len(self.present) < len(nodes):
+                self._given.trees["params"] = self.tree(columns["params"])
+        self.dtypes = [_NONE] * len(nodes)
+        self._results = [_NONE] * len(nodes)
         lifted = {name: list(column) for name, column in columns.items()}
         for i in self.present:
-            self._lift(i, columns, lifted)
-        self.updates, self.params = lifted["updates"], lifted.get("params")
-        self.grad = None if grad is None else lifted["updates"] if same else lifted["grad"]
+            self._lift(i, {name: column[i] for name, column in columns.items()}, lifted)
+        self.updates = lifted["updates"]
+        self.params = lifted.get("params")
+        self.grad = None if grad is None else lifted.get("grad", self.updates)
 
-    def _of_updates(self, column: Column, updates: Column) -> Column:
-        """The column without what stands where no update is: nothing is known of it, and nothing reads it."""
-        return [node if i in self.present else updates[i] for i, node in enumerate(column)]
+    def _of_updates(self, tree: Tree, name: str, nodes: Column) -> Column:
+        """The column of a tree without what stands where no update is: nothing is known of it, and nothing reads it."""
+        column = self.column(tree, name)
+        if len(self.present) == len(nodes):
+            return column
+        return [node if i in self.present else nodes[i] for i, node in enumerate(column)]
 
-    def _lift(self, i: int, columns: Mapping[str, Column], lifted: Mapping[str, Column]) -> None:
-        row = {name: column[i] for name, column in columns.items()}
-        dtypes = [self._dtype(i, name, leaf) for name, leaf in row.items()]
-        self.check_shapes(i, row)
-        dtype = numerics.working(*dtypes)
-        if "params" in row and dtypes[-1].kind != "c":
+    def _lift(self, i: int, row: Mapping[str, Any], lifted: Mapping[str, Column]) -> None:
+        """Convert what came of a leaf to the dtype to work in."""
+        dtypes = {name: self._dtype(i, name, leaf) for name, leaf in row.items()}
+        if len(row) > 1:
+            self.check_shapes(i, row)
+        dtype = numerics.working(*dtypes.values())
+        if dtype.kind == "c" and "params" in row and dtypes["params"].kind != "c":
             # a complex gradient of a real parameter is projected: the only direction in which that can move
             dtype = numerics.real_dtype(dtype)
         self.dtypes[i] = dtype
-        self._results[i] = numerics.promoted(*(dtypes if "grad" not in row else [dtypes[0], *dtypes[2:]]))
+        self._results[i] = numerics.promoted(*(dtypes[name] for name in row if name != "grad"))
         for name, leaf in row.items():
-            lifted[name][i] = numerics.cast(leaf, dtype)
+            if not (dtypes[name] == dtype and isinstance(leaf, jax.Array)):
+                lifted[name][i] = numerics.cast(leaf, dtype)
 
     def _dtype(self, i: int, name: str, leaf: Any) -> jnp.dtype:
         try:
@@ -115,15 +144,17 @@ class Leaves:
         return dtype
 
     @classmethod
-    def of_params(cls, params: Tree) -> "Leaves":
-        """A leaves over parameters, to make a state for them."""
+    def of_params(cls, params: Tree, positions: Mapping[tuple[str, ...], str] = MappingProxyType({})) -> "Leaves":
+        """Those of parameters alone, to make a state for them."""
         leaves = cls.__new__(cls)
         leaves._given = _Given({"params": params})
-        arrays, leaves._treedef = jax.tree.flatten(params, is_leaf=is_absent)
-        leaves.present = _present(arrays)
-        leaves.params, leaves.dtypes = arrays, [None] * len(arrays)
+        nodes, leaves._treedef = jax.tree.flatten(params, is_leaf=is_absent)
+        leaves.present = {i: None for i, node in enumerate(nodes) if not is_absent(node)}
+        leaves.params = nodes
+        leaves.positions = positions
+        leaves.dtypes = [_NONE] * len(nodes)
         for i in leaves.present:
-            leaves.dtypes[i] = numerics.working(leaves._dtype(i, "params", arrays[i]))
+            leaves.dtypes[i] = numerics.working(leaves._dtype(i, "params", nodes[i]))
         return leaves
 
     def __len__(self) -> int:
@@ -132,7 +163,12 @@ class Leaves:
     @functools.cached_property
     def scalar_dtype(self) -> jnp.dtype:
         """The dtype of a state's numbers: the widest real working dtype of any leaf."""
-        return numerics.real_dtype(numerics.working(*(self.dtypes[i] for i in self.present)))
+        return numerics.real_dtype(numerics.working(*{self.dtypes[i] for i in self.present}))
+
+    @functools.cached_property
+    def on_explicit_mesh(self) -> bool:
+        """Whether JAX wants to be told how what is computed of the leaves lies on a mesh."""
+        return any(sharding.is_explicit(self.updates[i]) for i in self.present)
 
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.
@@ -207,44 +243,34 @@ class Leaves:
         leaves: list[Any] = [None] * len(self) if params is None else self._treedef.flatten_up_to(params)
         return [None if is_absent(leaf) else numerics.dtype_of(leaf) for leaf in leaves]
 
-    def with_grad(self, grad: Column) -> "Leaves":
-        """The same leaves with another gradient, for the links inside a chain."""
-        return self._with(grad=grad)
-
-    def with_params(self, params: Column | None) -> "Leaves":
-        """The same leaves with other parameters, or none."""
-        return self._with(params=params)
-
-    def counting(self, updates: Column, grad: Column | None, count: Any) -> "Leaves":
-        """The same leaves with these updates, for links that count by themselves."""
-        return self._with(updates=updates, grad=grad, count=count)
-
-    def inside(self, updates: Column, grad: Column, count: Any) -> "Leaves":
-        """The same leaves in another basis, without parameters, for links that count by themselves."""
-        return self._with(updates=updates, grad=grad, params=None, count=count)
-
-    def only(self, leaves: Sequence[int]) -> "Leaves":
+    def only(self, leaves: Collection[int]) -> "Leaves":
         """The same leaves without all other leaves: as if these were masked."""
-        chosen, dtype = set(leaves), self.scalar_dtype
+        chosen = set(leaves)
+        dtype = self.scalar_dtype
         columns = {
             name: [x if i in chosen or is_absent(x) else optax.MaskedNode() for i, x in enumerate(column)]
             for name in ("updates", "grad", "params")
             if (column := getattr(self, name, None)) is not None
         }
         present = dict.fromkeys(i for i in self.present if i in chosen)
-        return self._with(present=present, scalar_dtype=dtype, **columns)
+        return self.replace(present=present, scalar_dtype=dtype, **columns)
 
-    def run_member(self, name: str, link: Any, updates: Column, state: State) -> tuple[Column, State]:
+    def run_member(self, name: str, link: Member, updates: Column, state: object) -> tuple[Column, object]:
         """The step of a link that stands under this name, seen by who watches."""
         if self._watch is None:
-            return link.update_leaves(self, updates, state)
-        leaves = self._with(_place=(*self._place, name) if name else self._place)
-        self._watch(leaves._place, link, leaves, updates, False)
+            return link.update_leaves(self.within(name) if self.positions else self, updates, state)
+        leaves = self.within(name)
+        self._watch(leaves.place, link, leaves, updates, False)
         emitted, state = link.update_leaves(leaves, updates, state)
-        self._watch(leaves._place, link, leaves, emitted, True)
+        self._watch(leaves.place, link, leaves, emitted, True)
         return emitted, state
 
-    def _with(self, **changed: Any) -> "Leaves":
+    def within(self, name: str) -> "Leaves":
+        """The same for the link that stands under this name."""
+        return self.replace(place=(*self.place, name)) if name else self
+
+    def replace(self, **changed: Any) -> "Leaves":
+        """The same with other columns, or another count, for links inside."""
         other = Leaves.__new__(Leaves)
         other.__dict__.update(self.__dict__, **changed)
         return other
@@ -298,6 +324,9 @@ class Leaves:
         )
 
 
+_NONE = jnp.dtype("V")  # of a leaf that is absent
+
+
 class _Given:
     """The trees that came. All parts_of_leaves that are made of one share it, so that paths are found once."""
 
@@ -337,10 +366,6 @@ def _marked(mark: Any) -> bool:
     if isinstance(mark, str):  # which would be True, whatever it says
         raise TypeError(mark)
     return bool(mark)
-
-
-def _present(leaves: Column) -> Collection[int]:
-    return dict.fromkeys(i for i, leaf in enumerate(leaves) if not is_absent(leaf))
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -11,6 +11,8 @@ operations, which a compiler neither reorders nor leaves out.
 
 import functools
 import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +42,53 @@ def _seed(count: jax.Array, place: jax.Array) -> jax.Array:
     return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
+class Bits(NamedTuple):
+    """Random bits for an array, or a tile of one: from an array of a shape to 32 bits for each element.
+
+    Attributes:
+      count: the number of earlier updates.
+      leaf: the number of the leaf in its tree.
+      what: the array, such as "scale_by_rms.nu".
+      tile: where the tile begins in the whole array, and the shape of that; None for all of it.
+    """
+
+    count: jax.Array
+    leaf: int
+    what: str
+    tile: tuple[tuple[int | jax.Array, ...], tuple[int, ...]] | None = None
+
+    def __call__(self, like: jax.Array) -> jax.Array:
+        """The bits of the elements in the place of this array."""
+        drawn = seed(self.count, self.leaf, self.what)
+        return bits(like, drawn) if self.tile is None else bits_of_tile(like, drawn, *self.tile)
+
+
 # jitted: traced once a shape, and one dispatch where nothing is compiled; only `like` says on which devices
 @functools.partial(jax.jit, keep_unused=True)
 def bits(like: jax.Array, seed: jax.Array) -> jax.Array:
     """32 random bits for every element of an array, uint32, from its place in the whole array."""
-    place, stride = jnp.zeros((), jnp.uint32), 1
+    return sharding.placed_like(bits_of_tile(like, seed, (0,) * like.ndim, like.shape), like)
+
+
+def bits_of_tile(like: jax.Array, seed: jax.Array, start: Sequence[int | jax.Array], whole: Sequence[int]) -> jax.Array:
+    """The same for a tile: the bits that its elements have in the whole array.
+
+    Args:
+      like: the tile, or an array of its shape.
+      seed: that of the whole array.
+      start: where in the whole array the tile begins, for each axis.
+      whole: the shape of the whole array.
+    """
+    place = jnp.zeros((), jnp.uint32)
+    stride = 1
     for axis in reversed(range(like.ndim)):
         step = jnp.uint32(stride % 2**32)
-        place = place + lax.broadcasted_iota(jnp.uint32, like.shape, axis) * step
-        stride *= like.shape[axis]
-    return sharding.placed_like(_mix(place * jnp.uint32(0x9E3779B9) + seed), like)
+        index = lax.broadcasted_iota(jnp.uint32, like.shape, axis)
+        if not (isinstance(start[axis], int) and start[axis] == 0):
+            index = index + jnp.asarray(start[axis]).astype(jnp.uint32)
+        place = place + index * step
+        stride *= whole[axis]
+    return _mix(place * jnp.uint32(0x9E3779B9) + seed)
 
 
 def _mix(x: jax.Array) -> jax.Array:

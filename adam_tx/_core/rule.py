@@ -33,11 +33,15 @@ class Slot(NamedTuple):
       role: what it is to other links and frameworks, such as "trace". None for what the
         declaration says: "mu" if it is the link's only average of kind "gradient", "nu" if
         it is that of kind "square", and what is no other link's in all other cases.
+      eps, eps_root: the hyperparameters that are added to its root, and inside of it, where
+        updates are divided by that.
     """
 
     kind: str
     decay: str | None = None
     role: str | None = None
+    eps: str | None = None
+    eps_root: str | None = None
 
 
 class Reduction(NamedTuple):
@@ -103,9 +107,14 @@ class Rule:
         with statistics is known not to be.
       terminal: whether what is emitted has to be added to the parameters as it is.
       changes_gradient: whether the link changes the gradient itself, as clipping does.
-      corrects: the decays by which it undoes an average's start from zero, by the order
-        of the average; None for one it leaves alone. With all of them None the link
+      passes_gradient: whether what it makes of a gradient is the gradient still. That of a
+        link that changes or corrects it is, and that of one that multiplies it.
+      corrects: the averages before it whose start from zero it undoes: by the kind of their
+        slots the hyperparameter that is their decay. With all of these hyperparameters None the link
         takes them, when a chain is made, from the averages that stand before it.
+      multiplies_by: the hyperparameter by which it multiplies the updates, and does no more,
+        if that is the learning rate.
+      sign: of the product, 1 or -1.
     """
 
     apply: Callable[..., Any]
@@ -122,28 +131,10 @@ class Rule:
     elementwise: bool = True
     terminal: bool = False
     changes_gradient: bool = False
-    corrects: Mapping[int, Any] | None = None
-
-
-class Now:
-    """What a rule may depend on at one update: the link's hyperparameters by name, and the count of earlier updates.
-
-    A decay is a `DecayNow`; another hyperparameter a Python float, or a 0-d array in
-    the precision of the leaf. `now.next` has what they will be at the next update.
-    """
-
-    def __init__(self, values: Mapping[str, Any], count: Any, following: Callable[[], Now]) -> None:
-        self.__dict__.update(values, count=count, _following=following)
-
-    @property
-    def next(self) -> Now:
-        """The hyperparameters of the next update."""
-        return self._following()
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"the link has no hyperparameter {name!r}: annotate it with Decay, NonNegative, Positive or Finite."
-        )
+    passes_gradient: bool = False
+    corrects: Mapping[str, str] = field(default_factory=dict)
+    multiplies_by: str | None = None
+    sign: int = 1
 
 
 class Declaration:
@@ -206,6 +197,8 @@ class Declaration:
             ("start", rule.start, kept),
             ("roles", rule.roles, self.slots),
             ("shape", rule.shape, self.slots),
+            ("corrects", rule.corrects.values(), names.ranges),
+            ("multiplies_by", [rule.multiplies_by] if rule.multiplies_by else [], names.ranges),
         ):
             if unknown := [name for name in given if name not in allowed]:
                 raise ValueError(f"{self.name}: Rule({what}=...) names {unknown}, but there are {sorted(allowed)}.")

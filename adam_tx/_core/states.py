@@ -9,13 +9,32 @@ import collections
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
+import jax
 import jax.export
 import optax
 
+State = object
+"""What a link keeps: a NamedTuple or dict of its own, whose fields follow from its declaration."""
 
-def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> Any:
+
+class Fields(Protocol):
+    """A state whose fields are known to be those that its link declares: arrays, and trees of them."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class StateType(Protocol):
+    """The type of the states of a link, which is made when the link is declared."""
+
+    _fields: tuple[str, ...]
+    __name__: str
+
+    def __call__(self, *values: object, **fields: object) -> Fields: ...
+
+
+def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> StateType:
     """The type of the states of a link: `ScaleByRmsState` for `scale_by_rms`.
 
     Args:
@@ -27,7 +46,7 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> A
 
 
 @functools.cache
-def _made(link: str, fields: tuple[str, ...], module: str) -> Any:
+def _made(link: str, fields: tuple[str, ...], module: str) -> StateType:
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
     # the fields are not known before
     plain: Any = collections.namedtuple(name, fields, module=module)  # pyright: ignore[reportUntypedNamedTuple]
@@ -41,7 +60,7 @@ def _made(link: str, fields: tuple[str, ...], module: str) -> Any:
     return plain
 
 
-def wrapper_type(link: str, *fields: str) -> Any:
+def wrapper_type(link: str, *fields: str) -> StateType:
     """The type of the states of a wrapper inside a chain; the one with a count is made, and so registered, too."""
     state_type(link, ("count", *fields))
     return state_type(link, fields)
@@ -59,27 +78,46 @@ def _register_optax() -> None:
 _register_optax()
 
 
-def check(name: str, state: Any, expected: Any) -> None:
-    """Refuse a state of other parts than those of this type."""
-    fields = [field for field in getattr(state, "_fields", ()) if field != "count"]
-    if tuple(fields) != expected._fields:
+def fields_of(state: State) -> Mapping[str, Any]:
+    """The parts of a state of a link by name, be it a NamedTuple or a dict; none of anything else."""
+    if isinstance(state, Mapping):
+        return state
+    named = getattr(state, "_asdict", None)
+    return {} if named is None else named()
+
+
+def replaced(state: Any, parts: Mapping[str, Any]) -> State:
+    """The state with these parts in the place of its own."""
+    return {**state, **parts} if isinstance(state, Mapping) else state._replace(**parts)
+
+
+def counted(state: Any, count: jax.Array | None) -> State:
+    """The state with a count in front."""
+    return {"count": count, **state} if isinstance(state, Mapping) else state.counted(count)
+
+
+def checked(name: str, state: State, expected: StateType) -> Fields:
+    """The state, once it is known to have the parts of this type."""
+    fields = tuple(field for field in getattr(state, "_fields", ()) if field != "count")
+    if fields != expected._fields:
         raise ValueError(
             f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but {described(state)} came. "
             "Give update the state that init returned: update(updates, state, params). Restore checkpoints "
             "into tx.init(params), without which they give plain dicts."
         )
+    return cast(Fields, state)
 
 
-def described(state: Any) -> str:
+def described(state: State) -> str:
     """What came in the place of a state."""
     fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
     return f"a {type(state).__name__} of {fields}"
 
 
-def counts(state: Any) -> dict[str, Any]:
-    """The count of a state by name, where it has one."""
-    return {"count": state.count} if "count" in state._fields else {}
+FORMER: dict[tuple[str, str], str] = {}
+"""Today's name of a field by the link's name and the former one, so that a pickle with the former one loads."""
 
 
-def _restore(link: str, fields: tuple[str, ...], module: str, values: tuple[Any, ...]) -> Any:
-    return state_type(link, fields, module)(*values)
+def _restore(link: str, fields: tuple[str, ...], module: str, values: tuple[Any, ...]) -> State:
+    today = tuple(FORMER.get((link, field), field) for field in fields)
+    return state_type(link, today, module)(*values)

@@ -39,10 +39,12 @@ class Storage(Reconstructible):
     Attributes:
       scaled: whether it keeps scales beside the values.
       optional: whether it may keep nothing of a leaf.
+      as_is: whether a number of the dtype that a leaf is worked with in is kept as it is.
     """
 
     scaled: bool = False
     optional: bool = False
+    as_is: bool = False
 
     def scales_of(self, slot: str) -> str:
         """The name of a slot's scales in the state; it says what they cannot be read without."""
@@ -105,6 +107,8 @@ class DtypeStorage(Storage):
     Attributes:
       given: the dtype; None for that which the leaf is worked with in.
     """
+
+    as_is = True
 
     def __init__(self, given: DTypeLike | None = None) -> None:
         self.given = None if given is None else jnp.dtype(given)

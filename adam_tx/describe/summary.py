@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -16,13 +17,10 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.call import Call
-from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves
+from adam_tx._core.call import Call, maker_name
+from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.storage import Storage
-from adam_tx._link import Foreign, implementation_of
 from adam_tx.describe import closures, source, visit
-from adam_tx.training._groups import Groups
 
 _HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
 _WIDEST = 28  # of a hyperparameter that is written out
@@ -67,7 +65,7 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     if isinstance(tx, Mapping | type) or not all(callable(getattr(tx, part, None)) for part in ("init", "update")):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
     state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
-    rows = list(_rows(tx, state, params))
+    rows = _rows(tx, state, params)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
     footer = [
@@ -107,57 +105,54 @@ class Row(NamedTuple):
         ]
 
 
-def _rows(tx: Any, state: Any, params: Any, key: str = "", depth: int = 0) -> Iterator[Row]:
+def _rows(tx: Any, state: Any, params: Any) -> list[Row]:
     """The rows of a transformation and of its members."""
-    tx = closures.unadapted(tx)
-    declaration = implementation_of(tx)
-    if declaration is None:
-        yield from _foreign_rows(tx, state, params, key, depth, "")
-    elif isinstance(declaration, Foreign):
-        formula = declaration.formula if declaration.known else ""
-        yield from _foreign_rows(closures.unadapted(declaration.wrapped), state, params, key, depth, formula)
-    elif isinstance(declaration, Groups):
-        yield from _group_rows(declaration, state, params, key, depth)
-    else:
-        if state is None:  # inside a chain it keeps nothing
-            own, members = {}, [(name, link, None) for name, link in declaration.links.items()]
-        else:
-            own, members = declaration.split_state(state)
-        label = _label(_maker(declaration.call), key)
-        yield Row(label, declaration.formula, _hyperparams_of(declaration), own, depth)
-        for name, link, part in members:
-            yield from _rows(link, part, params, name, depth + 1)
+    rows: list[Row] = []
+
+    def enter(part: visit.Part) -> Provenance | None:
+        rows.extend(rows_of(part.tx, part, params))
+        return None if rows_of.dispatch(type(part.tx)) in without_members else GRADIENT
+
+    without_members = (rows_of.dispatch(object), rows_of.dispatch(AbstractLink))
+
+    visit.visit(tx, state, enter)
+    return rows
 
 
-def _group_rows(declaration: Groups, state: Any, params: Any, key: str, depth: int) -> Iterator[Row]:
-    """A row for each group with its leaves, and one for what the links of each layout keep."""
-    own, kept = declaration.split_state(state)
-    yield Row(_label("groups", key), declaration.formula, {}, own, depth)
-    leaves = Leaves.of_params(params)
-    for group, arrays in declaration.leaves_of(leaves):
-        made = "freeze" if group.link is None else _made_by(group.link.implementation)
-        hyperparams = {} if group.link is None else _hyperparams_of(group.link.implementation)
-        yield Row(
-            f"{group.label}: {made}",
-            "; ".join(_alike([leaves.paths[i] for i in sorted(arrays)])),
-            hyperparams,
-            {},
-            depth + 1,
-        )
-    for name, link, part in kept:
-        yield Row(f"state of {name}", "", {}, dict(_named_parts(link, part)), depth + 1)
+@functools.singledispatch
+def rows_of(tx: Any, part: visit.Part, params: Any) -> Iterator[Row]:
+    """The rows of a transformation, but for those of its members.
+
+    Register a function for a class that needs others. It gives the rows of the members, too.
+    """
+    del params
+    maker = maker_name(tx)
+    call = closures.remake(tx)
+    label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, part.name)
+    hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
+    own = {} if part.apart is None else part.apart.own
+    yield Row(label, part.formula, hyperparams, own, len(part.place))
+    if part.apart is None:
+        yield Row("opaque", f"what {maker} keeps is not known", {}, {"": part.state}, len(part.place) + 1)
 
 
-def _named_parts(link: Any, state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+@rows_of.register(AbstractLink)
+def _(tx: AbstractLink, part: visit.Part, params: Any) -> Iterator[Row]:
+    del params
+    assert part.apart is not None
+    yield Row(label_of(_maker(tx.call), part.name), tx.formula, hyperparams_of(tx), part.apart.own, len(part.place))
+
+
+def named_parts(link: AbstractLink, state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """All that a link and its members keep, by names with dots."""
-    own, members = link.implementation.split_state(state)
+    own, members = link.split_state(state)
     yield from ((f"{name}.{part}".strip("."), kept) for part, kept in own.items())
-    for key, member, part in members:
-        if part is not None:
-            yield from _named_parts(member, part, f"{name}.{key}")
+    for key, kept in members.items():
+        if kept is not None:
+            yield from named_parts(link.members[key], kept, f"{name}.{key}")
 
 
-def _alike(paths: Sequence[str]) -> Iterator[str]:
+def alike(paths: Sequence[str]) -> Iterator[str]:
     """Paths, those that differ by numbers alone as one."""
     for path, count in Counter(re.sub(r"\d+", "#", path) for path in paths).items():
         yield f"{count}×{path}" if count > 1 else next(p for p in paths if re.sub(r"\d+", "#", p) == path)
@@ -166,7 +161,7 @@ def _alike(paths: Sequence[str]) -> Iterator[str]:
 def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
     """The rows of a transformation that is no link."""
     maker, call = closures.name(tx.update), closures.remake(tx)
-    label = _label(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
+    label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
     hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
     parts = visit.parts(tx, state)
     if parts is None:
@@ -179,10 +174,10 @@ def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formul
         yield from _rows(inner, part, params, inner_key, depth + 1)
 
 
-def _made_by(declaration: AbstractLink) -> str:
+def made_by(link: AbstractLink) -> str:
     """What made a link, or the transformation from elsewhere that it stands for."""
-    foreign = isinstance(declaration, Foreign)
-    return closures.name(declaration.wrapped) if foreign else _maker(declaration.call)
+    tx = visit.uncovered(link)
+    return _maker(tx.call) if isinstance(tx, AbstractLink) else maker_name(tx)
 
 
 def _maker(call: Call) -> str:
@@ -191,7 +186,7 @@ def _maker(call: Call) -> str:
     return f"{module}.{name}".removeprefix("adam_tx.") if module.startswith("adam_tx.") else name
 
 
-def _label(made_by: str, key: str) -> str:
+def label_of(made_by: str, key: str) -> str:
     """What a link is called, after its key where that says something else."""
     name = made_by.split(".")[-1]
     if key.startswith(name) and key.removeprefix(name).removeprefix("_").isdigit():
@@ -199,15 +194,15 @@ def _label(made_by: str, key: str) -> str:
     return made_by if key in ("", name) else f"{key}: {made_by}"
 
 
-def _hyperparams_of(declaration: AbstractLink) -> dict[str, Any]:
+def hyperparams_of(link: AbstractLink) -> dict[str, Any]:
     """The hyperparameters of a link; of an optimizer, whose members have them too, those that are not its defaults."""
-    call = declaration.call
+    call = link.call
     given, signature = source.arguments(call)
-    if call.maker.__name__ != declaration.name:
+    if call.maker.__name__ != link.name:
         first = next(iter(given), None)
         given = {name: v for name, v in given.items() if name == first or not _is_default(v, signature, name)}
-    elif isinstance(declaration, Leafwise):
-        given = declaration.hyperparams
+    elif not link.members:
+        given = link.hyperparams
     return _worth_showing(given, signature)
 
 

@@ -1,5 +1,15 @@
-"""What is inside a transformation, ours or one of Optax's that holds others, with each one's part of the state."""
+"""`visit`: the one walk through a transformation and its state, ours or one of Optax's that holds others.
 
+Whoever asks what is inside (`summary`, `explain`, `guard`, `monitor`, `export_state`, …)
+gives `visit` a function that is called with every part, from the outside in, in the
+order in which they act. A class of transformations that is none of adam_tx or Optax
+becomes known with `taken_apart.register`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,81 +18,224 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._chain import Parallel, WithGradient
+from adam_tx._core import states
+from adam_tx._core.abstract_link import AbstractLink, implementation_of
 from adam_tx._core.boxes import leaves_with_paths
+from adam_tx._core.call import maker_name
+from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves, mask_of
+from adam_tx._core.leaves import Leaves, Tree, mask_of
 from adam_tx._core.paths import slashed
+from adam_tx._core.provenance import GRADIENT, Provenance
+from adam_tx._core.states import State
 from adam_tx._core.storage import DtypeStorage, Storage, Stored
-from adam_tx._link import Foreign, implementation_of
 from adam_tx.describe import closures
-from adam_tx.training._groups import Groups
 
-_PLAIN = DtypeStorage()
-Parts = tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]
-"""A state taken apart: what is the link's own by name, and `(key, link, state)` of each member."""
+Transformation = AbstractLink | optax.GradientTransformation
 
 
-def parts(tx: Any, state: Any) -> Parts | None:
-    """The state of a transformation that is no link taken apart; None where it is not known how."""
-    found, maker = closures.values(tx), closures.name(tx.update)
-    if not is_optax(tx) or maker not in _WRAPPERS:
-        return None if holds_transformation(found) else (_fields(state), [])
-    try:
-        return _WRAPPERS[maker](found, state)
-    except (AttributeError, KeyError, TypeError, ValueError):  # a version of Optax whose state has other parts
-        return None
-
-
-class Held(NamedTuple):
-    """A link made from the rule of a leaf, wherever it stands in a transformation.
+class Member(NamedTuple):
+    """A transformation inside another one.
 
     Attributes:
-      link: what it is.
-      state: what it keeps; None if that is nothing.
-      count: the number of updates that its last ones were counted by, None if it is not known.
+      name: of the member; empty where it has none.
+      tx: what it is.
+      state: what it keeps; None for nothing.
       leaves: the numbers of the leaves that are its own; None for all.
     """
 
-    link: Leafwise
-    state: Any
-    count: Any
-    leaves: frozenset[int] | None
+    name: str
+    tx: Transformation
+    state: State
+    leaves: frozenset[int] | None = None
 
 
-def held(
-    tx: Any, state: Any, leaves: Leaves, count: Any = None, arrays: frozenset[int] | None = None
-) -> Iterator[Held]:
-    """All such links in a transformation that is known from inside, in the order in which they act."""
+class Apart(NamedTuple):
+    """A transformation and its state, taken apart one level deep.
+
+    Attributes:
+      own: what is its own of the state, by name.
+      members: what is inside, in the order in which it acts.
+      side_by_side: whether members are given the same, and not each what the one before it emitted.
+    """
+
+    own: Mapping[str, Tree]
+    members: Sequence[Member]
+    side_by_side: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a transformation that is visited.
+
+    Attributes:
+      tx: what it is: the implementation of a link, or a transformation of others.
+      state: what it keeps; None for nothing.
+      place: the names of what it stands in, and its own.
+      numbers: its place once more, as numbers of members, which are never alike.
+      leaves: the numbers of the leaves that are its own; None for all.
+      updates: the provenance of what comes in.
+      grad: that of what it has as the gradient.
+      count: the number of updates that it has made, by whoever counts them; None where that is not known.
+      acts: whether what it emits is what becomes of its leaves, and not one of several terms, or a gradient.
+      tree: the parameters, if the visit knows them.
+      formula: what somebody has said that a transformation of others emits.
+    """
+
+    tx: Transformation
+    state: State
+    place: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    leaves: frozenset[int] | None = None
+    updates: Provenance = GRADIENT
+    grad: Provenance = GRADIENT
+    count: jax.Array | None = None
+    acts: bool = True
+    tree: Leaves | None = None
+    formula: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in what it stands in; empty if it stands in nothing, or has none."""
+        return self.place[-1] if self.place else ""
+
+    @property
+    def link(self) -> AbstractLink | None:
+        """What runs, if it is a link of adam_tx."""
+        return self.tx if isinstance(self.tx, AbstractLink) else None
+
+    @functools.cached_property
+    def apart(self) -> Apart | None:
+        """What it keeps itself, and what is inside; None where it is not known how to take it apart."""
+        return taken_apart(self.tx, self.state, self.tree)
+
+    def inner(self, k: int, updates: Provenance, grad: Provenance) -> Part:
+        """The member of this number, given these."""
+        assert self.apart is not None
+        member = self.apart.members[k]
+        leaves = self.leaves
+        if member.leaves is not None:
+            leaves = member.leaves if leaves is None else member.leaves & leaves
+        link = self.link
+        return Part(
+            uncovered(member.tx),
+            member.state,
+            (*self.place, member.name),
+            (*self.numbers, k),
+            leaves,
+            updates,
+            grad,
+            None if link is None else states.fields_of(self.state).get("count", self.count),
+            self.acts and (link is None or link.acts(member.name)),
+            self.tree,
+            _said_of(member.tx),
+        )
+
+
+Enter = Callable[[Part], Provenance | None]
+"""Is called with a part. If it says what that emits, the inside of the part is left out."""
+
+
+def visit(tx: object, state: State, enter: Enter, *, tree: Leaves | None = None, count: Any = None) -> None:
+    """Call a function with every part of a transformation, from the outside in, in the order in which they act.
+
+    Args:
+      tx: the transformation.
+      state: its state, of arrays or of their shapes.
+      enter: the function.
+      tree: the parameters, from which follows which leaves are a member's own.
+      count: the number of updates that the transformation has made, if something else counts them.
+    """
+    _visit(Part(uncovered(tx), state, tree=tree, count=count, formula=_said_of(tx)), enter)
+
+
+def _visit(part: Part, enter: Enter) -> Provenance:
+    emitted = enter(part)
+    if emitted is not None:
+        return emitted
+    link = part.link
+    apart = part.apart
+    if link is None or part.tree is None:
+        return _visit_members(part, Apart({}, ()) if apart is None else apart, enter)
+    members = apart.members if apart else ()
+    numbers = {member.name: k for k, member in enumerate(members)}
+
+    def run(name: str, updates: Provenance, grad: Provenance) -> Provenance:
+        return _visit(part.inner(numbers[name], updates, grad), enter)
+
+    return link.trace(run, part.updates, part.grad)
+
+
+def _visit_members(part: Part, apart: Apart, enter: Enter) -> Provenance:
+    """The members of a transformation of others, to which the gradient is what comes in."""
+    updates = part.updates
+    emitted: list[Provenance] = []
+    for k in range(len(apart.members)):
+        emitted.append(_visit(part.inner(k, updates, part.updates), enter))
+        if not apart.side_by_side:
+            updates = emitted[-1]
+    left = part.leaves if part.leaves is not None else frozenset(part.tree.present) if part.tree else frozenset[int]()
+    taken = [left if member.leaves is None else member.leaves for member in apart.members]
+    if apart.side_by_side and not left <= frozenset[int]().union(*taken):
+        emitted.append(part.updates)  # that of the leaves which no member has
+    return Provenance.merged(emitted) if emitted and apart.side_by_side else updates
+
+
+def uncovered(tx: Any) -> Transformation:
+    """What runs behind a transformation: without Optax's adapter to extra arguments, and without ours to links."""
     tx = closures.unadapted(tx)
-    declaration = implementation_of(tx)
-    if isinstance(declaration, Foreign):
-        tx, declaration = closures.unadapted(declaration.wrapped), None
-    if declaration is None:
-        _, members = parts(tx, state) or ({}, [])
-        for key, member, part in members:
-            marked = chosen(tx, key, leaves)
-            own = marked if arrays is None or marked is None else marked & arrays
-            yield from held(member, part, leaves, None, arrays if own is None else own)
-        return
-    if isinstance(state, Mapping):
-        count = state.get("count", count)
-    elif "count" in getattr(state, "_fields", ()):
-        count = state.count
-    if isinstance(declaration, Leafwise):
-        yield Held(declaration, state, count, arrays)
-    elif isinstance(declaration, Groups):
-        for group, own in declaration.leaves_of(leaves):
-            if group.link is not None:
-                own = own if arrays is None else own & arrays
-                yield from held(group.link, state.get(group.key), leaves, count, own)
-    elif isinstance(declaration, Parallel):
-        return  # whose rates and averages are not those of one step
-    else:
-        members = [(name, link, None) for name, link in declaration.links.items()]
-        for name, link, part in members if state is None else declaration.split_state(state)[1]:
-            if not isinstance(declaration, WithGradient) or name == "member":
-                yield from held(link, part, leaves, count, arrays)
+    link = tx if isinstance(tx, AbstractLink) else implementation_of(tx)
+    return uncovered(link.wrapped) if isinstance(link, Foreign) else link or tx
+
+
+def _said_of(tx: object) -> str:
+    link = tx if isinstance(tx, AbstractLink) else implementation_of(tx)
+    return link.formula if isinstance(link, Foreign) and not link.facts.changes_gradient else ""
+
+
+@functools.singledispatch
+def taken_apart(tx: Any, state: Any, tree: Leaves | None) -> Apart | None:
+    """A transformation and its state, taken apart; None where it is not known how.
+
+    Register a function of these arguments for another class of transformations.
+    """
+    found = closures.values(tx)
+    maker = maker_name(tx)
+    if not is_optax(tx) or maker not in _WRAPPERS:
+        return None if holds_transformation(found) else Apart(_fields(state), ())
+    try:
+        apart = _WRAPPERS[maker](found, state)
+    except (AttributeError, KeyError, TypeError, ValueError):  # a version of Optax whose state has other parts
+        return None
+    if tree is None or not apart.side_by_side:
+        return apart
+    members = [member._replace(leaves=_chosen(tx, member.name, tree)) for member in apart.members]
+    return apart._replace(members=members)
+
+
+@taken_apart.register(AbstractLink)
+def _(tx: AbstractLink, state: Any, tree: Leaves | None) -> Apart:
+    inside = tx.inside(state, tree)
+    members = [Member(name, *of) for name, of in inside.items()]
+    return Apart({} if state is None and tx.members else tx.split_state(state).own, members)
+
+
+def _chosen(tx: Any, key: str, tree: Leaves) -> frozenset[int] | None:
+    """The leaves that a wrapper of Optax gives to this member; None for all."""
+    mask = mask_of_member(tx, key, tree.given("params"))
+    return None if mask is None else frozenset(i for i, marked in enumerate(tree.marks(mask)) if marked)
+
+
+def mask_of_member(tx: Any, key: str, params: Any) -> Any:
+    """The mask of what a wrapper of Optax gives to this member of a tree, or a prefix of it; None for all."""
+    maker = maker_name(tx)
+    found = closures.values(tx)
+    if maker == "masked":
+        return found["mask"] if params is None else mask_of(found["mask"], params)
+    if maker == "partition":
+        labels = found["param_labels"]
+        return jax.tree.map(lambda label: str(label) == key, labels(params) if callable(labels) else labels)
+    return None
 
 
 class Kept(NamedTuple):
@@ -101,64 +254,60 @@ class Kept(NamedTuple):
     starts_finite: bool = False
 
     @property
-    def numbers(self) -> Any:
+    def numbers(self) -> jax.Array:
         """The array, or the numbers that its codes stand for."""
         if self.stored.scales is None:
             return self.stored.values
         return self.storage.decode(self.stored, jnp.dtype(jnp.float32))
 
 
-def kept(tx: Any, state: Any, *place: str) -> Iterator[Kept]:
+def arrays(tx: object, state: State) -> list[Kept]:
     """Every array by which a state goes on; what is for people to read is left out."""
-    tx = closures.unadapted(tx)
-    declaration = implementation_of(tx)
-    if isinstance(declaration, Foreign):
-        tx, declaration = closures.unadapted(declaration.wrapped), None
-    own, members = (parts(tx, state) or ({"": state}, [])) if declaration is None else declaration.split_state(state)
-    told = () if declaration is None else declaration.told
-    if isinstance(declaration, Leafwise):
-        told = ("scales", *declaration.kind.slots)
-        for name in declaration.kind.slots:
-            yield from _slot(declaration, state, name, place)
-    for name, tree in own.items():
-        if name not in told:
-            yield from (Kept(path, Stored(x), _PLAIN) for path, x in _arrays(tree, *place, name))
-    for key, member, part in members:
-        if part is not None:
-            yield from kept(member, part, *place, key)
+    found: list[Kept] = []
+
+    def enter(part: Part) -> None:
+        apart = part.apart
+        own = {"": part.state} if apart is None else apart.own
+        told: Sequence[str] = () if part.link is None else part.link.told
+        if isinstance(part.link, Leafwise):
+            told = ("scales", *part.link.declaration.slots)
+            for name in part.link.declaration.slots if part.state is not None else ():
+                found.extend(_slot(part.link, part.state, name, part.place))
+        for name, tree in own.items():
+            if name not in told:
+                found.extend(Kept(path, Stored(x), _AS_IT_IS) for path, x in _arrays(tree, *part.place, name))
+
+    visit(tx, state, enter)
+    return found
+
+
+_AS_IT_IS = DtypeStorage()
 
 
 def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterator[Kept]:
     """What is kept of a slot."""
-    values, key = dict(_arrays(getattr(state, name), *place, name)), link.scaled.get(name)
+    key = link.scaled.get(name)
     scales = {} if key is None else dict(_arrays(state.scales[key], *place, name))
     start = link.rule.start.get(name, 0.0)
     finite = isinstance(start, int | float) and math.isfinite(start)
-    for path, x in values.items():
+    for path, x in _arrays(getattr(state, name), *place, name):
         yield Kept(path, Stored(x, scales.get(path)), link.storage[name], finite)
 
 
-def _arrays(tree: Any, *place: str) -> Iterator[tuple[str, Any]]:
+def _arrays(tree: Tree, *place: str) -> Iterator[tuple[str, Any]]:
     """The arrays of a tree with their paths."""
     for path, leaf in leaves_with_paths(tree, lambda _: False):
         yield "/".join(filter(None, (*place, slashed(path)))), leaf
 
 
-def chosen(tx: Any, key: str, leaves: Leaves) -> frozenset[int] | None:
-    """The leaves that a wrapper of Optax gives to this member; None for all."""
-    mask = mask_of_member(tx, key, leaves.given("params"))
-    return None if mask is None else frozenset(i for i, marked in enumerate(leaves.marks(mask)) if marked)
-
-
-def mask_of_member(tx: Any, key: str, tree: Any) -> Any:
-    """The mask of what a wrapper of Optax gives to this member of a tree, or a prefix of it; None for all."""
-    maker, found = closures.name(tx.update), closures.values(tx)
-    if maker == "masked":
-        return found["mask"] if tree is None else mask_of(found["mask"], tree)
-    if maker == "partition":
-        labels = found["param_labels"]
-        return jax.tree.map(lambda label: str(label) == key, labels(tree) if callable(labels) else labels)
-    return None
+def holds_back(link: AbstractLink) -> bool:
+    """Whether there are links inside that may not see every update, as far as that is known."""
+    if isinstance(link, Foreign):
+        inner = uncovered(link)
+        return (
+            holds_transformation(closures.values(inner)) if not isinstance(inner, AbstractLink) else holds_back(inner)
+        )
+    return link.facts.holds_back or any(holds_back(member) for member in link.members.values())
 
 
 def is_optax(tx: Any) -> bool:
@@ -181,7 +330,7 @@ def is_wrapper(maker: str) -> bool:
     return maker in _WRAPPERS
 
 
-def holds_transformation(value: Any, depth: int = 4) -> bool:
+def holds_transformation(value: object, depth: int = 4) -> bool:
     """Whether a transformation is in this, or in what it contains."""
     if isinstance(value, optax.GradientTransformation):
         return True
@@ -189,53 +338,65 @@ def holds_transformation(value: Any, depth: int = 4) -> bool:
     return depth > 0 and any(holds_transformation(member, depth - 1) for member in inside)
 
 
-def _inside(holder: str, field: str) -> Callable[[Mapping[str, Any], Any], Parts]:
+TakeApart = Callable[[Mapping[str, Any], Any], Apart]
+"""From what the functions of a wrapper of Optax hold on to, and its state, to its parts."""
+
+
+def _inside(holder: str, field: str) -> TakeApart:
     """For wrappers that hold one transformation under `holder`, and keep its state in `field` of their own."""
 
-    def take_apart(found: Mapping[str, Any], state: Any) -> Parts:
+    def take_apart(found: Mapping[str, Any], state: Any) -> Apart:
         fields = _fields(state)
         inner = fields.pop(field)
-        return fields, [("", found[holder], inner)]
+        return Apart(fields, [Member("", found[holder], inner)])
 
     return take_apart
 
 
-def _chain(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [("", tx, inner) for tx, inner in zip(closures.members(found), state, strict=True)]
+def _masked(found: Mapping[str, Any], state: Any) -> Apart:
+    return _inside("inner", "inner_state")(found, state)._replace(side_by_side=True)
 
 
-def _named_chain(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [(name, tx, state[name]) for name, tx in found["transforms"]]
+def _chain(found: Mapping[str, Any], state: Any) -> Apart:
+    pairs = zip(closures.members(found), state, strict=True)
+    return Apart({}, [Member("", tx, inner) for tx, inner in pairs])
 
 
-def _partition(found: Mapping[str, Any], state: Any) -> Parts:
+def _named_chain(found: Mapping[str, Any], state: Any) -> Apart:
+    return Apart({}, [Member(name, tx, state[name]) for name, tx in found["transforms"]])
+
+
+def _partition(found: Mapping[str, Any], state: Any) -> Apart:
     groups = found["transforms"].items()
-    return {}, [(f"{label}", tx, state.inner_states[label].inner_state) for label, tx in groups]
+    members = [Member(f"{label}", tx, state.inner_states[label].inner_state) for label, tx in groups]
+    return Apart({}, members, side_by_side=True)
 
 
-def _flatten(found: Mapping[str, Any], state: Any) -> Parts:
-    return {}, [("", found["inner"], state)]
+def _flatten(found: Mapping[str, Any], state: Any) -> Apart:
+    return Apart({}, [Member("", found["inner"], state)])
 
 
-def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Parts:
+def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Apart:
     """The transformation is made in every update, from hyperparameters that are known only then."""
-    made = []
+    made: list[Any] = []
 
     def make(given: Mapping[str, Any]) -> None:
         made.append(found["inner_factory"](**found["other_hps"], **given))
 
-    abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(state.hyperparams))
-    jax.eval_shape(make, state.hyperparams) if abstract else make(state.hyperparams)
+    # what stands for an array may know it
+    known = jax.tree.map(lambda value: getattr(value, "concrete", value), state.hyperparams)
+    abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(known))
+    jax.eval_shape(make, known) if abstract else make(known)
     return _inside("inner", "inner_state")({"inner": made[0]}, state)
 
 
-_WRAPPERS: Mapping[str, Callable[[Mapping[str, Any], Any], Parts]] = {
+_WRAPPERS: Mapping[str, TakeApart] = {
     "chain": _chain,
     "named_chain": _named_chain,
     "partition": _partition,
     "flatten": _flatten,
     "inject_hyperparams": _inject_hyperparams,
-    "masked": _inside("inner", "inner_state"),
+    "masked": _masked,
     "apply_if_finite": _inside("inner", "inner_state"),
     "conditionally_mask": _inside("inner", "inner_state"),
     "conditionally_transform": _inside("inner", "inner_state"),

@@ -16,10 +16,11 @@ from adam_tx._chain import chain
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.leaves import Mask, is_absent
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._link import Link, as_link, link
 from adam_tx._link import optimizer as made_by
 from adam_tx.interop import _keras_schedules

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, ema, is_complex
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 

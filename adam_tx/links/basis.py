@@ -13,16 +13,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adam_tx._core import hyperparams, manual, sharding, states
+from adam_tx._core import hyperparams, manual, sharding
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.blocks import Shape
-from adam_tx._core.call import Call, Reconstructible
-from adam_tx._core.leaves import Column, Leaves, State, increment
-from adam_tx._link import Link, as_link, link_of
+from adam_tx._core.call import Reconstructible
+from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.states import State
+from adam_tx._link import Link, optimizer
+from adam_tx._wrapper import Wrapper
 
 AxesOf = Callable[[str, Shape], Sequence[int]]
 PerAxis = tuple[Any, ...]
 """One entry for each axis of a leaf, None for an axis that keeps its basis."""
+Matrices = dict[int, PerAxis]
+"""What is kept for the axes of each leaf, by its number."""
 
 
 class Turn(NamedTuple):
@@ -73,8 +78,8 @@ class Basis(Reconstructible):
         raise NotImplementedError
 
 
-@hyperparams.readable
-def in_basis(inner: Link, basis: Basis) -> Link:
+@optimizer
+def in_basis(inner: Link, basis: Basis) -> InBasis:
     """Run links on the gradient in another basis, and turn back what they emit.
 
     With g a leaf's gradient, Q the basis of each of its axes::
@@ -117,43 +122,39 @@ def in_basis(inner: Link, basis: Basis) -> Link:
     >>> tx.update(grad, tx.init(grad), grad=grad)[0]
     Array([[1., 1.]], dtype=float32)
     """
-    return link_of(InBasis(inner, basis, "in_basis", Call(in_basis, (inner, basis), {})))
+    return InBasis(inner, basis, "in_basis")
 
 
-class InBasis(AbstractLink):
+class InBasis(Wrapper):
     """A link whose members see another basis."""
 
-    reads_grad, elementwise = True, False
+    counts_inner = True
 
-    def __init__(self, inner: Link, basis: Basis, name: str, call: Call, formula: str | None = None) -> None:
+    def __init__(self, inner: Link, basis: Basis, name: str, formula: str = "Q inner(Qᴴ u)") -> None:
         if not isinstance(basis, Basis):
             raise TypeError(f"{name}: basis must be an instance of a subclass of adam_tx.Basis, got {basis!r}.")
         hyperparams.check_int(f"{name}: every", basis.every)
-        self.name, self.call, self.basis = name, call, basis
-        self.formula = formula or "Q inner(Qᴴ u)"
-        self.links = {"inner": as_link(inner)}
-        self._inner = self.links["inner"].implementation
-        self.averages = self._inner.averages
+        super().__init__(inner, name=name, keeps=("memory", "basis"), reads_grad=True, elementwise=False)
+        self.basis = basis
+        self.formula = formula
         self.hyperparams = {"basis": basis}
-        self._type = states.wrapper_type(name, "memory", "basis", "inner")
-        if reason := next(self._inner.basis_obstacles(), None):
+        if reason := next(self.inner.basis_obstacles(), None):
             raise ValueError(f"{name}: {reason}")
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The first bases, and the links' states for leaves in them."""
         chosen = [self._axes(leaves, i) for i in range(len(leaves))]
-        memory = self._per_axis(leaves, chosen, lambda n, dtype: self.basis.remember(n, dtype))
+        memory = self._per_axis(leaves, chosen, self.basis.remember)
         basis = self._per_axis(leaves, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
-        arrays = list(leaves.params)
+        arrays = list(leaves.params or ())
         for i in leaves.present:
             shape = jnp.shape(arrays[i])
-            inside = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
-            arrays[i] = arrays[i] if inside == shape else jnp.zeros(inside, leaves.dtypes[i])
-        state = self._inner.init_leaves(leaves.with_params(arrays))
-        inside = leaves.with_params(arrays)
-        self._inner.map_slots(inside, state, lambda slot, _, tree: self._check(leaves, arrays, chosen, slot, tree))
-        state = self._inner.with_count(state, jnp.zeros((), jnp.int32))
-        return self._type(memory, basis, state)
+            turned = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
+            arrays[i] = arrays[i] if turned == shape else jnp.zeros(turned, leaves.dtypes[i])
+        inside = leaves.within(self.member).replace(params=arrays)
+        state = self.inner.init_leaves(inside)
+        self.inner.map_slots(inside, state, lambda slot, _, tree: self._check(leaves, arrays, chosen, slot, tree))
+        return self.state(self.inner.with_count(state, jnp.zeros((), jnp.int32)), memory=memory, basis=basis)
 
     def _axes(self, leaves: Leaves, i: int) -> tuple[int, ...]:
         if i not in leaves.present or 0 in jnp.shape(leaves.params[i]):  # without elements there is nothing to turn
@@ -201,52 +202,65 @@ class InBasis(AbstractLink):
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Change the basis where it is due, run the links in it, and look at the gradient."""
-        count, basis = leaves.count, self.basis
-        bases, memory = self._matrices(leaves, state.basis, "basis"), self._matrices(leaves, state.memory, "memory")
-        memory, inner, first = lax.stop_gradient(memory), state.inner, count == 0
+        fields = self.fields(state)
+        memory = lax.stop_gradient(self._matrices(leaves, fields.memory, "memory"))
+        bases = self._matrices(leaves, fields.basis, "basis")
+        first = leaves.count == 0
         turning = {i for i, of_leaf in bases.items() if any(q is not None for q in of_leaf)}
-        grad = [sharding.gathered(g) if i in turning else g for i, g in enumerate(leaves.grad)]
+        grad = [sharding.gathered(g) if i in turning else g for i, g in enumerate(leaves.grad or ())]
+        bases, inner = self._changed(leaves, grad, bases, memory, fields.inner)
 
-        def turned() -> tuple[Any, Any]:
+        def into(column: Column) -> Column:
+            return [_into(sharding.gathered(x), x, bases[i]) if i in turning else x for i, x in enumerate(column)]
+
+        rotated_grad = into(leaves.grad or [])
+        rotated = rotated_grad if updates is leaves.grad else into(updates)
+        inside = leaves.replace(updates=rotated, grad=rotated_grad, params=None)
+        emitted, new = self.run_inner(inside, rotated, inner)
+        emitted = [
+            _out_of(sharding.gathered(x), updates[i], bases[i]) if i in turning else x for i, x in enumerate(emitted)
+        ]
+        if self.basis.looks_first:
+            emitted = [jnp.where(first, jnp.zeros_like(x), x) if i in bases else x for i, x in enumerate(emitted)]
+            new = jax.tree.map(lambda old, fresh: jnp.where(first, old, fresh), inner, new)
+        seen = {i: self._seen(leaves, of_leaf, grad[i]) for i, of_leaf in memory.items()}
+        return emitted, self.state(
+            new, memory=self._trees(leaves, fields.memory, seen), basis=self._trees(leaves, fields.basis, bases)
+        )
+
+    def _seen(self, leaves: Leaves, memory: PerAxis, grad: jax.Array) -> PerAxis:
+        """What is remembered of a leaf after this gradient."""
+        return tuple(
+            None if m is None else self.basis.see(m, grad, axis, leaves.count) for axis, m in enumerate(memory)
+        )
+
+    def _changed(
+        self, leaves: Leaves, grad: Column, bases: Matrices, memory: Matrices, inner: State
+    ) -> tuple[Matrices, State]:
+        """The bases of this update, and what the links inside have accumulated, in them."""
+        count = leaves.count
+        still = lax.stop_gradient
+
+        def changed() -> tuple[Matrices, State]:
             turns = {
                 i: tuple(
-                    None if q is None else self._find(q, memory[i][axis], lax.stop_gradient(grad[i]), axis, count)
+                    None if q is None else self._find(q, memory[i][axis], still(grad[i]), axis, count)
                     for axis, q in enumerate(of_leaf)
                 )
                 for i, of_leaf in bases.items()
             }
             found = {i: tuple(t and t.basis for t in of_leaf) for i, of_leaf in turns.items()}
-            return found, self._inner.map_slots(
-                leaves, inner, lambda _, kind, tree: self._transport(leaves, kind, tree, bases, turns)
+            return found, self.inner.map_slots(
+                leaves.within(self.member),
+                inner,
+                lambda _, kind, tree: self._transport(leaves, kind, tree, bases, turns),
             )
 
-        due = (count - int(basis.looks_first)) % basis.every == 0
-        if basis.looks_first:
-            due = due & ~first
-        bases, inner = lax.cond(due, turned, lambda: (bases, inner))
-        bases = lax.stop_gradient(bases)
-
-        def into(column: Column) -> Column:
-            return [_into(sharding.gathered(x), x, bases[i]) if i in turning else x for i, x in enumerate(column)]
-
-        rotated_grad = into(leaves.grad)
-        rotated = rotated_grad if updates is leaves.grad else into(updates)
-        inside = leaves.inside(rotated, rotated_grad, self._inner.count_of(inner))
-        emitted, new = inside.run_member("inner", self._inner, rotated, inner)
-        new = self._inner.with_count(new, increment(inside.count))
-        emitted = [
-            _out_of(sharding.gathered(x), updates[i], bases[i]) if i in turning else x for i, x in enumerate(emitted)
-        ]
-        if basis.looks_first:
-            emitted = [jnp.where(first, jnp.zeros_like(x), x) if i in bases else x for i, x in enumerate(emitted)]
-            new = jax.tree.map(lambda old, fresh: jnp.where(first, old, fresh), inner, new)
-        seen = {
-            i: tuple(None if m is None else basis.see(m, grad[i], axis, count) for axis, m in enumerate(memory[i]))
-            for i in memory
-        }
-        return emitted, self._type(
-            self._trees(leaves, state.memory, seen), self._trees(leaves, state.basis, bases), new
-        )
+        due = (count - int(self.basis.looks_first)) % self.basis.every == 0
+        if self.basis.looks_first:
+            due = due & (count != 0)
+        found, inner = lax.cond(due, changed, lambda: (bases, inner))
+        return still(found), inner
 
     def _find(self, old: jax.Array, *args: Any) -> Turn:
         turn = self.basis.find(old, *args)
@@ -257,9 +271,10 @@ class InBasis(AbstractLink):
             )
         return Turn(turn.basis.astype(old.dtype), turn.order)
 
-    def _matrices(self, leaves: Leaves, per_axis: PerAxis, name: str) -> dict[int, PerAxis]:
+    def _matrices(self, leaves: Leaves, per_axis: PerAxis, name: str) -> Matrices:
         """For each leaf that is present what is kept for its axes."""
-        columns, found = [leaves.column(tree, name, optional=True) for tree in per_axis], {}
+        columns = [leaves.column(tree, name, optional=True) for tree in per_axis]
+        found: Matrices = {}
         for i in leaves.present:
             shape = leaves.updates[i].shape
             of_leaf = tuple(column[i] for column in columns[: len(shape)])
@@ -299,24 +314,29 @@ class InBasis(AbstractLink):
             column[i] = sharding.placed_like(moved.astype(slot.dtype), slot)
         return leaves.tree(column)
 
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """The bases are its own."""
-        own = {name: part for name, part in state._asdict().items() if name != "inner"}
-        return own, [("inner", self.links["inner"], state.inner)]
-
     def state_signature(self) -> Hashable:
         """Bases that change together, and what is in them."""
-        return self._signature_of_members(), type(self.basis), self.basis.every, self.basis.looks_first
+        return AbstractLink.state_signature(self), type(self.basis), self.basis.every, self.basis.looks_first
 
     def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
         """The members', and each leaf's matrices."""
-        most = max(len(state.basis) for state in states)
+        given = [self.fields(state) for state in states]
+        most = max(len(state.basis) for state in given)
 
         def join(field: str) -> PerAxis:
-            trees = [[*getattr(state, field), *[None] * most][:most] for state in states]
+            trees = [[*getattr(state, field), *[None] * most][:most] for state in given]
             return tuple(leaves.merged(owners, of_axis) for of_axis in zip(*trees, strict=True))
 
-        return super().merge_states(leaves, owners, states)._replace(memory=join("memory"), basis=join("basis"))
+        merged: Any = super().merge_states(leaves, owners, states)
+        return merged._replace(memory=join("memory"), basis=join("basis"))
+
+    def role_of(self, field: str) -> str:
+        """The memory is of the kind of basis."""
+        return field if field == "basis" else f"{type(self.basis).__name__}.{field}"
+
+    def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
+        """The member's, to which all is in another basis."""
+        return run(self.member, updates.marked("basis"), grad.marked("basis"))
 
     def basis_obstacles(self) -> Iterator[str]:
         """What it remembers would be in the wrong one."""

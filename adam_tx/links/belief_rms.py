@@ -5,13 +5,14 @@ from __future__ import annotations
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay", role="nu_belief")}, debiases=("decay", "look_ahead"))
+@link(slots={"nu": Slot("square", decay="decay", role="nu_belief", eps="eps")}, debiases=("decay", "look_ahead"))
 def scale_by_belief_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-16,

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Now, Rule
+from adam_tx._core.rule import Rule
 from adam_tx._link import link
 
 
@@ -60,5 +61,5 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
         rule,
         formula=" · ".join(factors) + divisor,
         debias=[name for name, decay in {"b1": b1, "b2": b2}.items() if decay is not None],
-        corrects={1: b1, 2: b2},
+        corrects={"gradient": "b1", "square": "b2"},
     )

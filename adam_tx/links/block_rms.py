@@ -11,8 +11,9 @@ from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.leaves import ShapeOf
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
-from adam_tx._core.rule import Now, Rule, Slot, mean, total
+from adam_tx._core.rule import Rule, Slot, mean, total
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 
@@ -41,7 +42,7 @@ def output_unit(path: str, shape: Shape) -> Shape:
     return (*shape[:-1], 1) if len(shape) > 1 else (1,) * len(shape)
 
 
-@link(slots={"nu": Slot("square", decay="decay")}, debiases=("decay",))
+@link(slots={"nu": Slot("square", decay="decay", eps="eps", eps_root="eps_root")}, debiases=("decay",))
 def scale_by_block_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-8,

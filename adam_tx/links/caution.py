@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Positive
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import is_complex, scalar
-from adam_tx._core.rule import Now, Rule, mean
+from adam_tx._core.rule import Rule, mean
 from adam_tx._link import link
 
 

@@ -6,14 +6,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
 from adam_tx._link import link
 
 
 @link(
-    slots={"mean": Slot("gradient", decay="decay", role="mean"), "nu": Slot("square", decay="decay")},
+    slots={
+        "mean": Slot("gradient", decay="decay", role="mean"),
+        "nu": Slot("square", decay="decay", eps="eps", eps_root="eps_root"),
+    },
     debiases=("decay",),
 )
 def scale_by_centered_rms(

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Positive
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import root, scalar, square
-from adam_tx._core.rule import Now, Reduction, Rule, mean, total
+from adam_tx._core.rule import Reduction, Rule, mean, total
 from adam_tx._link import link
 
 

@@ -10,9 +10,8 @@ from jax import lax
 
 from adam_tx._core import hyperparams, numerics
 from adam_tx._core.blocks import Shape
-from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import Decay
-from adam_tx._link import Link, link_of
+from adam_tx._link import Link, optimizer
 from adam_tx.links.basis import AxesOf, Basis, InBasis, Turn
 
 
@@ -27,8 +26,8 @@ def matrix_axes(path: str, shape: Shape, largest: int = 10_000) -> tuple[int, ..
     return tuple(axis for axis, n in enumerate(shape) if n <= largest) if len(shape) > 1 else ()
 
 
-@hyperparams.readable
-def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: AxesOf = matrix_axes) -> Link:
+@optimizer
+def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: AxesOf = matrix_axes) -> InBasis:
     """Run links on the gradient in the eigenbasis of its covariance: SOAP around Adam's links.
 
     With g a leaf's gradient, C and Q one matrix for each of its axes, C from zero::
@@ -70,16 +69,8 @@ def in_eigenbasis(inner: Link, decay: Decay = 0.95, *, every: int = 10, axes: Ax
            [0., 0.]], dtype=float32), Array([[1., 0.],
            [0., 1.]], dtype=float32))
     """
-    given = {"decay": decay, "every": every, "axes": axes}
-    return link_of(
-        InBasis(
-            inner,
-            Eigenbasis(decay, every, axes),
-            "in_eigenbasis",
-            Call(in_eigenbasis, (inner,), given),
-            "Q inner(Qᴴ u), Q the eigenvectors of the running average of g gᴴ",
-        )
-    )
+    formula = "Q inner(Qᴴ u), Q the eigenvectors of the running average of g gᴴ"
+    return InBasis(inner, Eigenbasis(decay, every, axes), "in_eigenbasis", formula)
 
 
 class Eigenbasis(Basis):
@@ -89,7 +80,8 @@ class Eigenbasis(Basis):
 
     def __init__(self, decay: Decay = 0.95, every: int = 10, axes: AxesOf = matrix_axes) -> None:
         allowed = hyperparams.Range(0.0, 1.0)
-        self._decay, self._axes = hyperparams.reader("in_eigenbasis: decay", decay, allowed), axes
+        self._decay = hyperparams.reader("in_eigenbasis: decay", decay, allowed)
+        self._axes = axes
         self.every = hyperparams.check_int("every", every)
 
     def axes(self, path: str, shape: Shape) -> Sequence[int]:

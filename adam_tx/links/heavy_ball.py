@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx._link import link
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Now, Rule
+from adam_tx._core.rule import Rule
 from adam_tx._link import link
 
 
@@ -38,4 +39,5 @@ def scale_by_learning_rate(learning_rate: NonNegative, *, flip_sign: bool = True
         rate = -now.learning_rate if flip_sign else now.learning_rate
         return updates * scalar(rate, updates)
 
-    return Rule(rule, formula=f"{'-' * flip_sign}learning_rate · u")
+    sign = "-" if flip_sign else ""
+    return Rule(rule, formula=f"{sign}learning_rate · u", multiplies_by="learning_rate", sign=-1 if flip_sign else 1)

@@ -6,13 +6,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
 from adam_tx._link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay"), "nu_max": Slot("square", role="nu_max")}, debiases=("decay",))
+@link(
+    slots={
+        "nu": Slot("square", decay="decay", eps="eps", eps_root="eps_root"),
+        "nu_max": Slot("square", role="nu_max"),
+    },
+    debiases=("decay",),
+)
 def scale_by_max_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-8,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay")}, debiases=("decay",))
+@link(slots={"nu": Slot("square", decay="decay", eps="eps", eps_root="eps_root")}, debiases=("decay",))
 def scale_by_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-8,

@@ -15,8 +15,9 @@ from adam_tx._core import blocks, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.leaves import ShapeOf
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 
@@ -49,7 +50,7 @@ def largest_axes(path: str, shape: Shape, least: int = 128) -> tuple[int, int] |
 ADAFACTOR_DECAY = schedules.power_decay(0.8)
 
 
-@link(slots={name: Slot("square", decay="decay", role=name) for name in ("nu_row", "nu_col", "nu")})
+@link(slots={name: Slot("square", decay="decay", role=name, eps="eps") for name in ("nu_row", "nu_col", "nu")})
 def scale_by_row_column_rms(
     decay: Decay = ADAFACTOR_DECAY,
     eps: NonNegative | None = 0.0,

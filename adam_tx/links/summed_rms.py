@@ -5,8 +5,9 @@ from __future__ import annotations
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative, fixed
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, root_and_divide
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
 from adam_tx._link import link
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from adam_tx._chain import Chain
 from adam_tx._core import blocks, hyperparams
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.averages import debiased_square
 from adam_tx._core.call import Call
-from adam_tx._core.hyperparams import NonNegative, Positive
-from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Column, Leaves, State
+from adam_tx._core.hyperparams import NonNegative, Positive, ScalarOrSchedule
+from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.numerics import cast, real_dtype, root, root_and_divide_clamped, scalar, square
+from adam_tx._core.states import State
 from adam_tx._link import Link, link_of
 
 
@@ -52,33 +55,56 @@ def scale_by_surprise(
     >>> tx.update(jnp.ones(1), state, grad=7.0 * jnp.ones(1))[0]  # 1 / sqrt(v), slowed by 7 / sqrt(v)
     Array([0.14285715], dtype=float32)
     """
-    return link_of(Surprise(rms, members, eps, threshold))
+    given = {"eps": eps, "threshold": threshold}
+    return link_of(Surprise(rms, members, eps, threshold, Call(scale_by_surprise, (rms, *members), given)))
 
 
-class Surprise(Chain):
+class Surprise(AbstractLink):
     """Links in turn, whose updates are scaled by how large the gradient is against the first one's second moment."""
 
-    def __init__(self, rms: Link, members: tuple[optax.GradientTransformation, ...], eps: Any, threshold: Any) -> None:
-        super().__init__((rms, *members))
-        self.name, self.formula = "scale_by_surprise", "u / max(1, rms(g / max(sqrt(v), eps)) / threshold)"
+    name = "scale_by_surprise"
+    formula = "u / max(1, rms(g / max(sqrt(v), eps)) / threshold)"
+
+    def __init__(
+        self,
+        rms: Link,
+        members: tuple[optax.GradientTransformation, ...],
+        eps: ScalarOrSchedule,
+        threshold: ScalarOrSchedule,
+        call: Call,
+    ) -> None:
+        self.call = call
         self.hyperparams = {"eps": eps, "threshold": threshold}
-        self.call = Call(scale_by_surprise, (rms, *members), self.hyperparams)
+        self._chain = Chain(self.name, (rms, *members), call)
+        self.members = self._chain.members
+        self.facts = dataclasses.replace(self._chain.facts, reads_grad=True, elementwise=False)
         above = hyperparams.Range(0.0, float("inf"), low_allowed=False)
         self._eps = hyperparams.number("scale_by_surprise: eps", eps)
         self._threshold = hyperparams.reader("scale_by_surprise: threshold", threshold, above)
-        self.reads_grad, self.elementwise = True, False
-        self._first, first = next(iter(self._members.items()))
-        self._slot, self._weight = _debiased_square(self._first, first)
+        self._first, first = next(iter(self.members.items()))
+        found = debiased_square(first)
+        if found is None:
+            raise ValueError(
+                f"scale_by_surprise: {self._first} keeps no debiased average of the squared gradient to measure the "
+                "gradient against; give scale_by_rms(debias=True) first."
+            )
+        self._slot, self._weight = found
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """The members' states by name."""
+        return self._chain.init_leaves(leaves)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The links in turn, then each tensor scaled by its surprise."""
-        self._check_state(state)
-        emitted, new = self._run(leaves, updates, state)
-        moment, weight = getattr(new[self._first], self._slot), getattr(new[self._first], self._weight)
-        column, total = leaves.column(moment, self._slot), jnp.sum(weight)
-        eps, threshold = self._eps(leaves.count), self._threshold(leaves.count)
+        emitted, new = self._chain.run(leaves, updates, state)
+        moment = getattr(new[self._first], self._slot)
+        column = leaves.column(moment, self._slot)
+        total = jnp.sum(getattr(new[self._first], self._weight))
+        eps = self._eps(leaves.count)
+        threshold = self._threshold(leaves.count)
         for i in leaves.present:
-            g, real = leaves.grad[i], real_dtype(leaves.dtypes[i])
+            g = (leaves.grad or [])[i]
+            real = real_dtype(leaves.dtypes[i])
             v = blocks.expand(cast(column[i], real), g.shape) / cast(total, real)
             size = root_and_divide_clamped(jnp.abs(g), v, scalar(eps, v))
             surprise = root(jnp.sum(square(size)) / float(max(size.size, 1)))
@@ -86,14 +112,10 @@ class Surprise(Chain):
             emitted[i] = emitted[i] * scalar(slowed, emitted[i])
         return emitted, new
 
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the last link knows them."""
+        return self._chain.full_precision_params(leaves, state)
 
-def _debiased_square(name: str, declaration: Any) -> tuple[str, str]:
-    """The names under which a link keeps a debiased average of the squared gradient, and its weight."""
-    if isinstance(declaration, Leafwise):
-        for slot, kept in declaration.kind.slots.items():
-            if kept.kind == "square" and kept.decay and kept.decay in declaration.rule.debias:
-                return slot, declaration.kind.weights[kept.decay]
-    raise ValueError(
-        f"scale_by_surprise: {name} keeps no debiased average of the squared gradient to measure the gradient "
-        "against; give scale_by_rms(debias=True) first."
-    )
+    def count_of(self, state: State) -> jax.Array:
+        """The count in the dict."""
+        return self._chain.count_of(state)

@@ -6,20 +6,22 @@ what it says itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core import hyperparams, states
-from adam_tx._core.abstract_link import AbstractLink, required_params
-from adam_tx._core.call import Call
-from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leaves import Column, Leaves, Mask, State
+from adam_tx._core import states
+from adam_tx._core.abstract_link import required_params
+from adam_tx._core.hyperparams import NonNegative, ScalarOrSchedule
+from adam_tx._core.leaves import Column, Leaves, Mask
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import is_complex, scalar
-from adam_tx._core.rule import Now, Rule
-from adam_tx._link import Link, as_link, link, link_of
+from adam_tx._core.rule import Rule
+from adam_tx._core.states import State
+from adam_tx._link import Link, link, optimizer
+from adam_tx._wrapper import Wrapper
 
 
 @link
@@ -164,12 +166,14 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
 def _decay(weight_decay: Any, rule: Callable[..., Any], formula: str, mask: Mask, **said: Any) -> Rule:
     """The rule of the leaves that are marked; a decay of the number zero passes updates on, and needs no parameters."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
-        return Rule(lambda updates: updates, formula=formula, **said)
-    return Rule(rule, formula=formula, mask=mask, **said)
+        return Rule(lambda updates: updates, formula=formula, passes_gradient=True, **said)
+    return Rule(rule, formula=formula, mask=mask, passes_gradient=True, **said)
 
 
-@hyperparams.readable
-def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0) -> Link:
+@optimizer
+def on_decayed_weights(
+    member: Link, weight_decay: NonNegative, mask: Mask = None, *, times: NonNegative = 1.0
+) -> OnDecayedWeights:
     """Let the parameters decay before a link reads them: PyTorch's and Keras's order.
 
     It matters where a rule reads the parameters, as Keras's Lamb does::
@@ -194,52 +198,36 @@ def on_decayed_weights(member: Link, weight_decay: NonNegative, mask: Mask = Non
     >>> tx.update(jnp.zeros(1), tx.init(jnp.zeros(1)), jnp.array([2.0]))[0]  # 1 that is left of 2, less the decay
     Array([0.], dtype=float32)
     """
-    return link_of(OnDecayedWeights(member, weight_decay, mask, times))
+    return OnDecayedWeights(member, weight_decay, mask, times)
 
 
-class OnDecayedWeights(AbstractLink):
+class OnDecayedWeights(Wrapper):
     """A link that sees decayed parameters."""
 
+    member = "member"
     formula = "member(u, decayed params) - times · weight_decay · params"
 
-    def __init__(self, member: Link, weight_decay: Any, mask: Mask, times: Any) -> None:
-        self.name = "on_decayed_weights"
-        given = {"mask": mask, "times": times}
-        self.call = Call(on_decayed_weights, (member, weight_decay), given)
-        self.links, self.hyperparams = {"member": as_link(member)}, {"weight_decay": weight_decay, **given}
-        self._member = self.links["member"].implementation
-        if self._member.terminal:
+    def __init__(self, member: Link, weight_decay: ScalarOrSchedule, mask: Mask, times: ScalarOrSchedule) -> None:
+        super().__init__(member, name="on_decayed_weights")
+        self.hyperparams = {"weight_decay": weight_decay, "mask": mask, "times": times}
+        if self.facts.terminal:
             raise ValueError(
-                f"on_decayed_weights: {self._member.name} emits the difference to the new parameters, to the last bit, "
+                f"on_decayed_weights: {self.inner.name} emits the difference to the new parameters, to the last bit, "
                 "so it cannot see decayed ones. Put it behind, as the last link of the chain."
             )
         self._decay = decay_weights(weight_decay, mask, times=times).implementation
-        self.reads_grad, self.elementwise = self._member.reads_grad, self._member.elementwise
-        self.averages = self._member.averages
-
-    def init_leaves(self, leaves: Leaves) -> State:
-        """The state of the link."""
-        return _STATE(self._member.init_leaves(leaves))
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Decay the parameters, run the link on what is left, and add the decay to its step."""
         params = required_params(leaves, self.name)
-        left, _ = self._decay.update_leaves(leaves, params, None)
-        emitted, inner = leaves.with_params(left).run_member("member", self._member, updates, state.member)
-        emitted, _ = self._decay.update_leaves(leaves, emitted, None)
-        return emitted, _STATE(inner)
-
-    def state_signature(self) -> Hashable:
-        """That of its member."""
-        return self._signature_of_members()
+        left, _ = self._decay.update_leaves(leaves, params, _NOTHING)
+        emitted, inner = self.run_inner(leaves.replace(params=left), updates, self.fields(state).member)
+        emitted, _ = self._decay.update_leaves(leaves, emitted, _NOTHING)
+        return emitted, self.state(inner)
 
     def basis_obstacles(self) -> Iterator[str]:
         """Parameters are not in that basis."""
         yield f"{self.name} reads the parameters, which are in another basis; put it outside."
 
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], list[tuple[str, Any, Any]]]:
-        """The count, and the member."""
-        return states.counts(state), [("member", self.links["member"], state.member)]
 
-
-_STATE = states.wrapper_type("on_decayed_weights", "member")
+_NOTHING = states.state_type("decay_weights", ())()

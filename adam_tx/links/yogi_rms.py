@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, NonNegative, fixed
+from adam_tx._core.now import Now
 from adam_tx._core.numerics import abs_sq, root_and_divide, scalar
-from adam_tx._core.rule import Now, Rule, Slot
+from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import link
 
 
-@link(slots={"nu": Slot("square", decay="decay", role="nu_yogi")}, debiases=("decay",))
+@link(slots={"nu": Slot("square", decay="decay", role="nu_yogi", eps="eps", eps_root="eps_root")}, debiases=("decay",))
 def scale_by_yogi_rms(
     decay: Decay = 0.999,
     eps: NonNegative = 1e-3,

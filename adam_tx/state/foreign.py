@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,51 +12,48 @@ import numpy as np
 from jax.core import Tracer
 
 from adam_tx._core import states
+from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import is_absent
+from adam_tx._core.provenance import Provenance
 from adam_tx.describe import closures, visit
-from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, Seen, after_optax, after_unknown
+from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, after_optax, after_unknown, role_after
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
 
 if TYPE_CHECKING:
     from adam_tx.state.parts import Reader
 
 
-def parts(reader: Reader, tx: Any, state: Any, place: Place) -> Iterator[Part]:
-    """What a transformation keeps, as far as it is known, and of any other what its fields are called."""
-    maker, found = closures.name(tx.update), closures.values(tx)
+def parts(reader: Reader, part: visit.Part, place: Place) -> tuple[list[Part], Provenance | None]:
+    """What a transformation keeps, as far as it is known, and what it emits; None for what its members make of it."""
+    tx, state, updates = part.tx, part.state, place.updates
+    maker, found = maker_name(tx), closures.values(tx)
     keeps = bool(jax.tree.leaves(state))
     if not visit.is_optax(tx):
-        yield from reader.unknown(maker, state, place)
-        reader.emitted = after_unknown(maker, place.updates, keeps=keeps)
-        return
+        if part.apart is not None and part.apart.members:
+            return list(_own(reader, maker, found, part, place)), None
+        return list(reader.unknown(maker, state, place)), after_unknown(maker, updates, keeps=keeps)
+    emitted = after_optax(maker, found, updates, keeps=keeps)
     if maker in OPTAX:
-        yield from _known(reader, maker, found, state, place)
-    elif maker not in _OF_OTHER_TREES and (taken := _taken_apart(reader, tx, maker, found, state)) is not None:
-        own, members = taken
-        for name, tree in own.items():
-            field = f"{maker}.{name}" if name else maker
-            for part in _field(reader, maker, name, found, tree, place):
-                yield _of_wrapper(reader, field, found, state, part)
-        emitted = list[Seen]()
-        for key, member, part in members:
-            chosen = visit.chosen(tx, key, reader.leaves)
-            yield from reader.read(member, part, place.within(chosen))
-            if maker in ("chain", "named_chain"):
-                place = dataclasses.replace(place, updates=reader.emitted)
-            elif maker == "masked" and chosen is not None and place.leaves - chosen:
-                emitted.append(place.updates)
-            emitted.append(reader.emitted)
-        if members:
-            reader.emitted = Seen.joined(emitted) if maker in ("partition", "masked") else emitted[-1]
-            return
-    elif visit.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
+        return list(_known(reader, maker, found, state, place)), emitted
+    if maker not in _OF_OTHER_TREES and part.apart is not None:
+        return list(_own(reader, maker, found, part, place)), None if part.apart.members else emitted
+    if visit.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
         raise of_another(maker, state)
-    elif maker in RECIPES:
-        for name, tree in state._asdict().items():
-            yield from _field(reader, maker, name, found, tree, place)
-    else:
-        yield from reader.unknown(maker, state, place)
-    reader.emitted = after_optax(maker, found, place.updates, keeps=keeps)
+    if maker in RECIPES:
+        fields = state._asdict().items()
+        return [one for name, tree in fields for one in _field(reader, maker, name, found, tree, place)], emitted
+    return list(reader.unknown(maker, state, place)), emitted
+
+
+def _own(reader: Reader, maker: str, found: Mapping[str, Any], part: visit.Part, place: Place) -> Iterator[Part]:
+    """What a wrapper keeps itself."""
+    assert part.apart is not None
+    if maker == "inject_hyperparams":
+        reader.varying |= {id(part.state.hyperparams[name].concrete) for name in found["sched_hps"]}
+    for name, tree in part.apart.own.items():
+        field = f"{maker}.{name}" if name else maker
+        for one in _field(reader, maker, name, found, tree, place):
+            yield _of_wrapper(reader, field, found, part.state, one)
 
 
 _OF_OTHER_TREES = ("flatten", "lookahead")
@@ -90,7 +86,7 @@ def _known(reader: Reader, maker: str, found: Mapping[str, Any], state: Any, pla
 def _of_leaves(
     reader: Reader, kept: Kept, about: Mapping[str, Any], maker: str, tree: Any, place: Place
 ) -> Iterator[Part]:
-    role = place.updates.role(kept.role)
+    role = role_after(place.updates, kept.role)
     for i, node in enumerate(reader.column(tree, maker)):
         if not is_absent(node):
             ndim = len(reader.shape(i))
@@ -108,22 +104,12 @@ def _factored(reader: Reader, name: str, tree: Any, whole: Any, place: Place) ->
             reader.nothing.add(number)
         elif name == "v":
             # whose decay begins with zero
-            yield OfLeaf(place.updates.role("nu"), i, number, averages="square", decay=0.0)
+            yield OfLeaf(role_after(place.updates, "nu"), i, number, averages="square", decay=0.0)
         else:
             lost = int(np.argsort(shape)[-1 if name == "v_row" else -2])
             other = int(np.argsort(shape)[-2 if name == "v_row" else -1])
-            role = place.updates.role("nu_row" if lost > other else "nu_col")
+            role = role_after(place.updates, "nu_row" if lost > other else "nu_col")
             yield OfLeaf(role, i, number, shape=tuple(1 if d == lost else n for d, n in enumerate(shape)))
-
-
-def _taken_apart(reader: Reader, tx: Any, maker: str, found: Mapping[str, Any], state: Any) -> visit.Parts | None:
-    """The parts of a wrapper's state; from hyperparameters that are injected, as they are, its inside is made."""
-    if maker != "inject_hyperparams":
-        return visit.parts(tx, state)
-    given = state._replace(hyperparams=jax.tree.map(lambda x: reader.arrays[x.number], state.hyperparams))
-    reader.varying |= {id(given.hyperparams[name]) for name in found["sched_hps"]}
-    taken = visit.parts(tx, given)
-    return None if taken is None else (state._replace(inner_state=None)._asdict() | {"inner_state": ()}, taken[1])
 
 
 def _field(reader: Reader, maker: str, name: str, found: Mapping[str, Any], tree: Any, place: Place) -> Iterator[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,54 +12,19 @@ import numpy as np
 from jax.core import Tracer
 
 from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.same import closure_variables
 from adam_tx.state.roles import Role
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a link is given, be it as the gradient or as updates: the gradient, and what was done to it.
-
-    Attributes:
-      words: the marks that what was done leaves on a role.
-      rate: the product of the constants that it was multiplied by; infinite once one of them varies, and NaN once the
-        sign is not known.
-    """
-
-    words: frozenset[str] = frozenset()
-    rate: float = 1.0
-
-    def marked(self, word: str) -> Seen:
-        """With one mark more."""
-        return dataclasses.replace(self, words=self.words | {word})
-
-    def times(self, constant: float) -> Seen:
-        """Multiplied by a constant."""
-        return dataclasses.replace(self, rate=self.rate * constant)
-
-    def step(self, rate: Any) -> Seen:
-        """Multiplied by a learning rate, with its sign; None where that is not known."""
-        return self.marked("steps").times(math.nan if rate is None else float(rate))
-
-    @staticmethod
-    def joined(all_: Sequence[Seen]) -> Seen:
-        """What several links emit for the parameters of each, or as a sum."""
-        first = all_[0]
-        if all(seen == first for seen in all_):
-            return first
-        words = frozenset().union(*(seen.words for seen in all_))
-        return Seen(words | {"changed"}, math.nan)
-
-    def role(self, declared: str) -> Role:
-        """The role of what is kept of it, from what is declared."""
-        base, _, of = declared.partition("_of_")
-        marks = [*sorted(self.words.difference(_MARKS)), *(word for word in _MARKS if word in self.words)]
-        return Role(base, (*([of] if of else []), *marks), self.rate)
+def role_after(updates: Provenance, declared: str) -> Role:
+    """The role of what is kept of these, from what is declared."""
+    base, _, of = declared.partition("_of_")
+    marks = [*sorted(updates.words.difference(_MARKS)), *(word for word in _MARKS if word in updates.words)]
+    return Role(base, (*([of] if of else []), *marks), updates.rate)
 
 
 _MARKS = ("changed", "basis", "scaled", "steps")
-GRADIENT = Seen()
-"""The gradient itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,25 +38,25 @@ class Place:
     """
 
     leaves: frozenset[int]
-    updates: Seen = GRADIENT
-    grad: Seen = GRADIENT
+    updates: Provenance = GRADIENT
+    grad: Provenance = GRADIENT
 
     def within(self, leaves: frozenset[int] | None) -> Place:
         """The same for some of the parameters; None for all."""
         return self if leaves is None else dataclasses.replace(self, leaves=self.leaves & leaves)
 
 
-def role_of(link: Leafwise, name: str, updates: Seen, grad: Seen) -> str:
+def role_of(link: Leafwise, name: str, updates: Provenance, grad: Provenance) -> str:
     """The role of a slot by its declaration: what is said there, or what an average of its kind is.
 
     Of a link that reads both the gradient and updates that are something else, it is not known which of them a signed
     slot averages.
     """
-    slots, slot = link.kind.slots, link.kind.slots[name]
+    slots, slot = link.declaration.slots, link.declaration.slots[name]
     if (said := link.rule.roles.get(name, slot.role)) is not None:
         return said
     alike = [other for other in slots.values() if other.role is None and other[:1] == slot[:1] and other.decay]
-    unclear = slot.kind == "gradient" and link.reads_grad and grad != updates
+    unclear = slot.kind == "gradient" and link.facts.reads_grad and grad != updates
     role = AVERAGES[slot.kind] if alike == [slot] and not unclear else f"{link.name}.{name}"
     return f"{role}_of_blocks" if name in link.rule.shape else role
 
@@ -102,48 +67,31 @@ AVERAGES = {"gradient": "mu", "square": "nu"}
 
 def debiased_by(link: Leafwise, decay: str) -> tuple[str, str]:
     """The kind of the averages whose start from zero the weight of a decay undoes, and the role of the weight."""
-    averages = [slot for slot in link.kind.slots.values() if slot.decay is not None]
+    averages = [slot for slot in link.declaration.slots.values() if slot.decay is not None]
     kinds = {slot.kind for slot in averages if slot.decay == decay}
-    if link.rule.corrects is not None:
-        kinds = {_ORDERS.get(decay, "gradient")}
+    if link.rule.corrects:
+        kinds = {kind for kind, argument in link.rule.corrects.items() if argument == decay}
     kind = "square" if "square" in kinds else "gradient" if kinds or not averages else averages[0].kind
     if len([slot for slot in averages if slot.kind == kind]) > 1 or not (kinds or averages):
-        return kind if averages else "", f"{link.name}.{link.kind.weights[decay]}"
+        return kind if averages else "", f"{link.name}.{link.declaration.weights[decay]}"
     return kind, f"weight_{AVERAGES[kind]}" + ("" if kinds else f"_{decay}")
 
 
-_ORDERS = {"b1": "gradient", "b2": "square"}
-
-
-def after(link: Leafwise, updates: Seen) -> Seen:
-    """What a link makes of updates, as far as it matters to what comes behind."""
-    if link.name == "scale_by_learning_rate":
-        rate = link.hyperparams["learning_rate"]
-        seen = updates.step(rate if isinstance(rate, float | int) else math.inf)
-        return seen.times(-1.0) if link.hyperparams["flip_sign"] else seen
-    kinds = {slot.kind for slot in link.kind.slots.values()}
-    if "square" in kinds:
-        return updates.marked("scaled")
-    # a correction, a decay and a clip leave a gradient what it is
-    keeps = link.changes_gradient or link.rule.corrects is not None or "weight_decay" in link.hyperparams
-    return updates if keeps or link.terminal else updates.marked("changed")
-
-
-def after_optax(maker: str, found: Mapping[str, Any], updates: Seen, *, keeps: bool) -> Seen:
+def after_optax(maker: str, found: Mapping[str, Any], updates: Provenance, *, keeps: bool) -> Provenance:
     """What a transformation of Optax, which may keep something, makes of updates."""
     if maker == "scale_by_schedule":
         # `scale_by_learning_rate` hands it a function of its own, which knows the sign
-        return updates.step(
+        return updates.stepped(
             math.copysign(math.inf, sign) if (sign := closure_variables(found["step_size_fn"]).get("m")) else None
         )
     if maker == "scale":
         rate = found.get("step_size")
         if not isinstance(rate, float | int):
-            return updates.step(None if (now := number(rate)) is None else math.copysign(math.inf, now))
+            return updates.stepped(None if (now := number(rate)) is None else math.copysign(math.inf, now))
         # what makes smaller and turns round is a learning rate
-        return updates.step(rate) if rate < 0 and not math.isclose(rate, -1.0) else updates.times(float(rate))
+        return updates.stepped(rate) if rate < 0 and not math.isclose(rate, -1.0) else updates.times(float(rate))
     if maker in ("reduce_on_plateau", "scale_by_polyak"):
-        return updates.step(math.inf)
+        return updates.stepped(math.inf)
     if maker in OPTAX and maker not in _KEEPS:
         divides = any(kept.role.startswith(("nu", "sum")) or kept.divides for kept in OPTAX[maker].values())
         return updates.marked("scaled" if divides else "changed")
@@ -152,7 +100,7 @@ def after_optax(maker: str, found: Mapping[str, Any], updates: Seen, *, keeps: b
     return updates if maker in _KEEPS else after_unknown(maker, updates, keeps=keeps)
 
 
-def after_unknown(maker: str, updates: Seen, *, keeps: bool) -> Seen:
+def after_unknown(maker: str, updates: Provenance, *, keeps: bool) -> Provenance:
     """What a transformation makes of updates of which only that is known whether it keeps something.
 
     If it does, it may make anything of them, so it leaves a mark of its own.

@@ -7,7 +7,6 @@ found from the declarations of links, and from where they stand in the whole.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,18 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adam_tx._chain import Chain, Parallel, WithGradient
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves, is_absent, path_str
-from adam_tx._link import Foreign, implementation_of
-from adam_tx.describe import closures, visit
-from adam_tx.links.basis import InBasis
+from adam_tx._core.provenance import GRADIENT, Provenance
+from adam_tx.describe import visit
 from adam_tx.state import foreign
-from adam_tx.state.naming import AVERAGES, GRADIENT, Place, Seen, after, debiased_by, number, role_of
+from adam_tx.state.naming import AVERAGES, Place, debiased_by, number, role_after, role_of
 from adam_tx.state.roles import OfLeaf, OfMany, Part, Role, arrays_of
-from adam_tx.training._groups import Groups
-from adam_tx.training._guard import Guard
 
 
 def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
@@ -50,7 +46,7 @@ def parts_of(tx: Any, state: Any, params: Any) -> list[Part]:
     arrays, treedef = jax.tree.flatten(state)
     numbered = treedef.unflatten([Numbered(leaf, i) for i, leaf in enumerate(arrays)])
     reader = Reader(leaves, arrays)
-    found = reader.read(tx, numbered, Place(frozenset(leaves.present)))
+    found = reader.read(tx, numbered)
     missed = set(range(len(arrays))).difference(reader.nothing, (i for part in found for i in arrays_of(part)))
     if missed:
         where = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
@@ -93,6 +89,7 @@ class Numbered(jax.ShapeDtypeStruct):
     def __init__(self, like: Any, number: int) -> None:
         super().__init__(jnp.shape(like), like.dtype if hasattr(like, "dtype") else jnp.result_type(like))
         self.number = number
+        self.concrete = like
 
 
 class Reader:
@@ -101,7 +98,6 @@ class Reader:
     Attributes:
       leaves: the parameters.
       arrays: the arrays of the state.
-      emitted: what the last transformation that was read makes of what came in.
       nothing: the numbers of arrays that only stand where there is nothing to keep.
       varying: the identities of arrays whose values of now say nothing of those before.
     """
@@ -109,21 +105,34 @@ class Reader:
     def __init__(self, leaves: Leaves, arrays: Sequence[Any]) -> None:
         self.leaves = leaves
         self.arrays = arrays
-        self.emitted = GRADIENT
         self._top = _top(leaves.given("params"))
         self.nothing: set[int] = set()
         self.varying: set[int] = set()
 
-    def read(self, tx: Any, state: Any, place: Place) -> list[Part]:
-        """The parts of the state of a transformation, in the order in which its links act.
+    def read(self, tx: Any, state: Any) -> list[Part]:
+        """The parts of the state of a transformation, in the order in which its links act."""
+        self._found: list[tuple[tuple[int, ...], Part]] = []
+        visit.visit(tx, state, self._enter, tree=self.leaves)
+        return [part if isinstance(part, OfLeaf) else self._of_kept(part, numbers) for numbers, part in self._found]
 
-        What is kept once is of the parameters of which something is kept, if there are any: a frozen one has no count.
-        """
-        parts = list(self._read(tx, state, place))
-        kept = frozenset(part.leaf for part in parts if isinstance(part, OfLeaf))
-        shared = {part.leaves for part in parts if isinstance(part, OfMany)}
-        smaller = {leaves: leaves & kept or leaves for leaves in shared}
-        return [part._replace(leaves=smaller[part.leaves]) if isinstance(part, OfMany) else part for part in parts]
+    def _of_kept(self, shared: OfMany, numbers: tuple[int, ...]) -> OfMany:
+        """What is kept once is of those parameters of which something is kept: a frozen one has no count."""
+        for depth in range(len(numbers), -1, -1):
+            within = numbers[:depth]
+            kept = {part.leaf for at, part in self._found if isinstance(part, OfLeaf) and at[:depth] == within}
+            if kept & shared.leaves:
+                return shared._replace(leaves=shared.leaves & kept)
+        return shared
+
+    def _enter(self, part: visit.Part) -> Provenance | None:
+        everywhere = frozenset(self.leaves.present)
+        place = Place(everywhere if part.leaves is None else part.leaves & everywhere, part.updates, part.grad)
+        if part.link is None:
+            found, emitted = foreign.parts(self, part, place)
+        else:
+            found, emitted = self._of_link(part.link, part, place), None
+        self._found += [(part.numbers, one) for one in found]
+        return emitted
 
     def decay(self, value: Any) -> float | None:
         """A decay, if it is known and does not vary; zero where a schedule begins so, after which weights are one."""
@@ -131,77 +140,29 @@ class Reader:
             return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
         return None if id(value) in self.varying else number(value)
 
-    def _read(self, tx: Any, state: Any, place: Place) -> Iterator[Part]:
-        tx = closures.unadapted(tx)
-        declaration = implementation_of(tx)
-        if isinstance(declaration, Foreign):
-            tx, declaration = closures.unadapted(declaration.wrapped), None
-        self.emitted = place.updates
-        if declaration is None:
-            yield from foreign.parts(self, tx, state, dataclasses.replace(place, grad=place.updates))
-        elif isinstance(declaration, Leafwise) and not declaration.keeps:
-            self.emitted = after(declaration, place.updates)
-        elif state is None and not declaration.keeps:
-            yield from self._members(
-                declaration, [(name, link, None) for name, link in declaration.links.items()], place
-            )
-        else:
-            yield from self._link(declaration, state, place)
-
-    def _link(self, declaration: Any, state: Any, place: Place) -> Iterator[Part]:
-        if isinstance(declaration, Leafwise):
-            yield from self._leafwise(declaration, state, place)
+    def _of_link(self, link: AbstractLink, part: visit.Part, place: Place) -> Iterator[Part]:
+        """What a link keeps itself."""
+        if part.state is None and not link.facts.keeps:
+            return
+        if isinstance(link, Leafwise):
+            yield from self._leafwise(link, part.state, place)
             return
         try:
-            own, members = declaration.split_state(state)
+            own = part.apart.own if part.apart else {}
         except (AttributeError, KeyError):
-            raise foreign.of_another(declaration.name, state) from None
+            raise foreign.of_another(link.name, part.state) from None
         for name, tree in own.items():
-            # a link whose members count by themselves may hold steps back from them
-            base = ("steps" if _counts_inside(declaration) else "count") if name == "count" else None
-            if base:
-                yield OfMany(Role(base), place.leaves, tree.number)
-            elif isinstance(declaration, InBasis):
-                kind = f"{type(declaration.basis).__name__}." if name == "memory" else ""
-                yield from self.unknown(f"{kind}{name}", tree, place)
+            if name == "count":  # a link whose members count by themselves may hold steps back from them
+                yield OfMany(Role("steps" if visit.holds_back(link) else "count"), place.leaves, tree.number)
             else:
-                found = self.unknown(f"{declaration.name}.{name}", tree, place)
-                yield from (part._replace(of="figure") if isinstance(part, OfMany) else part for part in found)
-        if isinstance(declaration, Chain):
-            place = dataclasses.replace(place, grad=place.updates)
-        if isinstance(declaration, Groups):
-            emitted: list[Seen] = []
-            for group, leaves in declaration.leaves_of(self.leaves):
-                if group.link is not None:
-                    yield from self.read(group.link, state.get(group.key), place.within(leaves))
-                    emitted.append(self.emitted)
-            self.emitted = Seen.joined(emitted or [place.updates])
-            return
-        yield from self._members(declaration, members, place)
-
-    def _members(self, declaration: Any, members: Any, place: Place) -> Iterator[Part]:
-        emitted, side_by_side = place.updates, []
-        for name, link, part in members:
-            inner = place
-            if isinstance(declaration, InBasis):
-                inner = dataclasses.replace(
-                    place, updates=place.updates.marked("basis"), grad=place.grad.marked("basis")
-                )
-            elif isinstance(declaration, WithGradient) and name == "member":
-                inner = dataclasses.replace(place, grad=place.grad.marked("changed"))
-            elif isinstance(declaration, WithGradient):
-                inner = dataclasses.replace(place, updates=place.grad)
-            elif isinstance(declaration, Chain):
-                inner = dataclasses.replace(place, updates=emitted)
-            yield from self.read(link, part, inner)
-            if not isinstance(declaration, WithGradient) or name == "member":
-                emitted = self.emitted
-                side_by_side.append(emitted)
-        self.emitted = Seen.joined(side_by_side) if isinstance(declaration, Parallel) else emitted
+                found = self.unknown(link.role_of(name), tree, place)
+                yield from (one._replace(of="figure") if isinstance(one, OfMany) else one for one in found)
 
     def _leafwise(self, link: Leafwise, state: Any, place: Place) -> Iterator[Part]:
-        kind, rule = link.kind, link.rule
-        seen = place.grad if link.reads_grad else place.updates
+        kind, rule = link.declaration, link.rule
+        if not link.facts.keeps:
+            return
+        seen = place.grad if link.facts.reads_grad else place.updates
         expected = {*kind.slots, *kind.numbers, *(kind.weights[decay] for decay in rule.debias)}
         if set(getattr(state, "_fields", ())) - {"count", "scales"} != expected:
             raise foreign.of_another(link.name, state)
@@ -217,7 +178,7 @@ class Reader:
             of_gradient = slot.kind in AVERAGES
             averages = "" if slot.decay is None else slot.kind
             decay = None if slot.decay is None else self.decay(link.hyperparams[slot.decay])
-            role = (seen if of_gradient else GRADIENT).role(role_of(link, name, place.updates, place.grad))
+            role = role_after(seen if of_gradient else GRADIENT, role_of(link, name, place.updates, place.grad))
             values = self.column(getattr(state, name), link.name)
             key = link.scaled.get(name)
             scales: list[Any] = [None] * len(values) if key is None else self.column(state.scales.get(key), link.name)
@@ -225,7 +186,6 @@ class Reader:
                 if not is_absent(values[i]):
                     scale = None if is_absent(scales[i]) else scales[i].number
                     yield OfLeaf(role, i, values[i].number, scale, link, name, averages, decay)
-        self.emitted = after(link, place.updates)
 
     def shape(self, leaf: int) -> tuple[int, ...]:
         """The shape of a parameter."""
@@ -275,12 +235,3 @@ class Reader:
 def _top(tree: Any) -> Any:
     """The container that a tree is, without what is in it."""
     return jax.tree.structure(tree, is_leaf=lambda node: node is not tree)
-
-
-def _counts_inside(declaration: Any) -> bool:
-    """Whether there is a link inside that counts by itself, because it may not see every step."""
-    if isinstance(declaration, Guard | InBasis):
-        return True
-    if isinstance(declaration, Foreign):
-        return visit.holds_transformation(closures.values(closures.unadapted(declaration.wrapped)))
-    return any(_counts_inside(link.implementation) for link in declaration.links.values())

@@ -60,7 +60,7 @@ class OfLeaf(NamedTuple):
     def is_square(self) -> bool:
         """Whether it is made of squares, so that no number of it is negative."""
         if self.link is not None:
-            return self.link.kind.slots[self.slot].kind == "square"
+            return self.link.declaration.slots[self.slot].kind == "square"
         return self.role.base.startswith(("nu", "sum_of_squares"))
 
     @property
@@ -68,8 +68,8 @@ class OfLeaf(NamedTuple):
         """Whether its start is over at some number of updates, and not by a weight that is kept with it."""
         if self.link is None:
             return self.corrected_by is not None
-        divides = self.link.kind.slots[self.slot].kind == "square"
-        return divides and "count" in getattr(getattr(self.link.rule.apply, "__code__", None), "co_names", ())
+        divides = self.link.declaration.slots[self.slot].kind == "square"
+        return divides and self.link.reads_count
 
 
 class OfMany(NamedTuple):
@@ -105,8 +105,8 @@ class OfMany(NamedTuple):
         """Whether it is the weight of an average, and not of what only looks ahead with another decay."""
         if self.link is None:
             return False
-        slots = self.link.kind.slots.values()
-        return self.link.rule.corrects is not None or any(slot.decay == self.argument for slot in slots)
+        slots = self.link.declaration.slots.values()
+        return bool(self.link.rule.corrects) or any(slot.decay == self.argument for slot in slots)
 
 
 Part = OfLeaf | OfMany

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,12 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adam_tx._chain import Chain
-from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.abstract_link import AbstractLink, implementation_of
 from adam_tx._core.boxes import leaves_with_paths, unboxed
+from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import WATCH, Column, Leaves, is_absent
 from adam_tx._core.paths import slashed
-from adam_tx._link import implementation_of
-from adam_tx.describe import closures, visit
+from adam_tx.describe import visit
 
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
 _STATE, _NEW_STATE, _INTO = "state", "new state", "into "
@@ -127,7 +127,7 @@ def _spoilt(tx: Any, state: Any, params: Any, link: str) -> list[Row]:
     """A row for every part of a state that has numbers which are not finite, though they were so at first."""
 
     def found(state: Any) -> list[Row]:
-        every = [kept for kept in visit.kept(tx, state) if kept.storage.finite(kept.stored) is not None]
+        every = [kept for kept in visit.arrays(tx, state) if kept.storage.finite(kept.stored) is not None]
         return [row for row in (_row(link, kept.path, kept.numbers) for kept in every) if not row.finite]
 
     rows = found(state)
@@ -139,32 +139,20 @@ def _updated(
     tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...], extra: Mapping[str, Any]
 ) -> Iterator[Row]:
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
-    tx, rows = closures.unadapted(tx), []
-    maker = closures.name(tx.update)
-    known = (
-        implementation_of(tx) is None
-        and visit.is_optax(tx)
-        and maker in ("chain", "named_chain", "masked", "partition")
-    )
-    members = visit.parts(tx, state) if known else None
-    if members is not None and maker in ("chain", "named_chain"):
-        for key, member, part in members[1]:
-            yield from _updated(member, grads, part, params, (*place, key or _name(member)), extra)
+    maker = maker_name(tx)
+    known = implementation_of(tx) is None and visit.is_optax(tx)
+    apart = visit.taken_apart(tx, state, None) if known and maker in _IN_TURN | _BY_LEAF else None
+    if apart is not None and maker in _IN_TURN:
+        for name, member, part, _ in apart.members:
+            yield from _updated(member, grads, part, params, (*place, name or _name(member)), extra)
             grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
         return
-    for key, member, part in members[1] if members is not None else ():
-        mask = visit.mask_of_member(tx, key, grads)
+    for name, member, part, _ in apart.members if apart is not None else ():
+        mask = visit.mask_of_member(tx, name, grads)
         own, of_own = (None if tree is None else _only(mask, tree) for tree in (grads, params))
-        yield from _updated(member, own, part, of_own, (*place, key or _name(member)), extra)
-
-    def watch(at: tuple[str, ...], link: AbstractLink, leaves: Leaves, column: Column, emitted: bool) -> None:
-        if members is None and not (emitted and type(link) is Chain):  # that emits what its last link does
-            own = link.call.maker.__name__ if type(link) is Chain else link.name
-            name = ("" if emitted else _INTO) + ("/".join(at) or own)
-            arrays = ((leaves.paths[i], column[i]) for i in leaves.present)
-            rows.extend(_row(name, path, leaf) for path, leaf in arrays if not isinstance(leaf, Tracer))
-
-    token = WATCH.set((watch, place))
+        yield from _updated(member, own, part, of_own, (*place, name or _name(member)), extra)
+    rows: list[Row] = []
+    token = WATCH.set((functools.partial(_watch, rows if apart is None else None), place))
     try:
         emitted, _ = optax.with_extra_args_support(tx).update(grads, state, params, **extra)
     finally:
@@ -176,14 +164,30 @@ def _updated(
         yield from _rows_of("/".join(place) or maker, emitted)
 
 
+_IN_TURN = {"chain", "named_chain"}
+_BY_LEAF = {"masked", "partition"}
+
+
+def _watch(
+    rows: list[Row] | None, at: tuple[str, ...], link: AbstractLink, leaves: Leaves, column: Column, emitted: bool
+) -> None:
+    """Take down what came into a link, or what it emitted."""
+    if rows is None or (emitted and link.emits_last):  # a row of that is there
+        return
+    own = link.call.maker.__name__ if link.emits_last else link.name
+    name = ("" if emitted else _INTO) + ("/".join(at) or own)
+    found = ((leaves.paths[i], column[i]) for i in leaves.present)
+    rows.extend(_row(name, path, leaf) for path, leaf in found if not isinstance(leaf, Tracer))
+
+
 def _only(mask: Any, tree: Any) -> Any:
     """The tree as Optax masks it for a member: what is not its own is absent, also whole parts."""
     return jax.tree.map(lambda marked, part: part if marked else optax.MaskedNode(), mask, tree)
 
 
 def _name(member: Any) -> str:
-    declaration = implementation_of(member)
-    return closures.name(member.update) if declaration is None else declaration.name
+    link = implementation_of(member)
+    return maker_name(member) if link is None else link.name
 
 
 def _rows_of(link: str, tree: Any) -> Iterator[Row]:

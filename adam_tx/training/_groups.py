@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,16 @@ import optax
 
 from adam_tx._chain import unique
 from adam_tx._core import hyperparams
-from adam_tx._core.abstract_link import Keyed
+from adam_tx._core.abstract_link import AbstractLink, Inside
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.call import Call, Reconstructible
-from adam_tx._core.leaves import Column, Leaves, State, is_absent
+from adam_tx._core.facts import combined
+from adam_tx._core.leaves import Column, Leaves, is_absent
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
-from adam_tx._link import Link, as_link, link_of, may_change_gradient
+from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.states import State
+from adam_tx._link import Link, implementation_in, link_of
+from adam_tx.describe import summary, visit
 
 FREEZE = "freeze"
 Setting = Mapping[str, Any] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
@@ -78,7 +83,9 @@ def groups(
     >>> tx.update(zero, tx.init(params), params)[0]["dense"]
     {'bias': Array([-0.], dtype=float32), 'kernel': Array([-0.05], dtype=float32)}
     """
-    return link_of(Groups(patterns, default, optimizer, settings))
+    pairs = _pairs(patterns)
+    call = Call(groups, (pairs, default), {"optimizer": optimizer, **settings})
+    return link_of(Groups(pairs, default, optimizer, settings, call))
 
 
 class matching(Reconstructible):  # noqa: N801
@@ -125,18 +132,29 @@ class Group(NamedTuple):
 
     label: str
     pattern: Pattern | None
-    link: Link | None
+    link: AbstractLink | None
     key: str
 
 
-class Groups(Keyed):
-    """Several links, each for leaves of its own."""
+class Groups(AbstractLink):
+    """Several links, each for leaves of its own.
 
-    name, formula = "groups", "each leaf by the link of its group"
+    Attributes:
+      groups: all of them, frozen ones too.
+    """
 
-    def __init__(self, patterns: Any, default: Any, optimizer: Any, settings: Mapping[str, Any]) -> None:
-        pairs = _pairs(patterns)
-        self.call = Call(groups, (pairs, default), {"optimizer": optimizer, **settings})
+    name = "groups"
+    formula = "each leaf by the link of its group"
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[PathPattern, Setting]],
+        default: Setting | None,
+        optimizer: Callable[..., optax.GradientTransformation] | None,
+        settings: Mapping[str, object],
+        call: Call,
+    ) -> None:
+        self.call = call
         if optimizer is None and settings:
             raise TypeError(f"groups: {sorted(settings)} are arguments of no optimizer; give optimizer= too.")
         given: list[tuple[Pattern | None, Setting]] = [] if default is None else [(None, default)]
@@ -144,24 +162,19 @@ class Groups(Keyed):
         if not given:
             raise ValueError("groups: no pattern and no default; give at least one of them.")
         self.groups: list[Group] = []
-        self.links, self._members = {}, {}
-        self._served: dict[str, list[int]] = {}  # the numbers of the groups whose links have one state
+        members: dict[str, AbstractLink] = {}
         keys: dict[Hashable, str] = {}
-        for k, (pattern, setting) in enumerate(given):
-            label, key = pattern.text if pattern else "default", ""
+        for pattern, setting in given:
+            label = pattern.text if pattern else "default"
             name, link = _made(label, setting, optimizer, settings)
-            if link is not None:
-                key = keys.setdefault((name, link.implementation.state_signature()), unique(name, self._served))
-                self.links.setdefault(key, link)
-                self._served.setdefault(key, []).append(k)
-                self._members[k] = link.implementation
+            key = ""
+            if link is not None:  # links of one signature have one state
+                key = keys.setdefault((name, link.state_signature()), unique(name, members))
+                members.setdefault(key, link)
             self.groups.append(Group(label, pattern, link, key))
-        members = self._members.values()
-        self.reads_grad = any(member.reads_grad for member in members)
-        self.changes_gradient = any(map(may_change_gradient, members))
-        self.averages = tuple(dict.fromkeys(average for member in members for average in member.averages))
-        self.elementwise = all(member.elementwise for member in members)
-        self.terminal = any(member.terminal for member in members)
+        self.members = members
+        facts = [link.facts for link in self.running().values()]
+        self.facts = dataclasses.replace(combined(facts), keeps=True)
 
     def members_of(self, leaves: Leaves) -> list[int]:
         """The number of the group of every leaf, be it absent; each leaf must have one, and each group a leaf."""
@@ -196,58 +209,88 @@ class Groups(Keyed):
             "for it, or say what becomes of all others: default={} for the optimizer as it is."
         )
 
-    def _own_leaves(self, leaves: Leaves, owners: Sequence[int]) -> dict[int, Leaves]:
-        """For every link the leaves over its leaves alone."""
-        return {k: leaves.only([i for i, owner in enumerate(owners) if owner == k]) for k in self._members}
+    def _own(self, leaves: Leaves, owners: Sequence[int]) -> list[tuple[int, Group, AbstractLink, Leaves]]:
+        """Every group that has a link, by number, with its leaves alone."""
+        return [
+            (k, group, group.link, leaves.only([i for i, owner in enumerate(owners) if owner == k]))
+            for k, group in enumerate(self.groups)
+            if group.link is not None
+        ]
 
-    def _joined(self, leaves: Leaves, owners: Sequence[int], states: Mapping[int, Any]) -> dict[str, Any]:
-        """The states of all links, those of one layout as one."""
-        joined = {}
-        for key, numbers in self._served.items():
-            first = self._members[numbers[0]]
-            if first.keeps:
+    def _merged(self, leaves: Leaves, owners: Sequence[int], states: Mapping[int, State]) -> dict[str, State]:
+        """The states of all links, those of one signature as one."""
+        merged: dict[str, State] = {}
+        for key, member in self.members.items():
+            if member.facts.keeps:
+                numbers = [k for k, group in enumerate(self.groups) if group.link is not None and group.key == key]
                 place = {k: n for n, k in enumerate(numbers)}
-                joined[key] = first.merge_states(
-                    leaves, [place.get(k, 0) for k in owners], [states[k] for k in numbers]
-                )
-        return joined
+                whose = [place.get(owner, 0) for owner in owners]
+                merged[key] = member.merge_states(leaves, whose, [states[k] for k in numbers])
+        return merged
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The states of all links."""
         owners = self.members_of(leaves)
-        own = self._own_leaves(leaves, owners)
-        return self._joined(leaves, owners, {k: member.init_leaves(own[k]) for k, member in self._members.items()})
+        states = {k: link.init_leaves(own.within(group.label)) for k, group, link, own in self._own(leaves, owners)}
+        return self._merged(leaves, owners, states)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Every link's step of its own leaves."""
-        self._check_state(state)
-        owners, emitted, new = self.members_of(leaves), list(updates), {}
-        for k, part in self._own_leaves(leaves, owners).items():
-            member, key = self._members[k], self.groups[k].key
-            own = [x if i in part.present else part.updates[i] for i, x in enumerate(updates)]
-            column, new[k] = part.run_member(self.groups[k].label, member, own, state.get(key))
-            for i in part.present:
-                rounded = self.terminal and not member.terminal
+        kept = self._checked(state)
+        owners = self.members_of(leaves)
+        emitted = [
+            # the one number that changes no weight
+            -jnp.zeros_like(u) if i in leaves.present and self.groups[owners[i]].link is None else u
+            for i, u in enumerate(updates)
+        ]
+        new: dict[int, State] = {}
+        for k, group, link, own in self._own(leaves, owners):
+            masked = [x if i in own.present else own.updates[i] for i, x in enumerate(updates)]
+            column, new[k] = own.run_member(group.label, link, masked, kept.get(group.key))
+            rounded = self.facts.terminal and not link.facts.terminal
+            for i in own.present:
                 emitted[i] = leaves.lowered(i, column[i]) if rounded else column[i]
-        for i in leaves.present:
-            if owners[i] not in self._members:
-                emitted[i] = -jnp.zeros_like(updates[i])  # the one number that changes no weight
-        return emitted, self._joined(leaves, owners, new)
+        return emitted, self._merged(leaves, owners, new)
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """The parameters as the links know them."""
-        if leaves.params is None or not self.terminal:
+        if leaves.params is None or not self.facts.terminal:
             return leaves
+        kept = self._checked(state)
         params = list(leaves.params)
-        for k, part in self._own_leaves(leaves, self.members_of(leaves)).items():
-            if self._members[k].terminal:
-                known = self._members[k].full_precision_params(part, state.get(self.groups[k].key)).params
-                for i in part.present:
+        for _, group, link, own in self._own(leaves, self.members_of(leaves)):
+            if link.facts.terminal:
+                known = link.full_precision_params(own, kept.get(group.key)).params or params
+                for i in own.present:
                     params[i] = known[i]
-        return leaves.with_params(params)
+        return leaves.replace(params=params)
 
-    def _check_state(self, state: State, *counted: str) -> None:
-        keys = [*counted, *(key for key, link in self.links.items() if link.implementation.keeps)]
+    def inside(self, state: State, leaves: Leaves | None) -> Mapping[str, Inside]:
+        """Each group with its leaves; where these do not matter, each state once."""
+        if leaves is None:
+            return super().inside(state, None)
+        kept = {} if state is None else self.split_state(state).members
+        return {
+            group.label: Inside(group.link, kept.get(group.key), own)
+            for group, own in self.leaves_of(leaves)
+            if group.link is not None
+        }
+
+    def running(self) -> Mapping[str, AbstractLink]:
+        """The link of each group."""
+        return {group.label: group.link for group in self.groups if group.link is not None}
+
+    def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
+        """What each makes of the updates of its own leaves."""
+        emitted = [run(label, updates, grad) for label in self.running()]
+        return Provenance.merged(emitted) if emitted else updates
+
+    def state_signature(self) -> Hashable:
+        """Those of other groups are of other leaves."""
+        return object()
+
+    def _checked(self, state: State, *counted: str) -> Mapping[str, State]:
+        keys = [*counted, *(key for key, link in self.members.items() if link.facts.keeps)]
         if not isinstance(state, Mapping) or not state.keys() >= set(keys) or state.keys() - {"count", *keys}:
             got = f"one keyed {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
             raise ValueError(
@@ -255,11 +298,11 @@ class Groups(Keyed):
                 "groups returned; the order is update(updates, state, params). To go on from another state, call "
                 "adam_tx.migrate(state, <its tx>, tx, params)."
             )
+        return cast(Mapping[str, State], state)
 
-    def count_of(self, state: State) -> Any:
+    def count_of(self, state: State) -> jax.Array:
         """The count in the dict."""
-        self._check_state(state, "count")
-        return state["count"]
+        return cast(jax.Array, self._checked(state, "count")["count"])
 
     def basis_obstacles(self) -> Iterator[str]:
         """Its links each have a basis of their own, if any."""
@@ -277,7 +320,7 @@ def _pairs(patterns: Any) -> list[tuple[PathPattern, Setting]]:
     return [tuple(pair) for pair in pairs]
 
 
-def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, Any]) -> tuple[str, Link | None]:
+def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, object]) -> tuple[str, AbstractLink | None]:
     """The name and link that a setting stands for; no link if it freezes."""
     if isinstance(setting, str):
         if setting != FREEZE:
@@ -301,9 +344,26 @@ def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, Any])
             f"groups: the setting of {label!r} must be a dict of arguments, a transformation or 'freeze', got "
             f"{setting!r}."
         )
-    link = as_link(setting)
-    maker = link.implementation.call.maker.__name__
+    link = implementation_in(setting)
+    maker = link.call.maker.__name__
     name = name or (link.name if maker == "as_link" else maker)
     if name == "count":
         raise ValueError(f"groups: name that of {label!r} otherwise than 'count', which is the number of updates.")
     return name, link
+
+
+@summary.rows_of.register(Groups)
+def _(tx: Groups, part: visit.Part, params: optax.Params) -> Iterator[summary.Row]:
+    """A row for each group with its leaves, and one for what the links of each signature keep."""
+    depth = len(part.place) + 1
+    own, kept = tx.split_state(part.state)
+    yield summary.Row(summary.label_of("groups", part.name), tx.formula, {}, own, depth - 1)
+    leaves = Leaves.of_params(params)
+    for group, numbers in tx.leaves_of(leaves):
+        made = FREEZE if group.link is None else summary.made_by(group.link)
+        hyperparams = {} if group.link is None else summary.hyperparams_of(group.link)
+        paths = "; ".join(summary.alike([leaves.paths[i] for i in sorted(numbers)]))
+        yield summary.Row(f"{group.label}: {made}", paths, hyperparams, {}, depth)
+    for name, state in kept.items():
+        own = dict(summary.named_parts(tx.members[name], state))
+        yield summary.Row(f"state of {name}", "", {}, own, depth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,11 @@ import numpy as np
 import optax
 
 from adam_tx._core import hyperparams, manual, numerics, sharding, states
-from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.call import Call, Reconstructible
-from adam_tx._core.leaves import Column, Leaves, State, increment
-from adam_tx._link import Link, as_link, link_of, may_change_gradient
+from adam_tx._core.call import Reconstructible
+from adam_tx._core.leaves import Column, Leaves, increment
+from adam_tx._core.states import Fields, State
+from adam_tx._link import optimizer
+from adam_tx._wrapper import Wrapper
 from adam_tx.describe import visit
 
 _LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
@@ -58,14 +59,14 @@ class LossScale(Reconstructible):
         hyperparams.check_int("LossScale: every", self.every)
 
 
-@hyperparams.readable
+@optimizer
 def guard(
     inner: optax.GradientTransformation,
     *,
     deviations: float | None = None,
     decay: float = 0.99,
     loss_scale: LossScale | None = None,
-) -> Link:
+) -> Guard:
     """Let a step that is not finite, or far too large, change nothing.
 
     With g the gradient, G its norm over the whole tree and u what `inner` emits::
@@ -118,65 +119,68 @@ def guard(
     >>> updates, int(state.skipped), int(state.inner["count"])
     (Array([-0., -0.], dtype=float32), 1, 0)
     """
-    given = {"deviations": deviations, "decay": decay, "loss_scale": loss_scale}
-    call = Call(guard, (inner,), given)
-    return link_of(Guard(inner, deviations, decay, loss_scale, call))
+    return Guard(inner, deviations, decay, loss_scale)
 
 
-class Guard(AbstractLink):
+class Guard(Wrapper):
     """A link whose members may be left as they were."""
 
-    elementwise, told = False, ("norm",)
+    counts_inner = True
+    told = ("norm",)
     formula = "inner(u) where all is finite, else nothing"
 
-    def __init__(self, inner: Any, deviations: Any, decay: Any, loss_scale: Any, call: Call) -> None:
-        self.name, self.call = "guard", call
-        self.links = {"inner": as_link(inner)}
-        self._inner = self.links["inner"].implementation
-        self.reads_grad, self.terminal = self._inner.reads_grad, self._inner.terminal
-        self.changes_gradient = loss_scale is not None or may_change_gradient(self._inner)
+    def __init__(
+        self,
+        inner: optax.GradientTransformation,
+        deviations: float | None,
+        decay: float,
+        loss_scale: LossScale | None,
+    ) -> None:
         if deviations is not None:
             deviations = hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if loss_scale is not None and not isinstance(loss_scale, LossScale):
             raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
-        self._deviations, self._loss_scale = deviations, loss_scale
+        changed = {} if loss_scale is None else {"changes_gradient": True}
+        keeps = _keeps(deviations is not None, loss_scale is not None)
+        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **changed)
+        self._deviations = deviations
+        self._loss_scale = loss_scale
         self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
-        self._type = _TYPES[deviations is not None, loss_scale is not None]
 
-    def init_leaves(self, leaves: Leaves) -> State:
+    def init_own(self, leaves: Leaves) -> dict[str, jax.Array]:
         """No step skipped."""
-        none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-        fields: dict[str, Any] = {"skipped": none, "skipped_in_a_row": none, "norm": zero}
-        if self._deviations is not None:
-            fields |= {"taken": none, "mean": zero, "variance": zero}
+        del leaves
+        fields = {name: jnp.zeros((), jnp.float32 if name in _FLOATS else jnp.int32) for name in self.keeps}
         if self._loss_scale is not None:
-            fields |= {"scale": jnp.full((), self._loss_scale.initial, jnp.float32), "good_in_a_row": none}
+            fields["scale"] = jnp.full((), self._loss_scale.initial, jnp.float32)
         # each its own array, so that the state can be donated
-        own = {name: jnp.array(value, copy=True) for name, value in fields.items()}
-        return self._type(**own, inner=self._inner.with_count(self._inner.init_leaves(leaves), none))
+        return {name: jnp.array(value, copy=True) for name, value in fields.items()}
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
-        states.check(self.name, state, self._type)
+        fields = self.fields(state)
         grad = None if leaves.grad is updates else leaves.grad
         if self._loss_scale is not None:
-            updates, grad = (_each(leaves, functools.partial(_divided, by=state.scale), x) for x in (updates, grad))
-        count = self._inner.count_of(state.inner)
+            by = functools.partial(_divided, by=fields.scale)
+            updates = _each(leaves, by, updates)
+            grad = None if grad is None else _each(leaves, by, grad)
         # what is not finite comes no further: a derivative through a step that is skipped would be NaN
-        safe, safe_grad = (_each(leaves, _finite_or_zero, x) for x in (updates, grad))
-        if safe_grad is None and leaves.grad is not None:
-            safe_grad = safe
-        emitted, inner = leaves.counting(safe, safe_grad, count).run_member("inner", self._inner, safe, state.inner)
-        inner = self._inner.with_count(inner, None if count is None else increment(count))
-        lowered = emitted if self.terminal else {i: leaves.lowered(i, emitted[i]) for i in leaves.present}
+        safe = _each(leaves, _finite_or_zero, updates)
+        safe_grad = safe if grad is None else _each(leaves, _finite_or_zero, grad)
+        inside = leaves.replace(updates=safe, grad=None if leaves.grad is None else safe_grad)
+        emitted, inner = self.run_inner(inside, safe, fields.inner)
+        lowered = emitted
+        if not self.facts.terminal:
+            lowered = {i: leaves.lowered(i, emitted[i]) for i in leaves.present}
         columns = [updates, lowered] if grad is None else [updates, grad, lowered]
-        finite, norm = self._is_finite(leaves, columns, state.inner, inner), _norm(leaves, updates)
+        finite = self._is_finite(leaves, columns, fields.inner, inner)
+        norm = _norm(leaves, updates)
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
-        ok = finite if self._deviations is None else finite & self._is_usual(state, norm)
+        ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
         emitted = _each(leaves, lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
-        inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, state.inner)
-        own = self._counted(state, ok, norm) | self._scaled(state, finite)
-        return emitted, self._type(**own, inner=inner)
+        inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, fields.inner)
+        own = self._counted(fields, ok, norm) | self._scaled(fields, finite)
+        return emitted, self.state(inner, **own)
 
     def _is_finite(self, leaves: Leaves, columns: Sequence[Any], old: State, new: State) -> jax.Array:
         """Whether all in these columns is finite, and of the new state what was so in the old one."""
@@ -185,8 +189,8 @@ class Guard(AbstractLink):
         for i, (first, *_) in flags.items():
             places.setdefault(first.shape, []).append(i)
         # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
-        turns, link = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}, self.links["inner"]
-        pairs = zip(visit.kept(link, old), visit.kept(link, new), strict=True)
+        turns = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}
+        pairs = zip(visit.arrays(self.inner, old), visit.arrays(self.inner, new), strict=True)
         for number, (was, now) in enumerate(pairs, len(leaves)):
             if (still := now.storage.finite(now.stored)) is None:
                 continue
@@ -199,13 +203,13 @@ class Guard(AbstractLink):
         found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
         return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
 
-    def _is_usual(self, state: State, norm: jax.Array) -> jax.Array:
+    def _is_usual(self, state: Fields, norm: jax.Array) -> jax.Array:
         """Whether the norm is not far above what it was; at first any is."""
         few = state.taken.astype(jnp.float32) * self._step < 1.0
         mean, spread = usual(state)
         return few | (norm <= mean + jnp.maximum((self._deviations or 0.0) * spread, _LEAST_SPREAD * mean))
 
-    def _counted(self, state: State, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+    def _counted(self, state: Fields, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
         """The numbers of steps skipped, the norm, and what norms are usual."""
         none = jnp.zeros_like(state.skipped)
         own = {
@@ -225,7 +229,7 @@ class Guard(AbstractLink):
         counts = jnp.isfinite(norm) & (norm > 0)  # a step without a gradient says nothing of what is usual
         return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
 
-    def _scaled(self, state: State, finite: jax.Array) -> dict[str, jax.Array]:
+    def _scaled(self, state: Fields, finite: jax.Array) -> dict[str, jax.Array]:
         """The factor of the loss."""
         if (of := self._loss_scale) is None:
             return {}
@@ -237,24 +241,15 @@ class Guard(AbstractLink):
             "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
         }
 
-    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
-        """The parameters as the last link inside knows them."""
-        return self._inner.full_precision_params(leaves, state.inner)
 
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
-        """What the guard counts is its own."""
-        own = {name: part for name, part in state._asdict().items() if name != "inner"}
-        return own, [("inner", self.links["inner"], state.inner)]
-
-
-def usual(state: State) -> tuple[jax.Array, jax.Array]:
+def usual(state: Fields) -> tuple[jax.Array, jax.Array]:
     """The mean of the norms, and their spread around it."""
     return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
 
 
-def _each(leaves: Leaves, function: Callable[[jax.Array], jax.Array], column: Column | None) -> Any:
+def _each(leaves: Leaves, function: Callable[[jax.Array], jax.Array], column: Column) -> Column:
     """The function of every leaf that is there."""
-    return column and [function(x) if i in leaves.present else x for i, x in enumerate(column)]
+    return [function(x) if i in leaves.present else x for i, x in enumerate(column)]
 
 
 def _divided(x: jax.Array, by: jax.Array) -> jax.Array:
@@ -271,17 +266,16 @@ def _norm(leaves: Leaves, column: Column) -> jax.Array:
     return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
 
 
-_OF_DEVIATIONS, _OF_SCALE = ("taken", "mean", "variance"), ("scale", "good_in_a_row")
-_TYPES = {
-    (held, scaled): states.wrapper_type(
-        "guard",
-        "skipped",
-        "skipped_in_a_row",
-        "norm",
-        *(_OF_DEVIATIONS if held else ()),
-        *(_OF_SCALE if scaled else ()),
-        "inner",
-    )
-    for held in (False, True)
-    for scaled in (False, True)
-}
+_FLOATS = ("norm", "mean", "variance", "scale")
+"""Of what a guard keeps, all but its counts."""
+
+
+def _keeps(deviations: bool, loss_scale: bool) -> tuple[str, ...]:
+    """The names of what a guard keeps."""
+    of_deviations = ("taken", "mean", "variance") if deviations else ()
+    of_scale = ("scale", "good_in_a_row") if loss_scale else ()
+    return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale)
+
+
+for _deviations, _loss_scale in itertools.product((False, True), repeat=2):
+    states.wrapper_type("guard", *_keeps(_deviations, _loss_scale), "inner")  # so that exported programs find it

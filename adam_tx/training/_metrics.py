@@ -14,7 +14,7 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core.boxes import unboxed
-from adam_tx._core.leaves import State
+from adam_tx._core.states import State
 from adam_tx.training._guard import usual
 from adam_tx.training.figures import FIGURES, UNKNOWN
 

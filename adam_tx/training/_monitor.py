@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,18 @@ import optax
 from jax import lax
 
 from adam_tx._core import hyperparams, states
-from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.call import Call
-from adam_tx._core.leaves import Column, Leaves, State, increment
+from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
-from adam_tx._link import Link, as_link, link_of, may_change_gradient
+from adam_tx._core.states import State
+from adam_tx._link import optimizer
+from adam_tx._wrapper import Wrapper
 from adam_tx.training.figures import FIGURES, UNKNOWN, Leaf, figures_of, known_of, sums_of
 
 
-@hyperparams.readable
+@optimizer
 def monitor(
     inner: optax.GradientTransformation, *, groups: Mapping[str, PathPattern] | None = None, every: int = 1
-) -> Link:
+) -> Monitor:
     """Keep figures of the last step in the state, for `metrics` to read.
 
     What `inner` emits and keeps is not touched. With g the gradient, u the update in the
@@ -75,42 +74,39 @@ def monitor(
     >>> {name: float(figures[name]) for name in ("step", "grad_norm", "learning_rate", "update_rms")}
     {'step': 1.0, 'grad_norm': 5.0, 'learning_rate': 0.5, 'update_rms': 0.5}
     """
-    return link_of(Monitor(inner, groups, every))
+    return Monitor(inner, groups, every)
 
 
-class Monitor(AbstractLink):
+class Monitor(Wrapper):
     """A link that looks at what another does."""
 
-    formula, told = "inner(u), and figures of it", ("metrics",)
+    formula = "inner(u), and figures of it"
+    told = ("metrics",)
 
-    def __init__(self, inner: Any, groups: Mapping[str, PathPattern] | None, every: int) -> None:
-        self.name, self.call = "monitor", Call(monitor, (inner,), {"groups": groups, "every": every})
+    def __init__(
+        self, inner: optax.GradientTransformation, groups: Mapping[str, PathPattern] | None, every: int
+    ) -> None:
+        super().__init__(inner, name="monitor", keeps=("metrics",))
         self._every = hyperparams.check_int("monitor: every", every)
         if groups is not None and not isinstance(groups, Mapping):
             raise TypeError(f"monitor: groups must be a dict of patterns by name, got {groups!r}.")
-        self.links = {"inner": as_link(inner)}
-        self._inner = self.links["inner"].implementation
         self._patterns = {f"{name}/": Pattern(of) for name, of in (groups or {}).items()}
-        self.reads_grad, self.changes_gradient = self._inner.reads_grad, may_change_gradient(self._inner)
-        self.terminal, self.elementwise = self._inner.terminal, self._inner.elementwise
-        self.averages = self._inner.averages
 
-    def init_leaves(self, leaves: Leaves) -> State:
+    def init_own(self, leaves: Leaves) -> dict[str, dict[str, jax.Array]]:
         """Nothing is measured yet."""
         self._groups(leaves)
         keys = [f"{prefix}{name}" for prefix in ("", *self._patterns) for name in FIGURES]
-        figures = {key: jnp.full((), UNKNOWN, jnp.float32) for key in keys}
-        return _MONITOR(figures, self._inner.init_leaves(leaves))
+        return {"metrics": {key: jnp.full((), UNKNOWN, jnp.float32) for key in keys}}
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The link's step, and figures of it."""
-        states.check(self.name, state, _MONITOR)
-        emitted, inner = leaves.run_member("inner", self._inner, updates, state.inner)
-        figures: Any = functools.partial(self._figures, leaves, updates, emitted, inner)
+        fields = self.fields(state)
+        emitted, inner = self.run_inner(leaves, updates, fields.inner)
+        figures = functools.partial(self._figures, leaves, updates, emitted, inner)
         if self._every == 1:
-            return emitted, _MONITOR(figures(), inner)
+            return emitted, self.state(inner, metrics=figures())
         due = increment(leaves.count) % self._every == 0
-        return emitted, _MONITOR(lax.cond(due, figures, lambda: dict(state.metrics)), inner)
+        return emitted, self.state(inner, metrics=lax.cond(due, figures, lambda: dict(fields.metrics)))
 
     def _groups(self, leaves: Leaves) -> dict[str, list[int]]:
         """The leaves of every group by its prefix."""
@@ -123,16 +119,17 @@ class Monitor(AbstractLink):
         }
         return {"": list(leaves.present)} | chosen
 
-    def _figures(self, leaves: Leaves, updates: Column, emitted: Column, inner: Any) -> dict[str, jax.Array]:
+    def _figures(self, leaves: Leaves, updates: Column, emitted: Column, inner: State) -> dict[str, jax.Array]:
         still = lax.stop_gradient  # no derivative goes through figures
         grad = updates if leaves.grad is None else leaves.grad
         params = [None] * len(leaves) if leaves.params is None else leaves.params
-        inner, count = still(inner), None if leaves.count is None else increment(leaves.count)
-        known = known_of(self.links["inner"], inner, leaves, count)
+        inner = still(inner)
+        count = None if leaves.count is None else increment(leaves.count)
+        known = known_of(self.inner, inner, leaves, count)
         arrays = {
             i: Leaf(
                 still(grad[i]),
-                still(emitted[i] if self.terminal else leaves.lowered(i, emitted[i]).astype(leaves.dtypes[i])),
+                still(emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]).astype(leaves.dtypes[i])),
                 still(params[i]),
                 **known.get(i, {}),
             )
@@ -145,17 +142,5 @@ class Monitor(AbstractLink):
             for name, value in figures_of([arrays[i] for i in chosen], [sums[i] for i in chosen]).items()
         }
 
-    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
-        """The parameters as the last link inside knows them."""
-        return self._inner.full_precision_params(leaves, state.inner)
 
-    def state_signature(self) -> Hashable:
-        """Its figures are of the leaves that it is given, all together."""
-        return object()
-
-    def split_state(self, state: State) -> tuple[Mapping[str, Any], Sequence[tuple[str, Any, Any]]]:
-        """The figures are its own."""
-        return states.counts(state) | {"metrics": state.metrics}, [("inner", self.links["inner"], state.inner)]
-
-
-_MONITOR = states.wrapper_type("monitor", "metrics", "inner")
+states.wrapper_type("monitor", "metrics", "inner")  # so that exported programs find it

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adam_tx._core import manual, numerics, sharding
-from adam_tx._core.leaves import Leaves, State
-from adam_tx._link import Link
+from adam_tx._core import averages, manual, numerics, sharding
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.leaves import Leaves
+from adam_tx._core.states import State
 from adam_tx.describe import visit
 
 SAMPLE = 8192  # of how many elements the quantiles are
@@ -52,40 +54,58 @@ class Leaf(NamedTuple):
     eps: Any = 0.0
 
 
-def known_of(link: Link, state: State, leaves: Leaves, count: Any) -> dict[int, dict[str, Any]]:
+_NAMES = {"gradient": ("m", "weight_1"), "square": ("v", "weight_2")}
+"""What the average of a kind and its weight are called here."""
+
+
+def known_of(link: AbstractLink, state: State, leaves: Leaves, count: jax.Array | None) -> dict[int, dict[str, Any]]:
     """For each leaf its rate, averages and epsilon, as far as the links inside have them."""
     known: dict[int, dict[str, Any]] = {i: {} for i in leaves.present}
-    for held in visit.held(link, state, leaves, count):
-        if held.count is None:
-            continue
-        own = [i for i in leaves.present if held.leaves is None or i in held.leaves]
-        given = held.link.hyperparams_at(jnp.maximum(held.count - 1, 0))  # those of the update that was made
-        if held.link.name == "scale_by_learning_rate":
-            for i in own:
-                rate = given["learning_rate"]
-                known[i]["rate"] = known[i]["rate"] * rate if "rate" in known[i] else rate
-        for order, weight in held.link.weights_corrected(held.state):
-            weight = _or_one(weight)  # nothing was averaged yet
-            for i in own:
-                known[i].setdefault(f"weight_{order}", weight)
-        try:
-            averages = list(held.link.averages_in(leaves, held.state))
-        except ValueError:  # a wrapper has made another tree of it
-            continue
-        for slot, weight, column in averages:
-            weight = None if weight is None else _or_one(weight)
-            for i in own:
-                x = column[i]
-                if x is None or x.shape != leaves.updates[i].shape:
-                    continue
-                order, name = (1, "m") if slot.kind == "gradient" else (2, "v")
-                if name in known[i]:
-                    continue
-                known[i] |= {name: x} | ({} if weight is None else {f"weight_{order}": weight})
-                if name == "v":
-                    known[i] |= {"divided": 1.0 if weight is None else weight}
-                    known[i] |= {name: given[name] for name in ("eps", "eps_root") if name in given}
+
+    def enter(part: visit.Part) -> None:
+        if isinstance(part.link, Leafwise) and part.count is not None and part.acts:
+            own = [known[i] for i in leaves.present if part.leaves is None or i in part.leaves]
+            given = part.link.hyperparams_at(jnp.maximum(part.count - 1, 0))  # those of the update that was made
+            _know_scalars(part.link, part.state, own, given)
+            _know_averages(part, leaves, known, given)
+
+    visit.visit(link, state, enter, tree=leaves, count=count)
     return known
+
+
+def _know_scalars(link: Leafwise, state: Any, own: Iterable[dict[str, Any]], given: Mapping[str, Any]) -> None:
+    """The learning rate, and the weights by which averages are corrected."""
+    rate = link.rule.multiplies_by
+    weights = dict(averages.corrected_by(link, state))
+    for leaf in own:
+        if rate is not None:
+            leaf["rate"] = leaf["rate"] * given[rate] if "rate" in leaf else given[rate]
+        for kind, weight in weights.items():
+            leaf.setdefault(_NAMES[kind][1], _or_one(weight))  # at first nothing was averaged yet
+
+
+def _know_averages(part: visit.Part, leaves: Leaves, known: Mapping[int, Any], given: Mapping[str, Any]) -> None:
+    """The first averages of a kind and of a leaf's shape."""
+    assert isinstance(part.link, Leafwise)
+    try:
+        found = list(averages.kept_by(part.link, leaves, part.state))
+    except ValueError:  # a wrapper has made another tree of it
+        return
+    for average in found:
+        name, of_weight = _NAMES[average.slot.kind]
+        weight = None if average.weight is None else _or_one(average.weight)
+        for i in leaves.present:
+            x = average.column[i]
+            own = part.leaves is None or i in part.leaves
+            if not own or x is None or x.shape != leaves.updates[i].shape or name in known[i]:
+                continue
+            known[i][name] = x
+            if weight is not None:
+                known[i][of_weight] = weight
+            if name == "v":
+                known[i]["divided"] = 1.0 if weight is None else weight
+                floors = {"eps": average.slot.eps, "eps_root": average.slot.eps_root}
+                known[i] |= {of: given[said] for of, said in floors.items() if said and given[said] is not None}
 
 
 @functools.partial(jax.jit, static_argnames="dtype")  # traced once for all leaves of a shape

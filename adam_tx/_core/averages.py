@@ -1,0 +1,67 @@
+"""The averages in the state of a link, and the weights by which they are corrected, as others ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.leaves import Leaves
+from adam_tx._core.rule import Slot
+from adam_tx._core.states import Fields
+from adam_tx._core.storage import Stored
+
+
+class Kept(NamedTuple):
+    """An average that a link keeps.
+
+    Attributes:
+      slot: what the link declares of it.
+      name: of the slot.
+      weight: by which the link debiases it; None if it does not.
+      column: its arrays in working precision; None where there is none for a leaf.
+    """
+
+    slot: Slot
+    name: str
+    weight: jax.Array | None
+    column: list[jax.Array | None]
+
+
+def kept_by(link: Leafwise, leaves: Leaves, fields: Fields) -> Iterator[Kept]:
+    """Every average in the state of a link."""
+    if not link.declaration.slots:
+        return
+    stored = link.stored(leaves, fields, masked=True)
+    for name, slot in link.declaration.slots.items():
+        if slot.decay is not None:
+            column = [
+                link.step.decoded(name, x, leaves.dtypes[i]) if isinstance(x, Stored) else None
+                for i, x in enumerate(stored[name])
+            ]
+            weighed = slot.decay in link.rule.debias
+            yield Kept(slot, name, weight_of(link, fields, slot.decay) if weighed else None, column)
+
+
+def corrected_by(link: Leafwise, fields: Fields) -> Iterator[tuple[str, jax.Array]]:
+    """The kinds of the averages before it whose start from zero a link undoes, each with their weight."""
+    for correction in link.facts.corrects:
+        yield correction.kind, weight_of(link, fields, correction.argument)
+
+
+def weight_of(link: Leafwise, fields: Fields, decay: str) -> jax.Array:
+    """The number that a weight of a state stands for."""
+    return jnp.sum(getattr(fields, link.declaration.weights[decay]))
+
+
+def debiased_square(link: AbstractLink) -> tuple[str, str] | None:
+    """The slot in which a link keeps a debiased average of squares, and the name of its weight; None without one."""
+    if isinstance(link, Leafwise):
+        for name, slot in link.declaration.slots.items():
+            if slot.kind == "square" and slot.decay in link.rule.debias:
+                return name, link.declaration.weights[slot.decay]
+    return None

@@ -1,0 +1,117 @@
+"""`Facts`: what others need to know of a link, and the one place where members' facts become those of the whole.
+
+A chain, a guard, a group: whatever holds links takes its facts from theirs with `combined`,
+and then says by name where it differs. So no wrapper can forget one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from adam_tx._core.bias import Average, Correction, corrected
+from adam_tx._core.same import same
+
+
+class Stranger(NamedTuple):
+    """A transformation from elsewhere, of which no more is known.
+
+    Attributes:
+      name: what it is called.
+      may_average: whether its state could hold an average; asked only where it matters.
+    """
+
+    name: str
+    may_average: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What others need to know of a link.
+
+    Attributes:
+      reads_grad: whether the raw gradient must be there.
+      changes_gradient: whether it is known to change the gradient itself, as clipping
+        does, or nothing is known of what it does.
+      passes_gradient: whether what it makes of the gradient is the gradient still: clipped,
+        decayed, corrected, or multiplied by a constant.
+      averages: what of its averages is in what it emits.
+      corrects: the averages before it whose start from zero it undoes.
+      strangers: what is in it of transformations from elsewhere.
+      elementwise: whether the rule of an element depends on that element alone.
+      terminal: whether what it emits has to be added to the parameters as it is: nothing
+        may change it, not even a rounding to their dtype.
+      holds_back: whether there are links inside that may not see every update.
+      keeps: whether it has a state inside a chain; a link that does not has no entry there.
+    """
+
+    reads_grad: bool = False
+    changes_gradient: bool = False
+    passes_gradient: bool = False
+    averages: tuple[Average, ...] = ()
+    corrects: tuple[Correction, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
+    elementwise: bool = True
+    terminal: bool = False
+    holds_back: bool = False
+    keeps: bool = True
+
+
+def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
+    """The facts of what holds these: of links in turn, or of links side by side, of one as well as of many.
+
+    Raises:
+      ValueError: in turn, an average that is corrected twice, or by another decay than its own.
+    """
+    averages, corrects = _in_turn(members) if in_turn else _side_by_side(members)
+    return Facts(
+        reads_grad=any(member.reads_grad for member in members),
+        changes_gradient=any(member.changes_gradient for member in (_of_gradient(members) if in_turn else members)),
+        passes_gradient=all(member.passes_gradient for member in members),
+        averages=averages,
+        corrects=corrects,
+        strangers=tuple(stranger for member in members for stranger in member.strangers),
+        elementwise=all(member.elementwise for member in members),
+        terminal=members[-1].terminal if in_turn else any(member.terminal for member in members),
+        holds_back=any(member.holds_back for member in members),
+        keeps=any(member.keeps for member in members),
+    )
+
+
+def _of_gradient(members: Sequence[Facts]) -> Sequence[Facts]:
+    """The members to which, one after the other, what comes in is the gradient still."""
+    for k, member in enumerate(members):
+        if not member.passes_gradient:
+            return members[: k + 1]
+    return members
+
+
+def _in_turn(members: Sequence[Facts]) -> tuple[tuple[Average, ...], tuple[Correction, ...]]:
+    averages: tuple[Average, ...] = ()
+    corrects: tuple[Correction, ...] = ()
+    for member in members:
+        for correction in member.corrects:
+            found = corrected(averages, correction)
+            averages = averages if found is None else found
+            corrects += (correction,) if found is None else ()
+        averages += member.averages
+    return averages, corrects
+
+
+def _side_by_side(members: Sequence[Facts]) -> tuple[tuple[Average, ...], tuple[Correction, ...]]:
+    averages: list[Average] = []
+    for average in (average for member in members for average in member.averages):
+        if not any(same(average, other) for other in averages):
+            averages.append(average)
+    alike = all(member.corrects == members[0].corrects for member in members)
+    return tuple(averages), members[0].corrects if members and alike else ()
+
+
+def changed_before_a_reader(members: Sequence[Facts]) -> tuple[int, int] | None:
+    """The first member that changes the gradient although a later one reads it raw, and that one, by number."""
+    for k, member in enumerate(_of_gradient(members)):
+        readers = [n for n in range(k + 1, len(members)) if members[n].reads_grad]
+        if member.changes_gradient and readers:
+            return k, readers[0]
+    return None

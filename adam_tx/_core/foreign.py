@@ -1,0 +1,120 @@
+"""`Foreign`, a transformation from elsewhere as a link: its own `init` and `update`, and its own count."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core import numerics
+from adam_tx._core.abstract_link import LIFTED, AbstractLink, MoveSlot, Part
+from adam_tx._core.call import Call, maker_name
+from adam_tx._core.facts import Facts, Stranger
+from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.states import State
+
+
+class Foreign(AbstractLink):
+    """A transformation from elsewhere.
+
+    Its state is made from lifted parameters, so that inside a chain, where it will
+    see float32, the state keeps the dtypes it starts with.
+
+    Attributes:
+      wrapped: the transformation.
+    """
+
+    def __init__(
+        self, transformation: optax.GradientTransformation, name: str | None, formula: str | None, call: Call
+    ) -> None:
+        self.wrapped = transformation
+        self._inner = optax.with_extra_args_support(transformation)
+        self.name = name or maker_name(transformation)
+        self.formula = formula or "as in its own documentation"
+        self.call = call
+        self.facts = Facts(
+            changes_gradient=formula is None,  # nobody has said what it does
+            passes_gradient=formula is None,
+            strangers=(Stranger(self.name, self._may_average),),
+            elementwise=False,
+            keeps=self._inner.init is not optax.init_empty_state,
+        )
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """The transformation's own state."""
+        column = list(leaves.params or ())
+        lifted = any(numerics.dtype_of(column[i]) == jnp.bfloat16 for i in leaves.present)
+        for i in leaves.present:
+            column[i] = numerics.cast(column[i], leaves.dtypes[i])
+        token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
+        try:
+            return self._inner.init(leaves.tree(column))
+        finally:
+            LIFTED.reset(token)
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """Its own update, on trees in working precision."""
+        given: Any = state if self.facts.keeps else optax.EmptyState()
+        params = None if leaves.params is None else leaves.tree(leaves.params)
+        extra = dict(leaves.extra)
+        if leaves.grad is not None:
+            extra["grad"] = leaves.tree(leaves.grad)
+        try:
+            emitted, new = self._inner.update(leaves.tree(updates), given, params, **extra)
+        except FloatingPointError as error:  # under jax_debug_nans
+            raise FloatingPointError(f"{self.name}: {error}") from error
+        return leaves.column(emitted, self.name), new
+
+    def split_state(self, state: State) -> Part:
+        """All of it is its own."""
+        return Part({"": state}, {})
+
+    def state_signature(self) -> Hashable:
+        """Known only where there is no state."""
+        try:
+            state = self._state_of_one()
+        except Exception:  # whatever it makes of parameters that are not its own
+            return object()
+        return object() if jax.tree.leaves(state) else jax.tree.structure(state)
+
+    def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
+        """There is nothing in it; see `state_signature`."""
+        del leaves, owners
+        return states[0]
+
+    def _state_of_one(self) -> object:
+        return jax.eval_shape(self._inner.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+
+    def _may_average(self) -> bool:
+        """Whether its state could hold an average: whether there are numbers in it that are no counts."""
+        try:
+            state = self._state_of_one()
+        except Exception:  # whatever it makes of parameters that are not its own
+            return True
+        return any(jnp.issubdtype(array.dtype, jnp.inexact) for array in jax.tree.leaves(state))
+
+    def basis_obstacles(self) -> Iterator[str]:
+        """Nothing is known of its state."""
+        if jax.tree.leaves(self._state_of_one()):
+            yield (
+                f"the state of {self.name}, which is not a link of adam_tx, cannot follow a change of basis, because "
+                "what it holds is not known. Use a link for it (adam_tx.chain for optax.chain), or write one with "
+                "adam_tx.link."
+            )
+
+    def map_slots(self, leaves: Leaves, state: State, move: MoveSlot) -> State:
+        """There is nothing to move; see `basis_obstacles`."""
+        del leaves, move
+        return state
+
+    def count_of(self, state: State) -> None:
+        """It counts itself, if at all."""
+        del state
+
+    def with_count(self, state: State, count: jax.Array | None) -> State:
+        """It counts itself, if at all."""
+        del count
+        return state

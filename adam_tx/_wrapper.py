@@ -1,0 +1,127 @@
+"""`Wrapper`: a link around one other, such as `guard`, `monitor` and `in_basis`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import ClassVar
+
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core import states
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.facts import combined
+from adam_tx._core.leaves import Column, Leaves, increment
+from adam_tx._core.states import Fields, State
+from adam_tx._link import implementation_in
+
+
+class Wrapper(AbstractLink):
+    """A link around one other: subclass it, and return an instance from a function with `adam_tx.optimizer`.
+
+    A subclass says in `init_own` what it keeps itself, and in `update_leaves` what it does
+    with the link inside, which `run_inner` runs. All else follows: that `repr`, `get_config`,
+    `summary`, `export_state`, `migrate` and `state_sharding` see the link inside; that what
+    others need to know of it is handed on (its averages, whether it reads the gradient, …);
+    that in `groups` and under `master_weights` it does what it should.
+
+    Args:
+      inner: the link, or another transformation.
+      name: the key of its state in a chain, and of the type of its state.
+      keeps: the names of what it keeps itself, in their order in the state.
+      facts: what is otherwise than of the link inside, such as `elementwise=False`;
+        see `adam_tx.Facts`.
+
+    Attributes:
+      inner: what runs behind the link inside.
+      counts_inner: whether the link inside counts its updates by itself, because it may not
+        see every one.
+      member: the name of the link inside.
+
+    A wrapper that lets the link inside make its step only every few updates, and emits
+    nothing else:
+
+    >>> import adam_tx
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> class Seldom(adam_tx.Wrapper):
+    ...     counts_inner = True
+    ...
+    ...     def __init__(self, inner, every):
+    ...         super().__init__(inner, name="seldom", keeps=("left_out",), elementwise=False)
+    ...         self.every = every
+    ...
+    ...     def init_own(self, leaves):
+    ...         return {"left_out": jnp.zeros((), jnp.int32)}
+    ...
+    ...     def update_leaves(self, leaves, updates, state):
+    ...         due = leaves.count % self.every == 0
+    ...         emitted, inner = self.run_inner(leaves, updates, state.inner)
+    ...         emitted = [jnp.where(due, u, 0.0) for u in emitted]
+    ...         inner = jax.tree.map(lambda new, old: jnp.where(due, new, old), inner, state.inner)
+    ...         return emitted, self.state(inner, left_out=state.left_out + ~due)
+    >>> @adam_tx.optimizer
+    ... def seldom(inner, every=2):
+    ...     return Seldom(inner, every)
+    >>> tx = seldom(adam_tx.sgd(1.0))
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for _ in range(3):
+    ...     updates, state = tx.update(jnp.ones(1), state)
+    >>> updates, int(state.left_out), int(state.inner["count"])
+    (Array([-1.], dtype=float32), 1, 2)
+    """
+
+    counts_inner: ClassVar[bool] = False
+    member: ClassVar[str] = "inner"
+
+    def __init__(
+        self, inner: optax.GradientTransformation, *, name: str, keeps: tuple[str, ...] = (), **facts: object
+    ) -> None:
+        self.name = name
+        self.inner = implementation_in(inner)
+        self.members = {self.member: self.inner}
+        self.keeps = keeps
+        self._type = states.wrapper_type(name, *keeps, self.member)
+        of_inner = combined([self.inner.facts])
+        holds_back = self.counts_inner or of_inner.holds_back
+        self.facts = dataclasses.replace(of_inner, keeps=True, **{"holds_back": holds_back, **facts})
+
+    def init_own(self, leaves: Leaves) -> Mapping[str, object]:
+        """What it keeps itself, by name: arrays, or trees of them, each an array of its own."""
+        del leaves
+        return {}
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """What it keeps itself, and the state of the link inside."""
+        own = self.init_own(leaves)
+        inner = self.inner.init_leaves(leaves.within(self.member))
+        if self.counts_inner:
+            inner = self.inner.with_count(inner, jnp.zeros((), jnp.int32))
+        return self.state(inner, **own)
+
+    def state(self, inner: State, **own: object) -> State:
+        """The state, from that of the link inside, and from what it keeps itself."""
+        return self._type(**own, **{self.member: inner})
+
+    def fields(self, state: State) -> Fields:
+        """A state that came, once it is known to be one of this link's."""
+        return states.checked(self.name, state, self._type)
+
+    def run_inner(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """The step of the link inside, which sees `leaves`, and its new state."""
+        if not self.counts_inner:
+            return leaves.run_member(self.member, self.inner, updates, state)
+        count = self.inner.count_of(state)
+        emitted, new = leaves.replace(count=count).run_member(self.member, self.inner, updates, state)
+        return emitted, self.inner.with_count(new, None if count is None else increment(count))
+
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the link inside knows them."""
+        if not self.facts.terminal:
+            return leaves
+        return self.inner.full_precision_params(leaves, getattr(state, self.member))
+
+    def state_signature(self) -> Hashable:
+        """What it keeps itself is of the leaves that it is given, all together; without that, as the link inside."""
+        return object() if self.keeps else super().state_signature()
