@@ -84,7 +84,7 @@ def is_large(path, shape):
 
 
 MOMENTS = (adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_rms(0.999))
-DECAYING = {"*kernel": {"mu_dtype": adam_tx.storage.StochasticBFloat16()}, "*bias": {"weight_decay": 0.0}}
+DECAYING = {"kernel*": {"mu_dtype": adam_tx.storage.StochasticBFloat16()}, "bias*": {"weight_decay": 0.0}}
 GROUPS = functools.partial(adam_tx.groups, optimizer=adam_tx.adamw, learning_rate=0.01)
 COMPOSED = {
     "chain": lambda: adam_tx.chain(*MOMENTS, adam_tx.bias_correction(), adam_tx.scale_by_learning_rate(0.01)),
@@ -96,17 +96,17 @@ COMPOSED = {
     "with_gradient": lambda: adam_tx.with_gradient(MOMENTS[1], halfway),
     "with_gradient of a link": lambda: adam_tx.with_gradient(MOMENTS[1], adam_tx.add_gradient_change(0.5)),
     "on_decayed_weights": lambda: adam_tx.on_decayed_weights(
-        adam_tx.scale_by_trust_ratio(), 0.1, mask=adam_tx.matching("!*bias"), times=0.01
+        adam_tx.scale_by_trust_ratio(), 0.1, mask=adam_tx.matching("!bias*"), times=0.01
     ),
     "in_eigenbasis": lambda: adam_tx.in_eigenbasis(adam_tx.chain(*MOMENTS), 0.9, every=2),
     "in_basis": lambda: adam_tx.in_basis(adam_tx.chain(*MOMENTS), Swapped()),
     "surprise": lambda: adam_tx.scale_by_surprise(adam_tx.scale_by_rms(0.999, debias=True)),
     "guard": lambda: adam_tx.guard(adam_tx.adam(0.01), deviations=3.0, loss_scale=adam_tx.LossScale(2.0**10)),
-    "monitor": lambda: adam_tx.monitor(adam_tx.adamw(0.01), groups={"kernels": "*kernel"}, every=2),
+    "monitor": lambda: adam_tx.monitor(adam_tx.adamw(0.01), groups={"kernels": "kernel*"}, every=2),
     "groups": lambda: GROUPS(DECAYING),
     "groups by function": lambda: GROUPS([(is_large, adam_tx.adopt(0.01))], default="freeze"),
     "guard, monitor, groups": lambda: adam_tx.guard(adam_tx.monitor(GROUPS(DECAYING)), loss_scale=adam_tx.LossScale()),
-    "matching": lambda: adam_tx.adamw(0.01, mask=adam_tx.matching("!*bias")),
+    "matching": lambda: adam_tx.adamw(0.01, mask=adam_tx.matching("!bias*")),
     "8-bit": lambda: adam_tx.adam(
         0.01, mu_dtype=adam_tx.storage.EightBit(min_size=0), nu_dtype=adam_tx.storage.EightBit(min_size=0)
     ),
@@ -146,7 +146,7 @@ def objects():
         "stored": adam_tx.storage.Stored(np.ones(2), None),
         "basis": Swapped(),
         "eigenbasis": adam_tx.Eigenbasis(0.9, every=3),
-        "patterns": [adam_tx.matching("!*bias"), adam_tx.matching(is_large)],
+        "patterns": [adam_tx.matching("!bias*"), adam_tx.matching(is_large)],
         "explanation": adam_tx.explain(tx, params, tx.init(params), params, show=False),
     }
 
