@@ -6,14 +6,12 @@ Bytes are those that the kernels of a compiled step read and write, and what it 
 its arguments and results; times are ratios to the plain optimizer, taken in turns.
 """
 
-import argparse
 import json
 import math
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +20,7 @@ import numpy as np
 import optax
 from cost import compiled_cost
 from rich.console import Console
-from step import Problem, compare, jax_step, provenance, race, table_of, transformer
+from step import Problem, compare, jax_step, provenance, race, race_options, table_of, transformer
 
 import adam_tx
 
@@ -86,11 +84,7 @@ def print_table(console: Console, problem: Problem, found: dict[str, Any]) -> No
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, print the table and write the record if it is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument("--size", choices=["full", "small", "large"], default="full", help="large: for a GPU")
-    parser.add_argument("--out", type=Path, help="write every repetition to this JSON file")
-    options = parser.parse_args(arguments)
+    options = race_options(__doc__, "small", "large").parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     record: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/around.py", *arguments])} | provenance()
     console.print(f"on {', '.join(device.device_kind for device in jax.devices())}")

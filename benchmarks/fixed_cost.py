@@ -30,7 +30,7 @@ from cost import compiled_cost, per_leaf
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from step import BASELINE, Timing, compare, provenance, torch_module
+from step import BASELINE, Timing, compare, provenance, race_options, torch_module
 from turns import AROUND, MAKERS, NESTED, OURS, REFERENCE, TORCH, TURNS, Shapes, Turn, torch_turn
 
 import adam_tx
@@ -360,23 +360,12 @@ def version(checkout: str) -> str:
     return described.stdout.strip() or adam_tx.__version__
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; its help is the head of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="a checkout whose adam_tx takes part too")
-    parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument("--size", choices=["full", "leaves", "small"], default="full", help="small: a smoke test")
-    parser.add_argument("--out", type=Path, help="write every repetition and count to this JSON file")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    return options
-
-
 def main(arguments: Sequence[str]) -> None:
     """Print the table, and write the record if it is asked for."""
-    options = parse(arguments)
+    parser = race_options(__doc__, "leaves", "small")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="a checkout whose adam_tx takes part too")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     if options.serve:
         serve()

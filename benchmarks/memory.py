@@ -16,7 +16,6 @@ takes three quarters of a GPU before anything runs, and PyTorch needs a few GB o
 set XLA_PYTHON_CLIENT_PREALLOCATE=false so that each takes what it uses.
 """
 
-import argparse
 import functools
 import gc
 import importlib
@@ -54,7 +53,18 @@ from compiled_memory import (
 )
 from cost import jitted_step
 from rich.console import Console
-from step import LEARNING_RATE, Problem, Timing, compare, provenance, table_of, torch_device, torch_module, transformer
+from step import (
+    LEARNING_RATE,
+    Problem,
+    Timing,
+    compare,
+    provenance,
+    race_options,
+    table_of,
+    torch_device,
+    torch_module,
+    transformer,
+)
 
 import adam_tx
 from adam_tx.storage import EightBit, StochasticBFloat16
@@ -418,23 +428,9 @@ def temp_table(title: str, temps: Mapping[str, Mapping[str, Mapping[str, float]]
     return table
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; its help is the head of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument(
-        "--size", choices=["full", "small", "large"], default="full", help="small: a smoke test; large: for a GPU"
-    )
-    parser.add_argument("--out", type=Path, help="write every repetition and all bytes to this JSON file")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    return options
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run both problems, print the tables and write the record, as far as it has come, if it is asked for."""
-    options = parse(arguments)
+    options = race_options(__doc__, "small", "large").parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     attempt = Attempts(console)
     record: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/memory.py", *arguments])} | provenance()

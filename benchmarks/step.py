@@ -265,21 +265,25 @@ def growth_table(growth: Mapping[str, PerLeaf]) -> Table:
     return table
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line; its help is the head of this file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15, help="timed turns of each contender")
-    parser.add_argument("--size", choices=["full", "small"], default="full", help="small: a smoke test of seconds")
-    parser.add_argument("--out", type=Path, help="write every repetition and cost to this JSON file")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    return options
+def at_least_one(text: str) -> int:
+    """A positive integer, for argparse."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def race_options(doc: str | None, *sizes: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark that races contenders on problems of the full or another size."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=at_least_one, default=15, help="timed turns of each contender")
+    parser.add_argument("--size", choices=["full", *sizes], default="full", help="small: a smoke test of seconds")
+    parser.add_argument("--out", type=Path, help="write every repetition, and what else is measured, to this JSON file")
+    return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run every problem, print the tables and write the record if it is asked for."""
-    options = parse(arguments)
+    options = race_options(__doc__, "small").parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     record: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/step.py", *arguments])} | provenance()
     console.print_json(data=record)
