@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib.util
 import operator
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +58,11 @@ def asked_for(request, *parameters):
     return list(dict.fromkeys(values(item.callspec.params) for item in users if item.path == request.path))
 
 
-def load_example(path):
-    """An example as a module."""
+def load_script(path):
+    """A script, such as an example, as a module, which is found by its name when what it made is unpickled."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -1,12 +1,12 @@
 """The example of a broken run finds what was broken in it, and the guard keeps the same run whole."""
 
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from run import load_script
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "diagnose.py"
 
@@ -24,9 +24,7 @@ class Page(NamedTuple):
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     """The accuracy after the guarded run, both runs, and the folder of figures."""
-    spec = importlib.util.spec_from_file_location("diagnose", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(EXAMPLE)
     folder = tmp_path_factory.mktemp("figures")
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
         for name, steps in {"STEPS": 260, "TOO_LARGE": 130, "MISSING": 240}.items():

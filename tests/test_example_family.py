@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from matplotlib.colors import to_rgb
-from run import load_example
+from run import load_script
 
 import adam_tx
 from adam_tx import optimizers
@@ -21,7 +21,7 @@ SAME_WITHOUT_DECAY = {"adamw": "adam", "adamc": "adam", "nadamw": "nadam", "adam
 RACERS = ("sgd", "adam")
 
 
-family = load_example(EXAMPLE)
+family = load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,7 +20,7 @@ import pytest
 from flax import nnx
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from run import compiled_for_users, load_example
+from run import compiled_for_users, load_script
 
 import adam_tx
 
@@ -29,7 +29,7 @@ SEED = 5  # and 100 steps, the defaults
 EPOCHS = 30
 
 
-flax_mlp = load_example(EXAMPLE)
+flax_mlp = load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

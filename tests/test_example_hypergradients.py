@@ -1,12 +1,12 @@
 """The example of hypergradients finds the learning rate from both sides, compiles once, and differentiates rightly."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run import load_script
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "hypergradients.py"
 
@@ -19,12 +19,7 @@ def standard_promotion():
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("hypergradients", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from pathlib import Path
 import killed
 import numpy as np
 import pytest
-from run import load_example
+from run import load_script
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "resume.py"
 
 
-resume = load_example(EXAMPLE)
+resume = load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run import load_example
+from run import load_script
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE, PAGE = ROOT / "examples" / "sharded.py", ROOT / "docs" / "meshes.md"
@@ -18,7 +18,7 @@ EXAMPLE, PAGE = ROOT / "examples" / "sharded.py", ROOT / "docs" / "meshes.md"
 CLAIM = r"print\(.*\)  # (.+)$"
 
 
-sharded = load_example(EXAMPLE)
+sharded = load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 from flax import nnx
-from run import load_example
+from run import load_script
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "small_state.py"
 
 
-small_state = load_example(EXAMPLE)
+small_state = load_script(EXAMPLE)
 
 
 @pytest.fixture(scope="module", autouse=True)

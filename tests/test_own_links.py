@@ -1,9 +1,7 @@
 """The optimizers of `examples/own_links.py` are their recurrences in float64, and keep what links promise."""
 
-import importlib.util
 import json
 import pickle
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,18 +18,7 @@ import adam_tx
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_links.py"
 DTYPES = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64, jnp.complex64)
 
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("own_links", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # so that what is made there can be pickled, and named in a config
-    spec.loader.exec_module(module)
-    return module
-
-
-own = load_example()
+own = run.load_script(EXAMPLE)
 
 MAKE = {
     "pnorm_adam": partial(own.pnorm_adam, 0.01),

@@ -1,6 +1,5 @@
 """`interop.torch.from_param_group` is PyTorch's optimizer, also where only its record is at hand."""
 
-import importlib.util
 import json
 import pathlib
 
@@ -86,9 +85,7 @@ def test_implementation_flags_and_bookkeeping_make_no_difference(decoupled_key):
 @pytest.mark.torch
 def test_the_recorded_trajectories_are_what_torch_does_today():
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    spec = importlib.util.spec_from_file_location("record_torch", GOLDENS / "record_torch.py")
-    recorder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recorder)
+    recorder = run.load_script(GOLDENS / "record_torch.py")
     for fresh, recorded in zip(recorder.record(), RECORDS, strict=True):
         assert json.loads(json.dumps(fresh["group"])) == recorded["group"]
         np.testing.assert_allclose(fresh["params"], recorded["params"], rtol=1e-14)
