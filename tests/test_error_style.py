@@ -25,14 +25,12 @@ def template(node):
 
 
 def messages():
-    """All texts that errors are made with, by file and line."""
-    found = {}
+    """Where errors are made, file and line, and with what text."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             made = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ERRORS and node.args
             if made and (text := template(node.args[0])) is not None:
-                found[f"{path.relative_to(PACKAGE)}:{node.lineno}"] = text
-    return found
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", text
 
 
 def begins_with_its_place(text):
@@ -69,10 +67,8 @@ WINGS = {"interop", "links", "state", "storage", "training"}
 
 def test_every_message_names_its_place_what_came_and_the_way_out():
     # one that ends in what another error said hands that on
-    texts = {place: text for place, text in messages().items() if not text.endswith(": {}")}
-    assert len(texts) > 120
-    assert {place.split("/")[0] for place in texts} >= WINGS
-    lacking = [
-        f"{place}, not {rule.__name__}: {text}" for place, text in texts.items() for rule in FORM if not rule(text)
-    ]
+    said = [(place, text) for place, text in messages() if not text.endswith(": {}")]
+    assert len(said) > 120
+    assert {place.split("/")[0] for place, _ in said} >= WINGS
+    lacking = [f"{place}, not {rule.__name__}: {text}" for place, text in said for rule in FORM if not rule(text)]
     assert not lacking, "\n".join(lacking)
