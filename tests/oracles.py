@@ -1,8 +1,10 @@
 """Float64 references in NumPy, written from the formulas; nothing here comes from adam_tx.
 
-Each oracle takes the parameters and the gradients of all steps and returns the
-parameters after every step. `test_parity_*` checks them against the real
-libraries, everything else is checked against them.
+The oracle of an optimizer takes the parameters and the gradients of all steps and returns the parameters after every
+step. `test_parity_*` checks them against the real libraries, everything else is checked against them.
+
+The oracle of a link takes the (updates, gradient, parameters) of each step and yields what the link emits. Those that
+one file needs stand there, in tests/links/.
 """
 
 import numpy as np
@@ -23,6 +25,33 @@ def matrix_problem(steps: int = 100, shape: tuple[int, ...] = (5, 4), seed: int 
     rng = np.random.default_rng(seed)
     scale = rng.permutation(np.logspace(-1, 1, np.prod(shape))).reshape(shape)
     return rng.standard_normal(shape), scale * (rng.standard_normal((steps, *shape)) + 0.3)
+
+
+def link_problem(steps: int = 15, shape: tuple[int, ...] = (4, 3)) -> list[dict[str, np.ndarray]]:
+    """The updates, gradients and parameters that a link gets at each step, in float64: of a real and a complex leaf.
+
+    No two of the three are alike, so that it shows which of them a link reads. One element's gradient is always zero.
+    """
+    rng = np.random.default_rng(2)
+
+    def tree():
+        real, imaginary = rng.standard_normal((2, steps, *shape)) + 0.3
+        return {"real": rng.standard_normal((steps, *shape)), "complex": real + 1j * imaginary}
+
+    updates, grads, params = tree(), tree(), tree()
+    for leaf in grads.values():
+        leaf[(slice(None), *[0] * len(shape))] = 0.0
+    return [updates, grads, params]
+
+
+def at(hyperparameter, count):
+    """A hyperparameter at a step, the first of which is 0: a number, or a schedule that NumPy can call."""
+    return hyperparameter(np.int64(count)) if callable(hyperparameter) else hyperparameter
+
+
+def rising(count):
+    """A schedule of a decay: 0.6, 0.75, 0.8, …, for JAX and NumPy."""
+    return 0.9 - 0.3 / (count.astype(float) + 1.0)
 
 
 def adam(
@@ -64,6 +93,28 @@ def adam(
         p = p - lr * (direction + weight_decay * p)
         trajectory.append(p)
     return np.array(trajectory)
+
+
+def momentum(steps, decay, *, nesterov=False, read=None, debias=False):
+    """The running average of the updates, or its look-ahead with `read` instead of the decay."""
+    reading = decay if read is None else read
+    mu, product = 0.0, 1.0
+    for t, (u, _, _) in enumerate(steps):
+        mu = at(decay, t) * mu + (1 - at(decay, t)) * u
+        now, following = at(reading, t), at(reading, t + 1)
+        product = product * now
+        weight = 1 - product if debias else 1
+        weight_ahead = 1 - product * following if debias else 1
+        yield following * mu / weight_ahead + (1 - now) * u / weight if nesterov else mu / weight
+
+
+def rms(steps, decay, eps, *, eps_root=0.0, debias=False, initial=0.0):
+    """The updates over the root of the running average of the squared gradient."""
+    nu, product = initial, 1.0
+    for t, (u, g, _) in enumerate(steps):
+        nu = at(decay, t) * nu + (1 - at(decay, t)) * np.abs(g) ** 2
+        product = product * at(decay, t)
+        yield u / (np.sqrt((nu / (1 - product) if debias else nu) + eps_root) + eps)
 
 
 def debiasing_weight(decays):

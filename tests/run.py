@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 import optax
+import oracles
 import pytest
 
 JAXLIB = jaxlib.version.__version_info__
@@ -78,6 +79,36 @@ def trajectory(tx, params, grads, dtype=None):
         return (params, state), params
 
     return np.asarray(jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[1])(params, grads))
+
+
+def assert_follows(tx, oracle, *, raw=False, leaves=("real", "complex"), steps=15, shape=(4, 3), rtol=1e-12):
+    """What is emitted is what the oracle yields, given the (updates, gradient, parameters) of each step of a leaf.
+
+    In float64, on `oracles.link_problem`, with updates that are the raw gradient if `raw`, as Optax takes them. The
+    tolerance is some thousand roundings.
+    """
+    problem = [{name: tree[name] for name in leaves} for tree in oracles.link_problem(steps, shape)]
+    updates, grads, params = [problem[1], *problem[1:]] if raw else problem
+    tx = optax.with_extra_args_support(tx)
+
+    def step(state, given):
+        updates, grad, params = given
+        updates, state = tx.update(updates, state, params, grad=grad)
+        return state, updates
+
+    def scan(*given):
+        return jax.lax.scan(step, tx.init({name: p[0] for name, p in given[2].items()}), given)[1]
+
+    with jax.enable_x64(True):
+        emitted = jax.jit(scan)(*jax.tree.map(jnp.asarray, (updates, grads, params)))
+    for name in leaves:
+        exact = np.stack(list(oracle(zip(updates[name], grads[name], params[name], strict=True))))
+        np.testing.assert_allclose(emitted[name], exact, rtol, atol=rtol * np.abs(exact).max(), err_msg=name)
+
+
+def spelled(settings):
+    """Settings as the name of a test: decay=0.8, debias=True."""
+    return ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in settings.items())
 
 
 def apply_updates(params, updates):

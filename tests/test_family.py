@@ -309,15 +309,3 @@ def test_a_leaf_without_a_gradient_keeps_its_basis():
     assert updates["a"] is None
     jax.tree.map(np.testing.assert_array_equal, before[0]["a"], state["in_eigenbasis"].memory[0]["a"])
     assert not np.array_equal(before[0]["b"], state["in_eigenbasis"].memory[0]["b"])
-
-
-def test_a_surprise_is_measured_against_blocks_too():
-    rms = adam_tx.scale_by_block_rms(0.5, block=adam_tx.output_unit, debias=True)
-    tx = adam_tx.scale_by_surprise(rms)
-    state = tx.init(jnp.ones((2, 3)))
-    _, state = tx.update(jnp.ones((2, 3)), state, grad=jnp.ones((2, 3)))
-    alone = state["scale_by_block_rms"].counted(state["count"])
-    quiet, _ = rms.update(jnp.ones((2, 3)), alone, grad=jnp.full((2, 3), 7.0))
-    slowed, _ = tx.update(jnp.ones((2, 3)), state, grad=jnp.full((2, 3), 7.0))
-    v = (0.25 + 0.5 * 49.0) / 0.75
-    np.testing.assert_allclose(slowed, quiet / (7.0 / v**0.5), rtol=1e-6)

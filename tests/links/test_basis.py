@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run
 
 import adam_tx
 from adam_tx._core.leafwise import Leafwise
@@ -93,6 +94,13 @@ class Scripted(adam_tx.Basis):
         return adam_tx.Turn(jnp.asarray(self._bases[axis])[count], jnp.asarray(self._orders[axis])[count])
 
 
+def changing_bases(seed):
+    """For each axis of SHAPE an orthogonal matrix and an order of its vectors for each step."""
+    rng = np.random.default_rng(seed)
+    bases = [np.stack([np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(STEPS)]) for n in SHAPE]
+    return bases, [np.stack([rng.permutation(n) for _ in range(STEPS)]) for n in SHAPE]
+
+
 def emitted(tx, grads):
     """What is emitted for each gradient."""
 
@@ -107,6 +115,29 @@ def of_all(function, names):
     """The results of a function of a name, for all of them in one program: compiling is what takes the time."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, jax.jit(lambda: {name: function(name) for name in names})())
+
+
+def centered_rms_in_basis(steps, bases, orders):
+    """`scale_by_centered_rms(0.8, 0.1, eps_root=0.2)`, whose mean is turned and whose nu is sorted."""
+    old, mean, nu = [np.eye(n) for n in SHAPE], np.zeros(SHAPE), np.zeros(SHAPE)
+    for t, (u, g, _) in enumerate(steps):
+        left, right = new = [basis[t] for basis in bases]
+        mean = left.T @ old[0] @ mean @ old[1].T @ right
+        nu = nu[orders[0][t]][:, orders[1][t]]
+        turned_u, turned_g = (left.T @ x @ right for x in (u, g))
+        mean = 0.8 * mean + 0.2 * turned_g
+        nu = 0.8 * nu + 0.2 * np.abs(turned_g) ** 2
+        v = np.maximum(
+            nu - np.abs(mean) ** 2, 0
+        )  # here an order says nothing of where squares go, so it can be negative
+        yield left @ (turned_u / (np.sqrt(v + 0.2) + 0.1)) @ right.T
+        old = new
+
+
+def test_in_basis_is_its_formula():
+    bases, orders = changing_bases(4)
+    link = adam_tx.in_basis(adam_tx.scale_by_centered_rms(0.8, 0.1, eps_root=0.2), Scripted(bases, orders))
+    run.assert_follows(link, lambda steps: centered_rms_in_basis(steps, bases, orders), steps=STEPS)
 
 
 GRADS = np.random.default_rng(0).standard_normal((STEPS, *SHAPE))
@@ -163,9 +194,7 @@ def map_slots(state, turns, orders):
 
 @pytest.fixture(scope="module")
 def rotated():
-    rng = np.random.default_rng(2)
-    bases = [np.stack([np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(STEPS)]) for n in SHAPE]
-    orders = [np.stack([rng.permutation(n) for _ in range(STEPS)]) for n in SHAPE]
+    bases, orders = changing_bases(2)
 
     def expected(tx):
         """The link itself on turned gradients, its state transported by the oracle."""
@@ -238,10 +267,7 @@ def test_a_momentum_of_a_users_own_follows_whatever_its_slot_is_called(x64):
 
         return adam_tx.Rule(rule)
 
-    rng = np.random.default_rng(3)
-    bases = [np.stack([np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(STEPS)]) for n in SHAPE]
-    orders = [np.stack([np.arange(n)] * STEPS) for n in SHAPE]
-    turned = adam_tx.in_basis(scale_by_velocity(0.8), Scripted(bases, orders))
+    turned = adam_tx.in_basis(scale_by_velocity(0.8), Scripted(*changing_bases(3)))
     # a linear rule does not see the basis at all
     grads = jnp.asarray(GRADS)
     np.testing.assert_allclose(emitted(turned, grads), emitted(adam_tx.scale_by_momentum(0.8), grads), rtol=1e-12)

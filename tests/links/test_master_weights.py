@@ -35,6 +35,41 @@ def bits_of(x):
     return np.asarray(x).view(np.uint32)
 
 
+def rounded(x, dropped):
+    """float32 numbers without their last bits, rounded to nearest, a tie away from zero."""
+    return ((x.view(np.uint32) + (1 << dropped >> 1)) >> dropped << dropped).view(np.float32)
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+def test_master_weights_is_its_formula(bits):
+    params = jnp.bfloat16(np.random.default_rng(0).standard_normal((4, 3)))
+    steps = 0.01 * np.random.default_rng(1).standard_normal((15, 4, 3)).astype(np.float32)
+    tx = adam_tx.master_weights(bits, stochastic=False)
+    state, whole = tx.init(params), np.float32(params)
+    for step in steps:
+        updates, state = tx.update(jnp.asarray(step), state, params)
+        whole, before = rounded(whole + step, 32 - bits), np.float32(params)
+        np.testing.assert_array_equal(updates, rounded(whole, 16) - before)
+        params = run.apply_updates(params, updates)
+
+
+def test_stochastic_round_is_its_formula():
+    """Every parameter goes to one of its two neighbours; the mean is within five standard deviations."""
+    params, tx = jnp.full((64, 1024), 0.3, jnp.bfloat16), adam_tx.stochastic_round()
+    state = tx.init(params)
+    for size in (1e-4, -3e-3, 0.5):
+        before = np.float32(params)
+        updates, state = tx.update(jnp.full(params.shape, size), state, params)
+        params = run.apply_updates(params, updates)
+        after, whole = np.float32(params), before + np.float32(size)
+        below = (whole.view(np.uint32) >> 16 << 16).view(np.float32)
+        above = ((whole.view(np.uint32) >> 16) + 1 << 16).view(np.float32)
+        np.testing.assert_array_equal(updates, after - before)
+        assert ((after == below) | (after == above)).all()
+        moved = np.float64(after - whole)
+        assert abs(moved.mean()) <= 5 * moved.std() / moved.size**0.5
+
+
 def test_with_32_bits_ten_thousand_steps_of_adamw_are_those_of_float32_to_the_last_bit():
     weights = jax.random.normal(jax.random.key(0), (4, 32)) * 0.02
     grads = jax.random.normal(jax.random.key(1), (10_000, 4, 32))

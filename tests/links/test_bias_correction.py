@@ -8,11 +8,28 @@ import numpy as np
 import optax
 import oracles
 import pytest
+import run
 
 import adam_tx
 from adam_tx._core import debias, hyperparams
 
 MILLION = 10**6
+
+
+def bias_correction(steps, b1=None, b2=None):
+    products = [1.0, 1.0]
+    for t, (u, _, _) in enumerate(steps):
+        products = [p * (0 if b is None else oracles.at(b, t)) for p, b in zip(products, (b1, b2), strict=True)]
+        yield u / (1 - products[0]) * np.sqrt(1 - products[1])
+
+
+SETTINGS = [{"b1": 0.8}, {"b2": 0.9}, {"b1": oracles.rising, "b2": 0.9}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=run.spelled)
+def test_bias_correction_is_its_formula(settings):
+    run.assert_follows(adam_tx.bias_correction(**settings), functools.partial(bias_correction, **settings))
+
 
 pytestmark = pytest.mark.usefixtures("usual_compiler")
 
