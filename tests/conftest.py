@@ -19,16 +19,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# What is fast, and fails first when a link or the machinery breaks: `pytest -m quick`, for the working loop.
+# What is fast, and fails first when a link or the machinery breaks: `pytest -m quick`, for the working loop. The
+# comparison of each link with its formula belongs to it.
 QUICK = {"test_chain", "test_errors", "test_link", "test_links", "test_parity_optax", "test_public", "test_summary"}
-
-# The files that take longest start first, the longest of all ahead, so that no worker is left with one at the end.
-LONG = ("exhaustive", "example_sharded", "example_resume", "state_sharding", "conformance", "parity_keras")
-LONG += ("storage", "monitor", "drop_in", "own_links", "readme", "guard", "sharding", "cost", "family")
-LONG += ("bias_correction", "groups", "master_weights", "example_flax_mlp", "example_family", "ecosystem")
-LONG += ("example_diagnose", "parity_torch", "explain", "basis", "example_hypergradients", "pickle", "config")
-LONG += ("state", "state_keras", "example_small_state", "checkpoints", "population", "state_optax")
-PLACE = {f"test_{name}": place for place, name in enumerate(LONG)}
 
 
 def pytest_configure(config):
@@ -40,9 +33,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: PLACE.get(item.path.stem, len(PLACE)))
     for item in items:
-        if item.path.stem in QUICK:
+        if item.path.stem in QUICK or "is_its_formula" in item.name:
             item.add_marker("quick")
 
 
