@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import importlib.util
+import inspect
 import operator
+import pathlib
 import sys
 
 import jax
@@ -13,6 +15,8 @@ import numpy as np
 import optax
 import oracles
 import pytest
+
+import adam_tx
 
 JAXLIB = jaxlib.version.__version_info__
 """The version of XLA's compiler, on which it depends what a program costs."""
@@ -57,6 +61,17 @@ def asked_for(request, *parameters):
     values = operator.itemgetter(*(parameters or ["name"]))
     users = [item for item in request.session.items if request.fixturename in item.fixturenames]
     return list(dict.fromkeys(values(item.callspec.params) for item in users if item.path == request.path))
+
+
+def public_links():
+    """The name of each link of the library, and the file it is in."""
+    found = {}
+    for name in adam_tx.__all__:
+        function = getattr(adam_tx, name)
+        if inspect.isfunction(function) and "Link" in str(inspect.signature(function).return_annotation):
+            file = pathlib.Path(inspect.getfile(inspect.unwrap(function)))
+            found |= {name: file} if file.parent.name == "links" else {}
+    return found
 
 
 def load_script(path):

@@ -1,6 +1,5 @@
 """What holds for all links; what each does by itself is in tests/links/."""
 
-import inspect
 from pathlib import Path
 
 import jax
@@ -8,25 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import run
 
 import adam_tx
 
 
-def public_links():
-    """The name of each link of the library, and the file it is in."""
-    for name in adam_tx.__all__:
-        function = getattr(adam_tx, name)
-        if inspect.isfunction(function) and "Link" in str(inspect.signature(function).return_annotation):
-            file = Path(inspect.getfile(inspect.unwrap(function)))
-            if file.parent.name == "links":
-                yield name, file.stem
-
-
 def test_every_link_is_compared_with_its_formula_in_a_file_of_its_name():
-    links = dict(public_links())
+    links = run.public_links()
     assert len(links) >= 33
-    for name, stem in links.items():
-        file = Path(__file__).parent / "links" / f"test_{stem}.py"
+    for name, source in links.items():
+        file = Path(__file__).parent / "links" / f"test_{source.name}"
         assert file.exists(), f"{name} needs {file}"
         assert f"def test_{name}_is_its_formula(" in file.read_text(), f"{file} needs test_{name}_is_its_formula"
 
