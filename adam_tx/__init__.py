@@ -262,10 +262,16 @@ __dir__ = shows([*__all__, "__version__", "__path__"])
 
 former.register(
     {
-        "adam_tx._core.declaration": "adam_tx._core.former",
-        "adam_tx.chain": "adam_tx._chain",
+        "adam_tx._core.declaration": "adam_tx._core.former adam_tx._core.call",
+        "adam_tx.chain": "adam_tx._chain adam_tx._parallel adam_tx._with_gradient",
+        "adam_tx.config": "adam_tx.describe.config",
         "adam_tx.link": "adam_tx._link",
+        "adam_tx.state.migrate": "adam_tx.state._migrate",
+        "adam_tx.summary": "adam_tx.describe.summary",
         **{f"adam_tx.optimizers.{name}": f"adam_tx.optimizers._{name}" for name in optimizers.__all__},
-        **{f"adam_tx.training.{name}": f"adam_tx.training._{name}" for name in ("groups", "guard", "monitor")},
+        **{
+            f"adam_tx.training.{name}": f"adam_tx.training._{name}"
+            for name in ("explain", "groups", "guard", "metrics", "monitor")
+        },
     }
 )

@@ -18,7 +18,6 @@ from adam_tx._core import hyperparams
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
 from adam_tx._core.facts import changed_before_a_reader, combined
-from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
@@ -206,14 +205,11 @@ def _check_gradient(what: str, members: Mapping[str, AbstractLink]) -> None:
     if found is None:
         return
     changer, reader = (list(members)[k] for k in found)
-    first = members[changer]
-    unknown = isinstance(first, Foreign) and first.facts.changes_gradient
     stands = "stands first" if found[0] == 0 else "stands in front"
     raise ValueError(
         f"{what}: {changer!r} {stands}, but {reader!r} reads the gradient as it entered the chain, so it would "
         f"not see what {changer!r} does to it. Put that in front of the chain: optax.chain(<{changer}>, "
-        "adam_tx.chain(...))."
-        + (" If it is a part of the algorithm, say so: as_link(<it>, formula=...)." if unknown else "")
+        "adam_tx.chain(...)). If it is a part of the algorithm, say so: as_link(<it>, formula=...)."
     )
 
 

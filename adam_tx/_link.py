@@ -14,6 +14,7 @@ knows what it is. Adam's second link shows all there is to a declaration::
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, overload
@@ -44,7 +45,7 @@ class Link(optax.GradientTransformationExtraArgs):
     @property
     def implementation(self) -> AbstractLink:
         """What runs behind it."""
-        return implementation_of(self) or _foreign(self)
+        return implementation_of(self) or Foreign(self, None, None, Call(as_link, (self,), {}))
 
     @property
     def name(self) -> str:
@@ -170,7 +171,7 @@ def optimizer(function: Callable[P, optax.GradientTransformation | AbstractLink]
         implementation = made if isinstance(made, AbstractLink) else implementation_of(made)
         if implementation is None:
             raise TypeError(f"{function.__name__} must return a link, got {made!r}; adam_tx.as_link makes one of it.")
-        return link_of(implementation.made_by(Call(make, args, kwargs)))
+        return link_of(implementation.changed(call=Call(make, args, kwargs)))
 
     return hyperparams.readable(make, "Link")
 
@@ -179,12 +180,12 @@ def optimizer(function: Callable[P, optax.GradientTransformation | AbstractLink]
 def as_link(
     transformation: optax.GradientTransformation, *, name: str | None = None, formula: str | None = None
 ) -> Link:
-    """A transformation from anywhere as a link; a link as it is.
+    """A transformation from anywhere as a link; a link as it is, but for what is said of it here.
 
     In a chain any transformation can stand, but not in first place before links that
     read the raw gradient: what it did to the gradient they would not see. Where that is
     meant, because the transformation is a part of the algorithm, say so with this and
-    a formula.
+    a formula. The same goes for links that change the gradient, such as a clip.
 
     Args:
       transformation: a pair of `init` and `update`; its `update` also receives `grad`.
@@ -207,16 +208,22 @@ def as_link(
             f"a transformation is needed, such as adam_tx.adam(1e-3), got {transformation!r}. That of an "
             "optax.MultiSteps is its .gradient_transformation()."
         )
-    if isinstance(transformation, Link) and implementation_of(transformation):
-        return transformation
-    return link_of(_foreign(transformation, name, formula))
-
-
-def _foreign(
-    transformation: optax.GradientTransformation, name: str | None = None, formula: str | None = None
-) -> Foreign:
     given = {key: value for key, value in {"name": name, "formula": formula}.items() if value is not None}
-    return Foreign(transformation, name, formula, Call(as_link, (transformation,), given))
+    call = Call(as_link, (transformation,), given)
+    implementation = implementation_of(transformation)
+    if implementation is None:
+        return link_of(Foreign(transformation, name, formula, call))
+    if not given:
+        return transformation if isinstance(transformation, Link) else link_of(implementation)
+    if formula is not None:
+        implementation = as_part(implementation)
+    return link_of(implementation.changed(call=call, **given))
+
+
+def as_part(implementation: AbstractLink) -> AbstractLink:
+    """The same as a part of an algorithm: what it does to the gradient is meant."""
+    facts = dataclasses.replace(implementation.facts, changes_gradient=False)
+    return implementation.changed(facts=facts)
 
 
 def implementation_in(transformation: optax.GradientTransformation) -> AbstractLink:

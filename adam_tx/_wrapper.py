@@ -58,9 +58,9 @@ class Wrapper(AbstractLink):
     ...     def update_leaves(self, leaves, updates, state):
     ...         due = leaves.count % self.every == 0
     ...         emitted, inner = self.run_inner(leaves, updates, state.inner)
-    ...         emitted = [jnp.where(due, u, 0.0) for u in emitted]
+    ...         emitted = [jnp.where(due, u, jnp.zeros_like(u)) for u in emitted]
     ...         inner = jax.tree.map(lambda new, old: jnp.where(due, new, old), inner, state.inner)
-    ...         return emitted, self.state(inner, left_out=state.left_out + ~due)
+    ...         return emitted, self.state(inner, left_out=state.left_out + jnp.where(due, 0, 1))
     >>> @adam_tx.optimizer
     ... def seldom(inner, every=2):
     ...     return Seldom(inner, every)

@@ -93,5 +93,7 @@ def test_an_earlier_object_is_what_the_same_code_makes_today(name):
     assert type(earlier) is type(today)
     if name == "explanation":  # its last digits are the machine's
         assert str(earlier) == str(today)
+    elif name == "functions and classes":  # of which later versions have more
+        assert [thing for thing in earlier if thing not in today] == []
     else:
         assert golden.pickled(earlier) == golden.pickled(golden.unpickled(golden.pickled(today)))

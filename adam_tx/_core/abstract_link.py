@@ -245,10 +245,10 @@ class AbstractLink:
         for name, member in self.running().items():
             yield from member._placed((*place, name))
 
-    def made_by(self, call: Call) -> AbstractLink:
-        """The same under another call; this one may be in use under its own."""
+    def changed(self, **attributes: object) -> AbstractLink:
+        """The same with other attributes, such as another call; this one, which may be in use, stays as it is."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, call=call)
+        other.__dict__.update(self.__dict__, **attributes)
         return other
 
     def __reduce__(self) -> tuple[Callable[[Call], AbstractLink], tuple[Call]]:

@@ -25,6 +25,7 @@ class Foreign(AbstractLink):
 
     Attributes:
       wrapped: the transformation.
+      said: what somebody has said that it emits.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Foreign(AbstractLink):
         self.wrapped = transformation
         self._inner = optax.with_extra_args_support(transformation)
         self.name = name or maker_name(transformation)
+        self.said = formula or ""
         self.formula = formula or "as in its own documentation"
         self.call = call
         self.facts = Facts(

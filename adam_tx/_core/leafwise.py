@@ -95,7 +95,7 @@ class Leafwise(AbstractLink):
         """Slots for every leaf, and zeros where something is debiased."""
         if self.is_open:
             raise ValueError(
-                f"{self.name}() without decays takes them from the averages that stand before it in adam_tx.chain. "
+                f"{self.name}() without decays takes them from the links before it in adam_tx.chain. "
                 f"Alone, or in optax.chain, give them: {self.name}(0.9) corrects a momentum with decay 0.9."
             )
         dtype = leaves.scalar_dtype

@@ -22,6 +22,8 @@ _PARTS = (
     "adam_tx.interop.keras",
     "adam_tx.interop.torch",
     "adam_tx._link",
+    "adam_tx._parallel",
+    "adam_tx._with_gradient",
     "adam_tx.links",
     "adam_tx.optimizers",
     "adam_tx.schedules",

@@ -190,7 +190,7 @@ def uncovered(tx: Any) -> Transformation:
 
 def _said_of(tx: object) -> str:
     link = tx if isinstance(tx, AbstractLink) else implementation_of(tx)
-    return link.formula if isinstance(link, Foreign) and not link.facts.changes_gradient else ""
+    return link.said if isinstance(link, Foreign) else ""
 
 
 @functools.singledispatch

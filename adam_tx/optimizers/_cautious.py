@@ -6,7 +6,7 @@ import optax
 
 from adam_tx._chain import chain
 from adam_tx._core.hyperparams import Positive
-from adam_tx._link import Link, as_link, optimizer
+from adam_tx._link import Link, as_part, implementation_in, link_of, optimizer
 from adam_tx.links.caution import scale_by_caution
 
 
@@ -44,4 +44,7 @@ def cautious(
     >>> tx.update(jnp.array([-0.5, 1.0]), state)[0]  # the first would still go by the last gradient
     Array([-0., -4.], dtype=float32)
     """
-    return chain(as_link(optimizer, formula="the optimizer's updates"), scale_by_caution(floor, step=True))
+    step = as_part(
+        implementation_in(optimizer)
+    )  # whose step is judged by the gradient as it came, whatever it makes of it
+    return chain(link_of(step), scale_by_caution(floor, step=True))
