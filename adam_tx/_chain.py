@@ -81,6 +81,7 @@ class Chain(AbstractLink):
 
     formula = "its links in turn"
     emits_last = True
+    gives_gradient = True
 
     def __init__(self, name: str, members: Sequence[Member], call: Call) -> None:
         self.name = name
@@ -102,7 +103,7 @@ class Chain(AbstractLink):
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Every member in turn, with the updates that entered here as the gradient."""
-        return self.run(leaves.replace(grad=updates), updates, state)
+        return self.run(leaves if leaves.grad is updates else leaves.replace(grad=updates), updates, state)
 
     def run(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, dict[str, State]]:
         """Every member in turn."""
@@ -111,7 +112,10 @@ class Chain(AbstractLink):
         full = self.full_precision_params(leaves, kept) if self.facts.terminal else leaves
         for name, member in self.members.items():
             known = leaves if member.facts.terminal else full
-            updates, of_member = known.run_member(name, member, updates, kept.get(name))
+            if known.observed:
+                updates, of_member = known.run_member(name, member, updates, kept.get(name))
+            else:
+                updates, of_member = member.update_leaves(known, updates, kept.get(name))
             if name in self._keys:
                 new[name] = of_member
         return updates, new

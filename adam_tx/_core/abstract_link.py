@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,7 @@ class AbstractLink:
       facts: what others need to know of it.
       told: the parts of its state that are for people to read, and that no step depends on.
       emits_last: whether it emits what its last member does, as it is.
+      gives_gradient: whether what comes in is the gradient to its members, whatever it is to others.
     """
 
     name: str = ""
@@ -78,6 +79,7 @@ class AbstractLink:
     facts: Facts = Facts()
     told: tuple[str, ...] = ()
     emits_last: bool = False
+    gives_gradient: bool = False
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The state for the parameters, without a count."""
@@ -186,7 +188,8 @@ class AbstractLink:
 
     def with_count(self, state: State, count: jax.Array | None) -> State:
         """The state of an outermost link."""
-        return states.counted(state, count)
+        given: Any = state
+        return {"count": count, **given} if isinstance(given, Mapping) else given.counted(count)
 
     def init(self, params: optax.Params) -> optax.OptState:
         """The state for these parameters: the public `init` of the link."""
@@ -208,19 +211,22 @@ class AbstractLink:
         **extra: object,
     ) -> tuple[optax.Updates, optax.OptState]:
         """The emitted updates and the new state: the public `update` of the link."""
-        count = self.count_of(state)
-        leaves = Leaves(updates, grad, params, count=count, extra=extra, positions=self.positions)
+        leaves = Leaves(updates, grad, params, extra=extra, positions=self.positions)
+        leaves.count = count = self.count_of(state)
         if grad is None:
             if self.facts.reads_grad and leaves.present:
                 raise TypeError(
                     f"{self.name} reads the gradient, and update was called without grad. Put the link in "
                     "adam_tx.chain, which passes it on, or call update(updates, state, params, grad=g)."
                 )
-            if not leaves.present:
-                leaves = leaves.replace(grad=leaves.updates)
-        emitted, new_state = leaves.run_member("", self, leaves.updates, state)
-        new_state = self.with_count(new_state, None if count is None else increment(count))
-        return leaves.lower(emitted, exact=self.facts.terminal), new_state
+            if self.gives_gradient or not leaves.present:
+                leaves.grad = leaves.updates
+        if leaves.observed:
+            emitted, new = leaves.run_member("", self, leaves.updates, state)
+        else:
+            emitted, new = self.update_leaves(leaves, leaves.updates, state)
+        lowered = leaves.lower(emitted, exact=self.facts.terminal)
+        return lowered, self.with_count(new, None if count is None else increment(count))
 
     @functools.cached_property
     def positions(self) -> Mapping[tuple[str, ...], str]:

@@ -30,6 +30,7 @@ from jax import lax
 from jax.core import Tracer
 from optax import ScalarOrSchedule
 
+from adam_tx._core import numerics
 from adam_tx._core.numerics import Scalar, scalar
 from adam_tx._core.same import same
 
@@ -67,7 +68,12 @@ class DecayNow:
     @functools.cached_property
     def unbias(self) -> jax.Array:
         """One over the weight, to debias by multiplying: a division that XLA makes once, and not for every leaf."""
-        return 1.0 / self.weight
+        return 1.0 / (self.weight if self.total is None else self.total)
+
+    def cast(self, dtype: jnp.dtype) -> DecayNow:
+        """The decay for leaves of another precision."""
+        given = (self.value, self.step, self.total)
+        return DecayNow(*(numerics.cast(x, dtype) if isinstance(x, jax.Array) else x for x in given))
 
 
 def zero(dtype: jnp.dtype) -> jax.Array:
@@ -75,18 +81,14 @@ def zero(dtype: jnp.dtype) -> jax.Array:
     return jnp.zeros(2, dtype)
 
 
-def advance(weight: jax.Array, step: Scalar) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
+def advance(weight: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The weight after one more update, as what to keep and as a number.
 
     Args:
       weight: what was kept, of shape (2,).
-      step: 1 - decay of this update.
+      step: 1 - decay of this update, in the dtype of the weight where it does not vary.
     """
-    return _advance(weight, step if isinstance(step, jax.Array) else weight.dtype.type(step))  # no equation converts it
-
-
-@functools.partial(jax.jit, inline=True)  # one dispatch where nothing is compiled, and no call where something is
-def _advance(weight: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     before, added = lax.split(weight, (1, 1))
     rounded = before + added
     beyond = added - (rounded - before)  # what rounding has left out of the sum

@@ -35,7 +35,7 @@ class _Former(ModuleType):
         for module in self.__dict__["_today"]:
             if hasattr(sys.modules[module], name):
                 return getattr(sys.modules[module], name)
-        raise AttributeError(f"{self.__name__} has no {name!r}; it is in {self.__dict__['_today']} now.")
+        raise AttributeError(name)
 
 
 _call = make

@@ -1,4 +1,4 @@
-"""`LeafStep`: one leaf's step of a link, without the tree around it.
+"""`LeafStep`: one leaf's step of a link, without the tree around it; and `Now`, the hyperparameters that it reads.
 
     read → decode → rule → encode → write
 
@@ -8,16 +8,20 @@ element is stepped by itself, a kernel may call it for every tile of a leaf.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core import blocks, numerics, sharding
-from adam_tx._core.now import Now
+from adam_tx._core import bias, blocks, numerics, sharding
+from adam_tx._core.bias import DecayNow
+from adam_tx._core.hyperparams import Parameters, Value
+from adam_tx._core.leaves import increment
 from adam_tx._core.rule import INPUTS, Declaration, Reduction, Rule
+from adam_tx._core.states import Fields
 from adam_tx._core.storage import Noise, Storage, Stored
 
 Row = Mapping[str, jax.Array | None]
@@ -26,10 +30,139 @@ Slots = Mapping[str, Stored | None]
 """What is kept of a leaf, by slot; None where there is nothing."""
 
 
+class Now:
+    """What a rule may depend on at one update: the link's hyperparameters by name, and the count of earlier updates.
+
+    A decay is a `DecayNow`; another hyperparameter a Python float, or a 0-d array in
+    the precision of the leaf. `now.next` has what they will be at the next update.
+    """
+
+    def __init__(self, values: Mapping[str, Value], count: jax.Array, following: Callable[[], Now]) -> None:
+        self.__dict__.update(values, count=count, _following=following)
+
+    @property
+    def next(self) -> Now:
+        """The hyperparameters of the next update."""
+        return self.__dict__["_following"]()
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the link has no hyperparameter {name!r}: annotate it with Decay, NonNegative, Positive or Finite."
+        )
+
+
+class Hyperparams:
+    """The hyperparameters of a link, from which `Now` is made at each update.
+
+    Args:
+      parameters: those of the function that makes the link.
+      arguments: what they were given.
+      debias: by decay whose weight the rule reads the name of the weight in the state.
+    """
+
+    def __init__(self, parameters: Parameters, arguments: Mapping[str, object], debias: Mapping[str, str]) -> None:
+        self._fixed, self._varying = parameters.read(arguments)
+        self._debias = debias
+
+    def values(self, count: jax.Array) -> dict[str, Value]:
+        """All by name at this count of earlier updates."""
+        return self._fixed | {name: read(count) for name, read in self._varying.items()}
+
+    def at(self, count: jax.Array, fields: Fields) -> tuple[NowByDtype, dict[str, jax.Array]]:
+        """`Now` at this update, and the weights of the state after it.
+
+        Args:
+          count: the number of earlier updates.
+          fields: the state before it.
+        """
+        values = self._fixed if not self._varying else self.values(count)
+        kept: dict[str, jax.Array] = {}
+        for decay, field in self._debias.items():
+            now: Any = values[decay]
+            before = getattr(fields, field)
+            step = (
+                now.step if isinstance(now.step, jax.Array) else before.dtype.type(now.step)
+            )  # no equation converts it
+            kept[field], weight = bias.advance(before, step)
+            values = {**values, decay: DecayNow(now.value, now.step, weight)}
+        return NowByDtype(values, count, self), kept
+
+    def following(self, values: Mapping[str, Value], count: jax.Array) -> dict[str, Value]:
+        """All by name one update later."""
+        later = self.values(count)
+        for decay in self._debias:
+            now: Any = later[decay]
+            before: Any = values[decay]
+            later[decay] = dataclasses.replace(now, total=bias.following(before.weight, now.step))
+        return later
+
+
+class NowByDtype:
+    """`Now` in the precision of each leaf. What is an array is converted once a dtype.
+
+    Attributes:
+      made: `Now` by real dtype, as far as it was asked for.
+    """
+
+    now: type[Now] = Now
+
+    def __init__(self, values: Mapping[str, Value], count: jax.Array, hyperparams: Hyperparams) -> None:
+        self._values = values
+        self._count = count
+        self._hyperparams = hyperparams
+        self._later: NowByDtype | None = None
+        self.made: dict[jnp.dtype, Now] = {}
+
+    def at(self, dtype: jnp.dtype) -> Now:
+        """For leaves of this real working dtype."""
+        values = dict(self._values)
+        for name, value in values.items():
+            if isinstance(value, DecayNow):
+                values[name] = value if value.total is None or value.total.dtype == dtype else value.cast(dtype)
+            elif not isinstance(value, float | None) and value.dtype != dtype:
+                values[name] = numerics.cast(value, dtype)
+        self.made[dtype] = now = self.now(values, self._count, lambda: self._next().at(dtype))
+        return now
+
+    def _next(self) -> NowByDtype:
+        if self._later is None:
+            count = increment(self._count)
+            self._later = NowByDtype(self._hyperparams.following(self._values, count), count, self._hyperparams)
+        return self._later
+
+
+At = Callable[[jax.Array, Fields], tuple[NowByDtype, dict[str, jax.Array]]]
+"""From the count and a state to `Now`, and to the weights of the state after the update."""
+
+
+class CountProbe(NowByDtype):
+    """`Now` that remembers whether anyone asked for the count itself."""
+
+    def __init__(self, of: NowByDtype) -> None:
+        super().__init__(of._values, of._count, of._hyperparams)
+        self.was_read = False
+        self.now = self._probed
+
+    def _probed(self, values: Mapping[str, Value], count: jax.Array, following: Callable[[], Now]) -> Now:
+        """`Now` whose count is found only if it is asked for."""
+        made = _Probed.__new__(_Probed)
+        made.__dict__.update(values, _following=following, _count=count, _probe=self)
+        return made
+
+
+class _Probed(Now):
+    @property
+    def count(self) -> jax.Array:
+        """The count, at the cost of being found out."""
+        self.__dict__["_probe"].was_read = True
+        return self.__dict__["_count"]
+
+
 class Leaf(NamedTuple):
     """A leaf, or a tile of one, in working precision.
 
     Attributes:
+      dtype: the working dtype.
       updates: what comes in.
       grad: the raw gradient; None if it is not there.
       params: the parameters; None if they are not there.
@@ -39,6 +172,7 @@ class Leaf(NamedTuple):
       spread: whether the arrays may lie differently on an explicit mesh.
     """
 
+    dtype: jnp.dtype
     updates: jax.Array
     grad: jax.Array | None
     params: jax.Array | None
@@ -46,11 +180,6 @@ class Leaf(NamedTuple):
     path: Callable[[], str]
     param_dtype: jnp.dtype | None = None
     spread: bool = False
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The working dtype."""
-        return self.updates.dtype
 
 
 class LeafStep:
@@ -73,7 +202,6 @@ class LeafStep:
         read = {*self.reads, *(name for names in self._terms.values() for name in names)}
         self.inputs = [name for name in ("updates", "grad", "params") if name in read]
         self.reads_noise = "noise" in read
-        self._rounds = self.reads_noise or any(not kept.as_is for kept in storage.values())
         self.over_tree = {name: of for name, of in rule.statistics.items() if of.over == "tree"}
         self._of_leaf = {name: of for name, of in rule.statistics.items() if of.over != "tree"}
 
@@ -132,30 +260,29 @@ class LeafStep:
             raise TypeError(f"{self._name}: its rule reads {missing}, which Rule(numbers=...) does not give.") from None
         except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
             raise FloatingPointError(f"{self._name}: leaf {leaf.path()}: {error}") from error
-        if not isinstance(out, tuple):
-            out = (out,)
-        self._check(out, leaf, row)
-        slots = dict(zip(self._slots, out[1:], strict=True))
-        return out[0], {name: self.encoded(name, slot, kept[name], leaf) for name, slot in slots.items()}
+        update, *slots = out if isinstance(out, tuple) else (out,)
+        if len(slots) != len(kept) or jnp.shape(update) != leaf.updates.shape:
+            self._refuse(out, leaf, row)
+        new: dict[str, Stored | None] = {}
+        for (name, like), slot in zip(kept.items(), slots, strict=True):
+            if like is None or slot is None or jnp.shape(slot) != values[name].shape:
+                if like is not slot:
+                    self._refuse(out, leaf, row)
+                new[name] = None
+            elif self._storage[name].as_is and slot.dtype == like.values.dtype:
+                new[name] = Stored(slot)
+            else:  # the only place where a moment changes dtype, of which rules know nothing
+                new[name] = self._storage[name].encode(slot, like, leaf.noise(name))
+        return update, new
 
-    def encoded(self, name: str, slot: jax.Array | None, like: Stored | None, leaf: Leaf) -> Stored | None:
-        """What is kept of a slot: the only place where a moment changes dtype, of which rules know nothing."""
-        if slot is None or like is None:
-            return None
-        storage = self._storage[name]
-        if storage.as_is and slot.dtype == like.values.dtype:
-            return Stored(slot)
-        return storage.encode(slot, like, leaf.noise(name))
-
-    def _check(self, out: tuple[jax.Array | None, ...], leaf: Leaf, row: Row) -> None:
-        """Refuse what a rule has returned unless it is updates and slots of the right shapes."""
+    def _refuse(self, out: Any, leaf: Leaf, row: Row) -> None:
+        """Refuse what a rule has returned, which is not updates and slots of the right shapes."""
         expected = [leaf.updates.shape, *(None if row[name] is None else row[name].shape for name in self._slots)]
-        got = [None if x is None else jnp.shape(x) for x in out]
-        if got != expected:
-            raise ValueError(
-                f"{self._name}: for leaf {leaf.path()} its rule must return {' and '.join(['updates', *self._slots])} "
-                f"of the shapes {expected}, but it returned {got}."
-            )
+        got = [None if x is None else jnp.shape(x) for x in (out if isinstance(out, tuple) else (out,))]
+        raise ValueError(
+            f"{self._name}: for leaf {leaf.path()} its rule must return {' and '.join(['updates', *self._slots])} "
+            f"of the shapes {expected}, but it returned {got}."
+        )
 
     def reduced(self, name: str, statistic: Reduction, values: Mapping[str, object]) -> jax.Array:
         """A statistic over the tensor, or over the blocks of a slot."""

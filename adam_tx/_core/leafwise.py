@@ -16,9 +16,18 @@ from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
 from adam_tx._core.hyperparams import Value
-from adam_tx._core.leaf_step import Leaf, LeafStep, Row, Slots, parameters_of
-from adam_tx._core.leaves import Column, Leaves, is_absent
-from adam_tx._core.now import CountProbe, Hyperparams, NowByDtype
+from adam_tx._core.leaf_step import (
+    At,
+    CountProbe,
+    Hyperparams,
+    Leaf,
+    LeafStep,
+    NowByDtype,
+    Row,
+    Slots,
+    parameters_of,
+)
+from adam_tx._core.leaves import Column, Leaves, Mask, is_absent
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.rule import Declaration, Rule
 from adam_tx._core.states import Fields, State
@@ -49,7 +58,8 @@ class Leafwise(AbstractLink):
         self.step = LeafStep(declaration, rule, self.storage)
         self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
         self._type = declaration.state_type(rule.debias, scaled=bool(self.scaled))
-        self._now = Hyperparams(declaration.parameters, arguments, rule.debias)
+        weights = {decay: declaration.weights[decay] for decay in rule.debias}
+        self._now = Hyperparams(declaration.parameters, arguments, weights)
         self.facts = self._facts()
         for name, slot in declaration.slots.items():
             self.storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
@@ -147,9 +157,15 @@ class Leafwise(AbstractLink):
 
     def _kept(self, leaves: Leaves, slots: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """The parts of the state that hold what is stored of slots."""
-        trees: dict[str, Any] = {name: leaves.tree([_values(x) for x in column]) for name, column in slots.items()}
+        unflatten = leaves.treedef.unflatten
+        trees: dict[str, Any] = {
+            name: unflatten([x.values if type(x) is Stored else x for x in column]) for name, column in slots.items()
+        }
         if self.scaled:
-            trees["scales"] = {key: leaves.tree([_scales(x) for x in slots[name]]) for name, key in self.scaled.items()}
+            trees["scales"] = {
+                key: unflatten([x.scales if type(x) is Stored else x for x in slots[name]])
+                for name, key in self.scaled.items()
+            }
         return trees
 
     def noise(self, count: Any, i: int, what: str, position: str | None = None) -> Noise:
@@ -159,13 +175,55 @@ class Leafwise(AbstractLink):
     def _noise_of(self, leaves: Leaves, i: int, count: Any, what: str) -> Noise:
         return self.noise(count, i, what, leaves.positions.get(leaves.place))
 
-    def leaf(self, leaves: Leaves, i: int, updates: Column) -> Leaf:
-        """A leaf as its step reads it."""
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """Apply the rule to every leaf."""
+        fields: Any = state
+        if self.facts.keeps and (type(state) is not self._type or self.scaled):
+            fields = self._checked(state)
+        if "params" in self.step.inputs and leaves.params is None:
+            required_params(leaves, self.name)
+        return self._run(leaves, updates, fields, self._now.at)
+
+    def _run(self, leaves: Leaves, updates: Column, fields: Fields, at: At) -> tuple[Column, State]:
+        step = self.step
+        columns = self.stored(leaves, fields)
+        chosen = leaves.present if self.rule.mask is None else self._marked(leaves, self.rule.mask)
+        read = {i: self._leaf(leaves, i, updates, columns) for i in chosen}
+        now, kept = at(leaves.count, fields)
+        numbers: Mapping[str, jax.Array] = {}
+        rows: dict[int, Row] = {}
+        if self.declaration.numbers or step.over_tree:
+            rows = {i: step.read(*of_leaf) for i, of_leaf in read.items()}
+            numbers = self._numbers(now, rows, leaves, fields)
+            kept |= {name: numbers[name] for name in self.declaration.numbers}
+        emitted = list(updates)
+        for i, (leaf, slots) in read.items():
+            real = numerics.real_dtype(leaf.dtype)
+            given = {name: numerics.cast(value, real) for name, value in numbers.items()}
+            row = rows[i] if rows else step.read(leaf, slots)
+            emitted[i], new = step.write(now.made.get(real) or now.at(real), given, leaf, slots, row)
+            for name, slot in new.items():
+                columns[name][i] = slot
+        return emitted, self._type(**kept, **self._kept(leaves, columns))
+
+    def _marked(self, leaves: Leaves, mask: Mask) -> list[int]:
+        marks = leaves.marks(mask)
+        return [i for i in leaves.present if marks[i]]
+
+    def _leaf(
+        self, leaves: Leaves, i: int, updates: Column, columns: Mapping[str, Sequence[Any]]
+    ) -> tuple[Leaf, Slots]:
+        """A leaf as its step reads it, and what is kept of it, once it is known to be of its shape."""
         dtype = leaves.dtypes[i]
         update = updates[i]
         grad = None if leaves.grad is None else leaves.grad[i]
         param = None if leaves.params is None else leaves.params[i]
-        return Leaf(
+        slots = {name: column[i] for name, column in columns.items()}
+        for name, stored in slots.items():
+            if stored is not None and (stored.values.shape != update.shape or dtype.kind == "c"):
+                self._check_slot(leaves, i, name, stored)
+        leaf = Leaf(
+            dtype,
             update if update.dtype == dtype else numerics.cast(update, dtype),
             grad if grad is None or grad.dtype == dtype else numerics.cast(grad, dtype),
             param if param is None or param.dtype == dtype else numerics.cast(param, dtype),
@@ -174,36 +232,7 @@ class Leafwise(AbstractLink):
             leaves.param_dtypes[i] if self._optional else None,
             leaves.on_explicit_mesh,
         )
-
-    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
-        """Apply the rule to every leaf."""
-        fields = self._checked(state)
-        if "params" in self.step.inputs:
-            required_params(leaves, self.name)
-        return self._run(leaves, updates, fields, *self._now.at(leaves.count, fields, self.declaration.weights))
-
-    def _run(
-        self, leaves: Leaves, updates: Column, fields: Fields, now: NowByDtype, kept: dict[str, jax.Array]
-    ) -> tuple[Column, State]:
-        columns = self.stored(leaves, fields)
-        marks = None if self.rule.mask is None else leaves.marks(self.rule.mask)
-        chosen = {i: self.leaf(leaves, i, updates) for i in leaves.present if marks is None or marks[i]}
-        stored = {i: self._slots_of(leaves, i, leaf, columns) for i, leaf in chosen.items()}
-        numbers: Mapping[str, jax.Array] = {}
-        rows: dict[int, Row] = {}
-        if self.declaration.numbers or self.step.over_tree:
-            rows = {i: self.step.read(leaf, stored[i]) for i, leaf in chosen.items()}
-            numbers = self._numbers(now, rows, leaves, fields)
-            kept |= {name: numbers[name] for name in self.declaration.numbers}
-        emitted = list(updates)
-        for i, leaf in chosen.items():
-            real = numerics.real_dtype(leaf.dtype)
-            given = {name: numerics.cast(value, real) for name, value in numbers.items()}
-            row = rows[i] if rows else self.step.read(leaf, stored[i])
-            emitted[i], slots = self.step.write(now.at(real), given, leaf, stored[i], row)
-            for name, slot in slots.items():
-                columns[name][i] = slot
-        return emitted, self._type(**kept, **self._kept(leaves, columns))
+        return leaf, slots
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """Parameters joined with their residuals."""
@@ -286,19 +315,24 @@ class Leafwise(AbstractLink):
     @functools.cached_property
     def reads_count(self) -> bool:
         """Whether the rule itself depends on the count. It is run on a small leaf to see; if that fails, it may."""
-        probe = CountProbe(self._now)
+        probes: list[CountProbe] = []
+
+        def at(count: jax.Array, fields: Fields) -> tuple[NowByDtype, dict[str, jax.Array]]:
+            now, kept = self._now.at(count, fields)
+            probes.append(CountProbe(now))
+            return probes[0], kept
+
+        def run() -> object:
+            one = jnp.ones((2, 2), jnp.float32)
+            leaves = Leaves(one, one, one, count=jnp.zeros((), jnp.int32))
+            fields = cast(Fields, self.init_leaves(Leaves.of_params(one)))
+            return self._run(leaves, [one], fields, at)[0]
+
         try:
-            jax.eval_shape(lambda: self._probed(probe))
+            jax.eval_shape(run)
         except Exception:  # whatever the rule makes of a leaf that is not its own
             return True
-        return probe.was_read
-
-    def _probed(self, probe: CountProbe) -> object:
-        one = jnp.ones((2, 2), jnp.float32)
-        leaves = Leaves(one, one, one, count=jnp.zeros((), jnp.int32))
-        fields = cast(Fields, self.init_leaves(Leaves.of_params(one)))
-        kept = probe.at_update(leaves.count, fields, self.declaration.weights)
-        return self._run(leaves, [one], fields, probe, kept)[0]
+        return probes[0].was_read
 
     def _checked(self, state: State) -> Fields:
         fields = states.checked(self.name, state, self._type)
@@ -313,22 +347,21 @@ class Leafwise(AbstractLink):
         """What is stored of every slot; where a leaf has none, what stands in its place; any may, if masked."""
         columns: dict[str, list[Any]] = {}
         for name in self.declaration.slots:
-            column: list[Any] = leaves.column(getattr(fields, name), name, optional=masked or name in self._optional)
+            tree = getattr(fields, name)
+            try:
+                column: list[Any] = leaves.treedef.flatten_up_to(tree)
+            except ValueError:  # which `column` explains, unless absent parts of the tree are the cause
+                column = leaves.column(tree, name, optional=masked or name in self._optional)
             key = self.scaled.get(name)
             scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
             for i in leaves.present:
-                if not is_absent(column[i]):
+                if isinstance(column[i], jax.Array):
                     column[i] = Stored(column[i], None if scales is None else scales[i])
+                elif not (is_absent(column[i]) and (masked or name in self._optional)):
+                    node = leaves.column(tree, name)[i]
+                    column[i] = Stored(node, None if scales is None else scales[i])
             columns[name] = column
         return columns
-
-    def _slots_of(self, leaves: Leaves, i: int, leaf: Leaf, columns: Mapping[str, Sequence[Any]]) -> Slots:
-        """What is stored of a leaf, once it is known to be of its shape."""
-        slots = {name: column[i] for name, column in columns.items()}
-        for name, stored in slots.items():
-            if stored is not None and (stored.values.shape != leaf.updates.shape or leaf.dtype.kind == "c"):
-                self._check_slot(leaves, i, name, stored)
-        return slots
 
     def _check_slot(self, leaves: Leaves, i: int, name: str, stored: Stored) -> None:
         slot = stored.values
@@ -375,11 +408,3 @@ class Leafwise(AbstractLink):
                 f"{list(self.declaration.numbers)}, got {new!r}."
             )
         return {name: jnp.asarray(value, dtype) for name, value in new.items()}
-
-
-def _values(stored: Any) -> Any:
-    return stored.values if isinstance(stored, Stored) else stored
-
-
-def _scales(stored: Any) -> Any:
-    return stored.scales if isinstance(stored, Stored) else stored

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
-from adam_tx._core import blocks, boxes, numerics, paths, sharding
+from adam_tx._core import blocks, boxes, numerics, paths
 
 Tree = object
 """Any pytree."""
@@ -58,6 +59,7 @@ class Leaves:
       extra: what else was given to `update`, by name.
       place: the names of the links that the one which steps stands in, and its own, as far as somebody asks.
       positions: what links are called whose name stands at several places, by place.
+      observed: whether somebody asks for places, so that members are run by `run_member`.
     """
 
     updates: Column
@@ -69,6 +71,8 @@ class Leaves:
     extra: Mapping[str, object]
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
+    observed: bool = False
+    treedef: jax.tree_util.PyTreeDef
     _results: list[jnp.dtype]
     _watch: Watch | None = None
 
@@ -78,14 +82,14 @@ class Leaves:
         grad: Tree = None,
         params: Tree = None,
         *,
-        count: jax.Array | None,
+        count: jax.Array | None = None,
         extra: Mapping[str, object] | None = None,
         positions: Mapping[tuple[str, ...], str] = MappingProxyType({}),
     ) -> None:
         self._given = _Given({"updates": updates, "params": params})
         if (watched := WATCH.get()) is not None:
             self._watch, self.place = watched
-        nodes, self._treedef = jax.tree.flatten(updates, is_leaf=is_absent)
+        nodes, self.treedef = jax.tree.flatten(updates, is_leaf=is_absent)
         self.count: Any = count
         self.extra = extra or {}
         self.positions = positions
@@ -105,6 +109,7 @@ class Leaves:
         self.updates = lifted["updates"]
         self.params = lifted.get("params")
         self.grad = None if grad is None else lifted.get("grad", self.updates)
+        self.observed = self._watch is not None or bool(positions)
 
     def _of_updates(self, tree: Tree, name: str, nodes: Column) -> Column:
         """The column of a tree without what stands where no update is: nothing is known of it, and nothing reads it."""
@@ -123,7 +128,7 @@ class Leaves:
             # a complex gradient of a real parameter is projected: the only direction in which that can move
             dtype = numerics.real_dtype(dtype)
         self.dtypes[i] = dtype
-        self._results[i] = numerics.promoted(*(dtypes[name] for name in row if name != "grad"))
+        self._results[i] = numerics.promoted(*[dtypes[name] for name in row if name != "grad"])
         for name, leaf in row.items():
             if not (dtypes[name] == dtype and isinstance(leaf, jax.Array)):
                 lifted[name][i] = numerics.cast(leaf, dtype)
@@ -148,7 +153,7 @@ class Leaves:
         """Those of parameters alone, to make a state for them."""
         leaves = cls.__new__(cls)
         leaves._given = _Given({"params": params})
-        nodes, leaves._treedef = jax.tree.flatten(params, is_leaf=is_absent)
+        nodes, leaves.treedef = jax.tree.flatten(params, is_leaf=is_absent)
         leaves.present = {i: None for i, node in enumerate(nodes) if not is_absent(node)}
         leaves.params = nodes
         leaves.positions = positions
@@ -168,7 +173,8 @@ class Leaves:
     @functools.cached_property
     def on_explicit_mesh(self) -> bool:
         """Whether JAX wants to be told how what is computed of the leaves lies on a mesh."""
-        return any(sharding.is_explicit(self.updates[i]) for i in self.present)
+        meshes = [getattr(jax.typeof(self.updates[i]).sharding, "mesh", None) for i in self.present]
+        return AxisType.Explicit in {axis for mesh in meshes for axis in getattr(mesh, "axis_types", ())}
 
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.
@@ -177,7 +183,7 @@ class Leaves:
         a whole part of the tree.
         """
         try:
-            nodes = self._treedef.flatten_up_to(tree)
+            nodes = self.treedef.flatten_up_to(tree)
         except ValueError:
             if not optional:
                 raise ValueError(self._different(tree, name)) from None
@@ -194,15 +200,15 @@ class Leaves:
         def below(node: Any, part: Tree) -> Tree:
             return jax.tree.map(lambda _: node, part, is_leaf=is_absent) if is_absent(node) else node
 
-        ours = self._treedef.unflatten(self.nodes)
+        ours = self.treedef.unflatten(self.nodes)
         try:
-            return self._treedef.flatten_up_to(jax.tree.map(below, tree, ours, is_leaf=is_absent))
+            return self.treedef.flatten_up_to(jax.tree.map(below, tree, ours, is_leaf=is_absent))
         except ValueError:
             raise ValueError(self._different(tree, name)) from None
 
     def tree(self, column: Sequence[Any]) -> Tree:
         """The tree whose leaves these are."""
-        return jax.tree.unflatten(self._treedef, column)
+        return jax.tree.unflatten(self.treedef, column)
 
     def given(self, name: str) -> Tree:
         """The updates or params before they were lifted; None where they did not come."""
@@ -210,12 +216,11 @@ class Leaves:
 
     def lower(self, emitted: Column, *, exact: bool = False) -> Tree:
         """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them; unrounded if exact."""
-        if exact:
-            return self.tree(emitted)
         column = list(emitted)
-        for i in self.present:
-            column[i] = self.lowered(i, column[i])
-        return self.tree(column)
+        for i in () if exact else self.present:
+            if column[i].dtype != self._results[i]:
+                column[i] = self.lowered(i, column[i])
+        return self.treedef.unflatten(column)
 
     def lowered(self, i: int, update: Any) -> Any:
         """The emitted update of a leaf in the dtype in which Optax would emit it."""
@@ -223,13 +228,13 @@ class Leaves:
 
     def merged(self, owners: Sequence[int], trees: Sequence[Tree]) -> Tree:
         """The tree of which every node, where this leaves has its leaves, is that of the tree of its owner's number."""
-        columns = [[None] * len(self) if tree is None else self._treedef.flatten_up_to(tree) for tree in trees]
+        columns = [[None] * len(self) if tree is None else self.treedef.flatten_up_to(tree) for tree in trees]
         return self.tree([columns[owner][i] for i, owner in enumerate(owners)])
 
     @property
     def nodes(self) -> Column:
         """The leaves as they came, parameters or updates, and what stands for those that are absent."""
-        return self._treedef.flatten_up_to(self._given.first)
+        return self.treedef.flatten_up_to(self._given.first)
 
     @property
     def paths(self) -> list[str]:
@@ -240,7 +245,7 @@ class Leaves:
     def param_dtypes(self) -> list[jnp.dtype | None]:
         """The dtypes in which the parameters came; None for those that are not there."""
         params = self.given("params")
-        leaves: list[Any] = [None] * len(self) if params is None else self._treedef.flatten_up_to(params)
+        leaves: list[Any] = [None] * len(self) if params is None else self.treedef.flatten_up_to(params)
         return [None if is_absent(leaf) else numerics.dtype_of(leaf) for leaf in leaves]
 
     def only(self, leaves: Collection[int]) -> "Leaves":
@@ -257,9 +262,9 @@ class Leaves:
 
     def run_member(self, name: str, link: Member, updates: Column, state: object) -> tuple[Column, object]:
         """The step of a link that stands under this name, seen by who watches."""
+        leaves = self.within(name) if self.observed else self
         if self._watch is None:
-            return link.update_leaves(self.within(name) if self.positions else self, updates, state)
-        leaves = self.within(name)
+            return link.update_leaves(leaves, updates, state)
         self._watch(leaves.place, link, leaves, updates, False)
         emitted, state = link.update_leaves(leaves, updates, state)
         self._watch(leaves.place, link, leaves, emitted, True)
@@ -306,7 +311,7 @@ class Leaves:
         for over in (params, self._given.params):  # a tree may mark what is not there, too
             try:
                 marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: _marked(mark), part), tree, over)
-                return self._treedef.flatten_up_to(marked)
+                return self.treedef.flatten_up_to(marked)
             except (ValueError, TypeError):
                 continue
         raise ValueError(

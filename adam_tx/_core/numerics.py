@@ -103,7 +103,7 @@ def ema(average: jax.Array, value: jax.Array, step: Scalar) -> jax.Array:
 
 def square(x: jax.Array) -> jax.Array:
     """|x|², real, and differentiable at zero for complex x too."""
-    return x.real * x.real + x.imag * x.imag if is_complex(x) else x * x
+    return x.real * x.real + x.imag * x.imag if x.dtype.kind == "c" else x * x
 
 
 def abs_sq(x: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
     >>> abs_sq(jnp.array([3.0, 1e30]))
     Array([9.0000000e+00, 3.4028235e+38], dtype=float32)
     """
-    return saturate(square(x))
+    return jnp.minimum(square(x), largest(x.dtype))
 
 
 def saturate(x: jax.Array) -> jax.Array:
@@ -203,7 +203,7 @@ def _quotient(u: jax.Array, denominator: jax.Array, least: Scalar) -> jax.Array:
 
 
 def _over(u: jax.Array, denominator: jax.Array) -> jax.Array:
-    return lax.complex(u.real / denominator, u.imag / denominator) if is_complex(u) else u / denominator
+    return lax.complex(u.real / denominator, u.imag / denominator) if u.dtype.kind == "c" else u / denominator
 
 
 @functools.cache

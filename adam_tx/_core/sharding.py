@@ -52,11 +52,6 @@ def _axes(entry: Any) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def is_explicit(x: jax.Array) -> bool:
-    """Whether an array lies on an explicit mesh."""
-    return _explicit_mesh(x) is not None
-
-
 def _explicit_mesh(x: jax.Array) -> Any:
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     return mesh if mesh is not None and AxisType.Explicit in getattr(mesh, "axis_types", ()) else None

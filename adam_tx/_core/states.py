@@ -91,11 +91,6 @@ def replaced(state: Any, parts: Mapping[str, Any]) -> State:
     return {**state, **parts} if isinstance(state, Mapping) else state._replace(**parts)
 
 
-def counted(state: Any, count: jax.Array | None) -> State:
-    """The state with a count in front."""
-    return {"count": count, **state} if isinstance(state, Mapping) else state.counted(count)
-
-
 def checked(name: str, state: State, expected: StateType) -> Fields:
     """The state, once it is known to have the parts of this type."""
     fields = tuple(field for field in getattr(state, "_fields", ()) if field != "count")

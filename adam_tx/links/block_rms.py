@@ -10,8 +10,8 @@ from jax import Array
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
 from adam_tx._core.hyperparams import Decay, NonNegative
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.leaves import ShapeOf
-from adam_tx._core.now import Now
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
 from adam_tx._core.rule import Rule, Slot, mean, total
 from adam_tx._core.storage import StorageLike

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Positive
-from adam_tx._core.now import Now
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Rule, mean
 from adam_tx._link import link

@@ -8,7 +8,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.now import Now
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import Scalar, abs_sq, ema, is_complex, root_and_divide_clamped, scalar
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike, as_storage

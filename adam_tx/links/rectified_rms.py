@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import Decay, DecayNow, NonNegative
-from adam_tx._core.now import Now
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import StorageLike

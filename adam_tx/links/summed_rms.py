@@ -5,7 +5,7 @@ from __future__ import annotations
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative, fixed
-from adam_tx._core.now import Now
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, root_and_divide
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage

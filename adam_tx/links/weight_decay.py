@@ -15,8 +15,8 @@ from jax import Array
 from adam_tx._core import states
 from adam_tx._core.abstract_link import required_params
 from adam_tx._core.hyperparams import NonNegative, ScalarOrSchedule
+from adam_tx._core.leaf_step import Now
 from adam_tx._core.leaves import Column, Leaves, Mask
-from adam_tx._core.now import Now
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.rule import Rule
 from adam_tx._core.states import State
