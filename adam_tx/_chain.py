@@ -8,16 +8,17 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import optax
 
 from adam_tx._core import hyperparams
-from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.call import Call
 from adam_tx._core.facts import changed_before_a_reader, combined
+from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
@@ -137,6 +138,55 @@ class Chain(AbstractLink):
         if not self.facts.terminal:
             return leaves
         return self.members[self._last].full_precision_params(leaves, self._checked(state).get(self._last))
+
+    def fusing_obstacles(self) -> Iterator[str]:
+        """Those of its members."""
+        for member in self.members.values():
+            yield from member.fusing_obstacles()
+
+    def numbers_at(self, count: jax.Array, state: State) -> tuple[dict[str, object], dict[str, object]]:
+        """Those of its members by name."""
+        kept = self._checked(state)
+        found = {name: member.numbers_at(count, kept.get(name)) for name, member in self.members.items()}
+        return {name: numbers for name, (numbers, _) in found.items()}, {name: new for name, (_, new) in found.items()}
+
+    def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """Every member in turn: the fused step of one leaf."""
+        slots: Any = kept
+        updates = leaf.updates
+        params = full = leaf.params
+        if self.facts.terminal and params is not None:
+            full = self.full_precision_of(params, kept)
+        new: dict[str, object] = {}
+        for name, member in self.members.items():
+            known = leaf._replace(
+                updates=updates,
+                grad=leaf.updates,
+                params=params if member.facts.terminal else full,
+                place=(*leaf.place, name),
+            )
+            updates, new[name] = member.leaf_step(numbers[name], known, slots[name])
+        return updates, new
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """The parameter as the last link knows it."""
+        slots: Any = kept
+        return self.members[self._last].full_precision_of(param, slots[self._last])
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What its members keep, by name."""
+        parts = self._checked(state)
+        columns = {name: member.kept_of_leaves(leaves, parts.get(name)) for name, member in self.members.items()}
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
+
+    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The states of its members by name."""
+        by_name: Sequence[Any] = kept
+        return {
+            name: self.members[name].with_kept(leaves, numbers[name], [of_leaf[name] for of_leaf in by_name])
+            for name in self.members
+            if name in self._keys
+        }
 
     def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
         """Every member in turn, to which what entered here is the gradient."""

@@ -15,10 +15,13 @@ import optax
 from adam_tx._core import states
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
+from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves, Tree, increment
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
 
+KeptOfLeaf = Mapping[str, object]
+"""What is kept of one leaf."""
 MoveSlot = Callable[[str, str, Tree], Tree]
 """From a slot's name, kind and tree to the tree that takes its place."""
 
@@ -172,6 +175,39 @@ class AbstractLink:
         """Whether what becomes of the leaves is what this member makes of them."""
         del name
         return True
+
+    # One leaf's step without the tree, for what runs a leaf or a tile at a time.
+
+    def fusing_obstacles(self) -> Iterator[str]:
+        """Why one leaf cannot be stepped without the others."""
+        yield f"{self.name} runs what is inside it on all leaves together"
+
+    def numbers_at(self, count: jax.Array, state: State) -> tuple[object, object]:
+        """What one update has in common for all leaves, and the numbers of the state after it."""
+        raise NotImplementedError
+
+    def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """What is emitted for one leaf, or a tile of it, and what is kept of it after this update.
+
+        Args:
+          numbers: the first of `numbers_at`.
+          leaf: the leaf.
+          kept: what was kept of it.
+        """
+        raise NotImplementedError
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """A parameter as it is beyond its dtype, where something is kept of that."""
+        del kept
+        return param
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What is kept of each leaf, by slot; of links that hold others by member, and then by slot."""
+        raise NotImplementedError
+
+    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The state, from the numbers after an update, the second of `numbers_at`, and from what is kept of leaves."""
+        raise NotImplementedError
 
     # As the outermost link, or under transformations of others.
 

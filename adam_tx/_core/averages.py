@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.leaf_step import CountProbe, NowByDtype
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.rule import Slot
@@ -65,3 +67,26 @@ def debiased_square(link: AbstractLink) -> tuple[str, str] | None:
             if slot.kind == "square" and slot.decay in link.rule.debias:
                 return name, link.declaration.weights[slot.decay]
     return None
+
+
+@functools.cache
+def reads_count(link: Leafwise) -> bool:
+    """Whether the rule itself depends on the count. It is run on a small leaf to see; if that fails, it may."""
+    probes: list[CountProbe] = []
+
+    def at(count: jax.Array, fields: Fields) -> tuple[NowByDtype, dict[str, jax.Array]]:
+        now, kept = link.numbers.at(count, fields)
+        probes.append(CountProbe(now))
+        return probes[0], kept
+
+    def run() -> object:
+        one = jnp.ones((2, 2), jnp.float32)
+        leaves = Leaves(one, one, one, count=jnp.zeros((), jnp.int32))
+        fields = cast(Fields, link.init_leaves(Leaves.of_params(one)))
+        return link.run(leaves, [one], fields, at)[0]
+
+    try:
+        jax.eval_shape(run)
+    except Exception:  # whatever the rule makes of a leaf that is not its own
+        return True
+    return probes[0].was_read

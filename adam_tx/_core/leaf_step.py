@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -166,20 +167,29 @@ class Leaf(NamedTuple):
       updates: what comes in.
       grad: the raw gradient; None if it is not there.
       params: the parameters; None if they are not there.
-      noise: from the name of what is rounded to its random bits, which depend on the place alone.
+      bits: from the name of an array, such as "scale_by_rms.nu", to its random bits, which depend
+        on the count, the leaf and the place of each element alone: `rounding.Bits`.
       path: gives the leaf's path, for errors.
-      param_dtype: the dtype in which the parameter came; None if it did not.
+      param_dtype: the dtype in which the parameter came; None if it did not, or nothing asks for it.
       spread: whether the arrays may lie differently on an explicit mesh.
+      place: the names of what the link stands in, and its own.
+      positions: what links are called whose name stands at several places, by place.
     """
 
     dtype: jnp.dtype
     updates: jax.Array
     grad: jax.Array | None
     params: jax.Array | None
-    noise: Callable[[str], Noise]
+    bits: Callable[[str], Noise]
     path: Callable[[], str]
     param_dtype: jnp.dtype | None = None
     spread: bool = False
+    place: tuple[str, ...] = ()
+    positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
+
+    def noise(self, link: str, what: str) -> Noise:
+        """Random bits for what a link rounds."""
+        return self.bits(f"{self.positions.get(self.place, link)}.{what}")
 
 
 class LeafStep:
@@ -191,8 +201,8 @@ class LeafStep:
       over_tree: the statistics that are reduced over the whole tree.
     """
 
-    def __init__(self, declaration: Declaration, rule: Rule, storage: Mapping[str, Storage]) -> None:
-        self._name = declaration.name
+    def __init__(self, name: str, declaration: Declaration, rule: Rule, storage: Mapping[str, Storage]) -> None:
+        self._name = name
         self._slots = declaration.slots
         self._rule = rule
         self._storage = storage
@@ -238,7 +248,7 @@ class LeafStep:
             storage.check_leaf(leaf.path, leaf.param_dtype, stored)
             row[name] = None if stored is None else self.decoded(name, stored, leaf.dtype)
         if self.reads_noise:
-            row["noise"] = leaf.noise("rule")(leaf.updates)
+            row["noise"] = leaf.noise(self._name, "rule")(leaf.updates)
         return sharding.together(row) if leaf.spread else row
 
     def decoded(self, name: str, stored: Stored, working: jnp.dtype) -> jax.Array:
@@ -272,7 +282,7 @@ class LeafStep:
             elif self._storage[name].as_is and slot.dtype == like.values.dtype:
                 new[name] = Stored(slot)
             else:  # the only place where a moment changes dtype, of which rules know nothing
-                new[name] = self._storage[name].encode(slot, like, leaf.noise(name))
+                new[name] = self._storage[name].encode(slot, like, leaf.noise(self._name, name))
         return update, new
 
     def _refuse(self, out: Any, leaf: Leaf, row: Row) -> None:

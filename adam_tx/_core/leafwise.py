@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core import bias, blocks, numerics, rounding, states
-from adam_tx._core.abstract_link import AbstractLink, MoveSlot, required_params
+from adam_tx._core import bias, blocks, numerics, states
+from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, MoveSlot, required_params
 from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
 from adam_tx._core.hyperparams import Value
 from adam_tx._core.leaf_step import (
     At,
-    CountProbe,
     Hyperparams,
     Leaf,
     LeafStep,
     NowByDtype,
     Row,
     Slots,
-    parameters_of,
 )
 from adam_tx._core.leaves import Column, Leaves, Mask, is_absent
 from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.rounding import Bits
 from adam_tx._core.rule import Declaration, Rule
 from adam_tx._core.states import Fields, State
 from adam_tx._core.storage import Noise, Stored, of_slots
+from adam_tx._core.tree_numbers import TreeNumbers
 
 
 class Leafwise(AbstractLink):
@@ -43,6 +43,7 @@ class Leafwise(AbstractLink):
       storage: how each slot is kept.
       scaled: the names of the scales that slots have, by slot.
       step: one leaf's step.
+      numbers: its hyperparameters, and the weights of its averages.
     """
 
     def __init__(self, declaration: Declaration, rule: Rule, arguments: Mapping[str, Any], call: Call) -> None:
@@ -55,11 +56,12 @@ class Leafwise(AbstractLink):
         self.hyperparams = arguments
         self.storage = of_slots(declaration.name, rule.dtype, declaration.slots)
         self.scaled = {name: kept.scales_of(name) for name, kept in self.storage.items() if kept.scaled}
-        self.step = LeafStep(declaration, rule, self.storage)
+        self.step = LeafStep(self.name, declaration, rule, self.storage)
+        self._tree = TreeNumbers(declaration, rule, self.step)
         self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
         self._type = declaration.state_type(rule.debias, scaled=bool(self.scaled))
         weights = {decay: declaration.weights[decay] for decay in rule.debias}
-        self._now = Hyperparams(declaration.parameters, arguments, weights)
+        self.numbers = Hyperparams(declaration.parameters, arguments, weights)
         self.facts = self._facts()
         for name, slot in declaration.slots.items():
             self.storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
@@ -168,12 +170,12 @@ class Leafwise(AbstractLink):
             }
         return trees
 
-    def noise(self, count: Any, i: int, what: str, position: str | None = None) -> Noise:
+    def noise(self, count: Any, i: int, what: str) -> Noise:
         """Random bits for a leaf at this update, for one of its slots or for the rule."""
-        return rounding.Bits(count, i, f"{position or self.name}.{what}")
+        return Bits(count, i, f"{self.name}.{what}")
 
     def _noise_of(self, leaves: Leaves, i: int, count: Any, what: str) -> Noise:
-        return self.noise(count, i, what, leaves.positions.get(leaves.place))
+        return Bits(count, i, f"{leaves.positions.get(leaves.place, self.name)}.{what}")
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Apply the rule to every leaf."""
@@ -182,9 +184,10 @@ class Leafwise(AbstractLink):
             fields = self._checked(state)
         if "params" in self.step.inputs and leaves.params is None:
             required_params(leaves, self.name)
-        return self._run(leaves, updates, fields, self._now.at)
+        return self.run(leaves, updates, fields, self.numbers.at)
 
-    def _run(self, leaves: Leaves, updates: Column, fields: Fields, at: At) -> tuple[Column, State]:
+    def run(self, leaves: Leaves, updates: Column, fields: Fields, at: At) -> tuple[Column, State]:
+        """Apply the rule to every leaf, with the hyperparameters that `at` gives."""
         step = self.step
         columns = self.stored(leaves, fields)
         chosen = leaves.present if self.rule.mask is None else self._marked(leaves, self.rule.mask)
@@ -194,7 +197,7 @@ class Leafwise(AbstractLink):
         rows: dict[int, Row] = {}
         if self.declaration.numbers or step.over_tree:
             rows = {i: step.read(*of_leaf) for i, of_leaf in read.items()}
-            numbers = self._numbers(now, rows, leaves, fields)
+            numbers = self._tree.at(now, rows, leaves, fields)
             kept |= {name: numbers[name] for name in self.declaration.numbers}
         emitted = list(updates)
         for i, (leaf, slots) in read.items():
@@ -227,10 +230,12 @@ class Leafwise(AbstractLink):
             update if update.dtype == dtype else numerics.cast(update, dtype),
             grad if grad is None or grad.dtype == dtype else numerics.cast(grad, dtype),
             param if param is None or param.dtype == dtype else numerics.cast(param, dtype),
-            functools.partial(self._noise_of, leaves, i, leaves.count),
+            functools.partial(Bits, leaves.count, i),
             functools.partial(leaves.path, i),
             leaves.param_dtypes[i] if self._optional else None,
             leaves.on_explicit_mesh,
+            leaves.place,
+            leaves.positions,
         )
         return leaf, slots
 
@@ -241,13 +246,46 @@ class Leafwise(AbstractLink):
             return leaves
         columns = self.stored(leaves, self._checked(state))
         params = list(leaves.params)
-        for name in residuals:
-            for i in leaves.present:
-                stored = columns[name][i]
+        for i in leaves.present:
+            slots = {name: columns[name][i] for name in residuals}
+            for name, stored in slots.items():
                 if stored is not None:
                     self._check_slot(leaves, i, name, stored)
-                    params[i] = self.storage[name].full_precision(params[i], stored)
+            params[i] = self.full_precision_of(params[i], slots)
         return leaves.replace(params=params)
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """A parameter joined with its residuals."""
+        for name, slot in self.declaration.slots.items():
+            stored = kept.get(name)
+            if slot.kind == "residual" and isinstance(stored, Stored):
+                param = self.storage[name].full_precision(param, stored)
+        return param
+
+    def fusing_obstacles(self) -> Iterator[str]:
+        """What is of the whole tree cannot be known of one leaf."""
+        if self.declaration.numbers or self.step.over_tree:
+            yield f"{self.name} reads a statistic over the tree"
+        if self.rule.mask is not None:
+            yield f"{self.name} has a mask, which is of the tree"
+
+    def numbers_at(self, count: jax.Array, state: State) -> tuple[NowByDtype, dict[str, jax.Array]]:
+        """The hyperparameters, and the weights of the state after this update."""
+        return self.numbers.at(count, cast(Fields, state))
+
+    def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """One leaf's step by the rule."""
+        return self.step(numbers.at(numerics.real_dtype(leaf.dtype)), {}, leaf, cast(Slots, kept))
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What is stored of every slot, for each leaf."""
+        columns = self.stored(leaves, cast(Fields, state))
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
+
+    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The state in which this is kept."""
+        columns = {name: [of_leaf[name] for of_leaf in kept] for name in self.declaration.slots}
+        return self._type(**numbers, **self._kept(leaves, columns))
 
     def map_slots(self, leaves: Leaves, state: State, move: MoveSlot) -> State:
         """The state with every slot replaced."""
@@ -310,29 +348,7 @@ class Leafwise(AbstractLink):
 
     def hyperparams_at(self, count: jax.Array) -> dict[str, Value]:
         """The values of the hyperparameters at this count; a decay as `DecayNow`."""
-        return self._now.values(count)
-
-    @functools.cached_property
-    def reads_count(self) -> bool:
-        """Whether the rule itself depends on the count. It is run on a small leaf to see; if that fails, it may."""
-        probes: list[CountProbe] = []
-
-        def at(count: jax.Array, fields: Fields) -> tuple[NowByDtype, dict[str, jax.Array]]:
-            now, kept = self._now.at(count, fields)
-            probes.append(CountProbe(now))
-            return probes[0], kept
-
-        def run() -> object:
-            one = jnp.ones((2, 2), jnp.float32)
-            leaves = Leaves(one, one, one, count=jnp.zeros((), jnp.int32))
-            fields = cast(Fields, self.init_leaves(Leaves.of_params(one)))
-            return self._run(leaves, [one], fields, at)[0]
-
-        try:
-            jax.eval_shape(run)
-        except Exception:  # whatever the rule makes of a leaf that is not its own
-            return True
-        return probes[0].was_read
+        return self.numbers.values(count)
 
     def _checked(self, state: State) -> Fields:
         fields = states.checked(self.name, state, self._type)
@@ -374,37 +390,3 @@ class Leafwise(AbstractLink):
                 "parameter is real. Give update the params, so that the gradient can be projected, or take its real "
                 "part."
             )
-
-    def _numbers(
-        self, now: NowByDtype, rows: Mapping[int, Row], leaves: Leaves, fields: Fields
-    ) -> dict[str, jax.Array]:
-        """Statistics over the tree, and the new numbers of the state that follow from them."""
-        dtype = leaves.scalar_dtype
-        old: dict[str, jax.Array] = {name: getattr(fields, name) for name in self.declaration.numbers}
-        sums: dict[str, jax.Array] = {}
-        for name, statistic in self.step.over_tree.items():
-            terms: list[jax.Array] = []
-            for i, row in rows.items():
-                real = numerics.real_dtype(leaves.dtypes[i])
-                given = {number: numerics.cast(value, real) for number, value in old.items()}
-                reduced = self.step.reduced(name, statistic, {**row, "now": now.at(real), **given})
-                terms.append(numerics.cast(reduced, dtype))
-            sums[name] = sum(terms[1:], terms[0]) if terms else jnp.zeros((), dtype)
-        if self.rule.numbers is None:
-            return sums | old
-        return sums | old | self._new_numbers(self.rule.numbers, {"now": now.at(dtype), **sums, **old}, dtype)
-
-    def _new_numbers(
-        self, rule: Callable[..., Any], given: Mapping[str, Any], dtype: jnp.dtype
-    ) -> dict[str, jax.Array]:
-        reads = parameters_of(rule)
-        if unknown := [name for name in reads if name not in given]:
-            raise TypeError(f"{self.name}: Rule(numbers=...) reads {unknown}, but there are {sorted(given)}.")
-        new = rule(*[given[name] for name in reads])
-        wrong = not isinstance(new, Mapping) or any(jnp.shape(value) for value in new.values())
-        if wrong or not new.keys() >= self.declaration.numbers.keys():
-            raise TypeError(
-                f"{self.name}: Rule(numbers=...) must return a dict with a 0-d array for each of "
-                f"{list(self.declaration.numbers)}, got {new!r}."
-            )
-        return {name: jnp.asarray(value, dtype) for name, value in new.items()}

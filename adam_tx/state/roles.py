@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from adam_tx._core.averages import reads_count
 from adam_tx._core.leafwise import Leafwise
 
 
@@ -69,7 +70,7 @@ class OfLeaf(NamedTuple):
         if self.link is None:
             return self.corrected_by is not None
         divides = self.link.declaration.slots[self.slot].kind == "square"
-        return divides and self.link.reads_count
+        return divides and reads_count(self.link)
 
 
 class OfMany(NamedTuple):
