@@ -233,8 +233,10 @@ def by_name(what: str, members: Sequence[Member]) -> dict[str, AbstractLink]:
     """The members as links, keyed by their names; a second one of a name is numbered."""
     links: dict[str, AbstractLink] = {}
     for position, member in enumerate(members):
-        pair = isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
-        name, transformation = member if pair else (None, member)
+        name: str | None = None
+        transformation: object = member
+        if not isinstance(member, optax.GradientTransformation) and _is_pair(member):
+            name, transformation = member
         if not isinstance(transformation, optax.GradientTransformation):
             raise TypeError(
                 f"{what}: member {position} must be a transformation or a pair (name, transformation), got {member!r}."
@@ -244,6 +246,10 @@ def by_name(what: str, members: Sequence[Member]) -> dict[str, AbstractLink]:
         link = implementation_in(transformation)
         links[unique(name or link.name, links)] = link
     return links
+
+
+def _is_pair(member: object) -> bool:
+    return isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
 
 
 def unique(name: str, taken: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -235,7 +235,7 @@ class AbstractLink:
                 f"would see them as float32. Put {wrapper} around the whole optimizer, or take it away."
             )
         leaves = Leaves.of_params(params, self.positions)
-        return self.with_count(self.init_leaves(leaves), jnp.zeros((), jnp.int32))
+        return cast(optax.OptState, self.with_count(self.init_leaves(leaves), jnp.zeros((), jnp.int32)))
 
     def update(
         self,
@@ -261,8 +261,8 @@ class AbstractLink:
             emitted, new = leaves.run_member("", self, leaves.updates, state)
         else:
             emitted, new = self.update_leaves(leaves, leaves.updates, state)
-        lowered = leaves.lower(emitted, exact=self.facts.terminal)
-        return lowered, self.with_count(new, None if count is None else increment(count))
+        lowered = cast(optax.Updates, leaves.lower(emitted, exact=self.facts.terminal))
+        return lowered, cast(optax.OptState, self.with_count(new, None if count is None else increment(count)))
 
     @functools.cached_property
     def positions(self) -> Mapping[tuple[str, ...], str]:
@@ -311,7 +311,8 @@ def implementation_of(transformation: object) -> AbstractLink | None:
     """What runs behind a transformation, or behind its update function, if it is a link."""
     update = getattr(transformation, "update", transformation)
     owner = getattr(update, "__self__", None)
-    return owner if isinstance(owner, AbstractLink) and update.__func__ is AbstractLink.update else None
+    is_ours = getattr(update, "__func__", None) is AbstractLink.update
+    return owner if isinstance(owner, AbstractLink) and is_ours else None
 
 
 def required_params(leaves: Leaves, name: str) -> Column:
@@ -319,5 +320,5 @@ def required_params(leaves: Leaves, name: str) -> Column:
     if leaves.params is None:
         if leaves.present:
             raise ValueError(f"{name} needs params: call tx.update(updates, state, params).")
-        return [None] * len(leaves)
+        return leaves.updates
     return leaves.params

@@ -64,7 +64,7 @@ def debiased_square(link: AbstractLink) -> tuple[str, str] | None:
     """The slot in which a link keeps a debiased average of squares, and the name of its weight; None without one."""
     if isinstance(link, Leafwise):
         for name, slot in link.declaration.slots.items():
-            if slot.kind == "square" and slot.decay in link.rule.debias:
+            if slot.kind == "square" and slot.decay is not None and slot.decay in link.rule.debias:
                 return name, link.declaration.weights[slot.decay]
     return None
 

@@ -72,8 +72,8 @@ class DecayNow:
 
     def cast(self, dtype: jnp.dtype) -> DecayNow:
         """The decay for leaves of another precision."""
-        given = (self.value, self.step, self.total)
-        return DecayNow(*(numerics.cast(x, dtype) if isinstance(x, jax.Array) else x for x in given))
+        value, step = (numerics.cast(x, dtype) if isinstance(x, jax.Array) else x for x in (self.value, self.step))
+        return DecayNow(value, step, None if self.total is None else numerics.cast(self.total, dtype))
 
 
 def zero(dtype: jnp.dtype) -> jax.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,19 +53,19 @@ class Foreign(AbstractLink):
             column[i] = numerics.cast(column[i], leaves.dtypes[i])
         token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
         try:
-            return self._inner.init(leaves.tree(column))
+            return self._inner.init(cast(optax.Params, leaves.tree(column)))
         finally:
             LIFTED.reset(token)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Its own update, on trees in working precision."""
         given: Any = state if self.facts.keeps else optax.EmptyState()
-        params = None if leaves.params is None else leaves.tree(leaves.params)
+        params = None if leaves.params is None else cast(optax.Params, leaves.tree(leaves.params))
         extra = dict(leaves.extra)
         if leaves.grad is not None:
             extra["grad"] = leaves.tree(leaves.grad)
         try:
-            emitted, new = self._inner.update(leaves.tree(updates), given, params, **extra)
+            emitted, new = self._inner.update(cast(optax.Updates, leaves.tree(updates)), given, params, **extra)
         except FloatingPointError as error:  # under jax_debug_nans
             raise FloatingPointError(f"{self.name}: {error}") from error
         return leaves.column(emitted, self.name), new

@@ -98,6 +98,9 @@ class Hyperparams:
         return later
 
 
+MakeNow = Callable[[Mapping[str, Value], jax.Array, Callable[[], Now]], Now]
+
+
 class NowByDtype:
     """`Now` in the precision of each leaf. What is an array is converted once a dtype.
 
@@ -105,14 +108,13 @@ class NowByDtype:
       made: `Now` by real dtype, as far as it was asked for.
     """
 
-    now: type[Now] = Now
-
     def __init__(self, values: Mapping[str, Value], count: jax.Array, hyperparams: Hyperparams) -> None:
         self._values = values
         self._count = count
         self._hyperparams = hyperparams
         self._later: NowByDtype | None = None
         self.made: dict[jnp.dtype, Now] = {}
+        self.now: MakeNow = Now
 
     def at(self, dtype: jnp.dtype) -> Now:
         """For leaves of this real working dtype."""
@@ -120,7 +122,7 @@ class NowByDtype:
         for name, value in values.items():
             if isinstance(value, DecayNow):
                 values[name] = value if value.total is None or value.total.dtype == dtype else value.cast(dtype)
-            elif not isinstance(value, float | None) and value.dtype != dtype:
+            elif isinstance(value, jax.Array) and value.dtype != dtype:
                 values[name] = numerics.cast(value, dtype)
         self.made[dtype] = now = self.now(values, self._count, lambda: self._next().at(dtype))
         return now
@@ -258,7 +260,7 @@ class LeafStep:
 
     def write(self, now: Now, numbers: Row, leaf: Leaf, kept: Slots, row: Row) -> tuple[jax.Array, Slots]:
         """Apply the rule to what was read, and encode what is to be kept."""
-        values = {**row, "now": now, **numbers} if numbers else {**row, "now": now}
+        values: dict[str, Any] = {**row, "now": now, **numbers} if numbers else {**row, "now": now}
         for name, statistic in self._of_leaf.items():
             values[name] = self.reduced(name, statistic, values)
         try:
@@ -287,14 +289,15 @@ class LeafStep:
 
     def _refuse(self, out: Any, leaf: Leaf, row: Row) -> None:
         """Refuse what a rule has returned, which is not updates and slots of the right shapes."""
-        expected = [leaf.updates.shape, *(None if row[name] is None else row[name].shape for name in self._slots)]
+        slots = [row[name] for name in self._slots]
+        expected = [leaf.updates.shape, *(None if slot is None else slot.shape for slot in slots)]
         got = [None if x is None else jnp.shape(x) for x in (out if isinstance(out, tuple) else (out,))]
         raise ValueError(
             f"{self._name}: for leaf {leaf.path()} its rule must return {' and '.join(['updates', *self._slots])} "
             f"of the shapes {expected}, but it returned {got}."
         )
 
-    def reduced(self, name: str, statistic: Reduction, values: Mapping[str, object]) -> jax.Array:
+    def reduced(self, name: str, statistic: Reduction, values: Mapping[str, Any]) -> jax.Array:
         """A statistic over the tensor, or over the blocks of a slot."""
         terms = statistic.term(*[values[read] for read in self._terms[name]])
         if statistic.over in self._slots:

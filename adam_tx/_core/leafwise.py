@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax import ScalarOrSchedule
 
 from adam_tx._core import bias, blocks, numerics, states
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, MoveSlot, required_params
@@ -68,7 +69,8 @@ class Leafwise(AbstractLink):
 
     def _facts(self) -> Facts:
         rule = self.rule
-        corrects = [(kind, argument, self.hyperparams[argument]) for kind, argument in rule.corrects.items()]
+        given: Mapping[str, Any] = self.hyperparams
+        corrects = [(kind, argument, given[argument]) for kind, argument in rule.corrects.items()]
         return Facts(
             reads_grad="grad" in self.step.inputs,
             changes_gradient=rule.changes_gradient,
@@ -78,7 +80,7 @@ class Leafwise(AbstractLink):
             averages=tuple(
                 Average(
                     slot.kind,
-                    self.hyperparams[slot.decay],
+                    given[slot.decay],
                     slot.decay in rule.debias or not rule.correctable,
                     self.name,
                 )
@@ -341,7 +343,7 @@ class Leafwise(AbstractLink):
         del run, grad
         rate = self.rule.multiplies_by
         if rate is not None:
-            return updates.stepped(self.hyperparams[rate]).times(float(self.rule.sign))
+            return updates.stepped(cast(ScalarOrSchedule, self.hyperparams[rate])).times(float(self.rule.sign))
         if any(slot.kind == "square" for slot in self.declaration.slots.values()):
             return updates.marked("scaled")
         return updates if self.facts.passes_gradient else updates.marked("changed")
@@ -362,20 +364,21 @@ class Leafwise(AbstractLink):
     def stored(self, leaves: Leaves, fields: Fields, *, masked: bool = False) -> dict[str, list[Any]]:
         """What is stored of every slot; where a leaf has none, what stands in its place; any may, if masked."""
         columns: dict[str, list[Any]] = {}
+        column: list[Any] = []
         for name in self.declaration.slots:
             tree = getattr(fields, name)
             try:
-                column: list[Any] = leaves.treedef.flatten_up_to(tree)
-            except ValueError:  # which `column` explains, unless absent parts of the tree are the cause
+                column = leaves.treedef.flatten_up_to(tree)
+                usual = False not in [hasattr(column[i], "dtype") for i in leaves.present]
+            except ValueError:
+                usual = False
+            if not usual:  # something is absent, or wrong
                 column = leaves.column(tree, name, optional=masked or name in self._optional)
             key = self.scaled.get(name)
             scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
             for i in leaves.present:
-                if isinstance(column[i], jax.Array):
+                if not is_absent(column[i]):
                     column[i] = Stored(column[i], None if scales is None else scales[i])
-                elif not (is_absent(column[i]) and (masked or name in self._optional)):
-                    node = leaves.column(tree, name)[i]
-                    column[i] = Stored(node, None if scales is None else scales[i])
             columns[name] = column
         return columns
 

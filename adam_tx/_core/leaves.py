@@ -67,12 +67,12 @@ class Leaves:
     params: Column | None
     present: Collection[int]
     dtypes: list[jnp.dtype]
-    count: jax.Array
+    count: Any
     extra: Mapping[str, object]
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
     observed: bool = False
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
     _results: list[jnp.dtype]
     _watch: Watch | None = None
 
@@ -90,7 +90,7 @@ class Leaves:
         if (watched := WATCH.get()) is not None:
             self._watch, self.place = watched
         nodes, self.treedef = jax.tree.flatten(updates, is_leaf=is_absent)
-        self.count: Any = count
+        self.count = count
         self.extra = extra or {}
         self.positions = positions
         self.present = {i: None for i, node in enumerate(nodes) if not is_absent(node)}
@@ -164,6 +164,11 @@ class Leaves:
 
     def __len__(self) -> int:
         return len(self.dtypes)
+
+    @property
+    def initial(self) -> Column:
+        """The parameters, which are there wherever a state is made."""
+        return self.params or []
 
     @functools.cached_property
     def scalar_dtype(self) -> jnp.dtype:

@@ -46,20 +46,20 @@ class Bits(NamedTuple):
     """Random bits for an array, or a tile of one: from an array of a shape to 32 bits for each element.
 
     Attributes:
-      count: the number of earlier updates.
+      updates: the number of earlier updates.
       leaf: the number of the leaf in its tree.
       what: the array, such as "scale_by_rms.nu".
       tile: where the tile begins in the whole array, and the shape of that; None for all of it.
     """
 
-    count: jax.Array
+    updates: jax.Array
     leaf: int
     what: str
     tile: tuple[tuple[int | jax.Array, ...], tuple[int, ...]] | None = None
 
     def __call__(self, like: jax.Array) -> jax.Array:
         """The bits of the elements in the place of this array."""
-        drawn = seed(self.count, self.leaf, self.what)
+        drawn = seed(self.updates, self.leaf, self.what)
         return bits(like, drawn) if self.tile is None else bits_of_tile(like, drawn, *self.tile)
 
 

@@ -94,9 +94,10 @@ def replaced(state: Any, parts: Mapping[str, Any]) -> State:
 def checked(name: str, state: State, expected: StateType) -> Fields:
     """The state, once it is known to have the parts of this type."""
     fields = tuple(field for field in getattr(state, "_fields", ()) if field != "count")
-    if fields != expected._fields:
+    wanted: tuple[str, ...] = getattr(expected, "_fields", ())
+    if fields != wanted:
         raise ValueError(
-            f"{name}: its state is a {expected.__name__} of {list(expected._fields)}, but {described(state)} came. "
+            f"{name}: its state is a {expected.__name__} of {list(wanted)}, but {described(state)} came. "
             "Give update the state that init returned: update(updates, state, params). Restore checkpoints "
             "into tx.init(params), without which they give plain dicts."
         )

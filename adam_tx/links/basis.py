@@ -146,7 +146,7 @@ class InBasis(Wrapper):
         chosen = [self._axes(leaves, i) for i in range(len(leaves))]
         memory = self._per_axis(leaves, chosen, self.basis.remember)
         basis = self._per_axis(leaves, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
-        arrays = list(leaves.params or ())
+        arrays = list(leaves.initial)
         for i in leaves.present:
             shape = jnp.shape(arrays[i])
             turned = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
@@ -157,9 +157,10 @@ class InBasis(Wrapper):
         return self.state(self.inner.with_count(state, jnp.zeros((), jnp.int32)), memory=memory, basis=basis)
 
     def _axes(self, leaves: Leaves, i: int) -> tuple[int, ...]:
-        if i not in leaves.present or 0 in jnp.shape(leaves.params[i]):  # without elements there is nothing to turn
+        if i not in leaves.present or 0 in jnp.shape(leaves.initial[i]):  # without elements there is nothing to turn
             return ()
-        shape, where = jnp.shape(leaves.params[i]), leaves.path(i)
+        shape = jnp.shape(leaves.initial[i])
+        where = leaves.path(i)
         chosen = tuple(self.basis.axes(where, shape))
         if not set(chosen) <= set(range(len(shape))):
             raise ValueError(
@@ -176,20 +177,20 @@ class InBasis(Wrapper):
 
     def _per_axis(self, leaves: Leaves, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
         """A tree for each axis, with what is made for the leaves that have it."""
-        shapes = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.params)]
+        shapes = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.initial)]
 
         def tree(axis: int) -> Any:
-            column = list(leaves.params)
+            column = list[Any](leaves.initial)
             for i in leaves.present:
                 made = make(shapes[i][axis], leaves.dtypes[i]) if axis in chosen[i] else None
-                column[i] = None if made is None else manual.like(made, jnp.asarray(leaves.params[i]))
+                column[i] = None if made is None else manual.like(made, jnp.asarray(leaves.initial[i]))
             return leaves.tree(column)
 
         return tuple(tree(axis) for axis in range(max(map(len, shapes), default=0)))
 
     def _check(self, leaves: Leaves, arrays: Column, chosen: Sequence[Sequence[int]], slot: str, tree: Any) -> Any:
         """Refuse slots that stand for blocks of an axis whose basis changes."""
-        column = leaves.column(tree, slot, optional=True)
+        column: list[Any] = leaves.column(tree, slot, optional=True)
         for i in leaves.present:
             part, shape = column[i], jnp.shape(arrays[i])
             if part is not None and any(part.shape[axis] not in (1, shape[axis]) for axis in chosen[i]):
@@ -273,7 +274,7 @@ class InBasis(Wrapper):
 
     def _matrices(self, leaves: Leaves, per_axis: PerAxis, name: str) -> Matrices:
         """For each leaf that is present what is kept for its axes."""
-        columns = [leaves.column(tree, name, optional=True) for tree in per_axis]
+        columns: list[list[Any]] = [leaves.column(tree, name, optional=True) for tree in per_axis]
         found: Matrices = {}
         for i in leaves.present:
             shape = leaves.updates[i].shape

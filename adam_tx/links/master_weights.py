@@ -315,7 +315,7 @@ def _is_state(node: Any) -> bool:
     return isinstance(node, _STATES)
 
 
-_STATES = tuple(states.state_type("master_weights", fields) for fields in (("residual",), ("count", "residual")))
+_STATES: Any = tuple(states.state_type("master_weights", fields) for fields in (("residual",), ("count", "residual")))
 
 
 # A float32 as bits: its upper half, rounded, is a bfloat16, and the rest is what an integer has to make up for. Counted

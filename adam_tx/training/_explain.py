@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adam_tx._core.abstract_link import AbstractLink, implementation_of
+from adam_tx._core.abstract_link import implementation_of
 from adam_tx._core.boxes import leaves_with_paths, unboxed
 from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import WATCH, Column, Leaves, is_absent
@@ -143,11 +143,11 @@ def _updated(
     known = implementation_of(tx) is None and visit.is_optax(tx)
     apart = visit.taken_apart(tx, state, None) if known and maker in _IN_TURN | _BY_LEAF else None
     if apart is not None and maker in _IN_TURN:
-        for name, member, part, _ in apart.members:
+        for name, member, part, _ in _members(apart):
             yield from _updated(member, grads, part, params, (*place, name or _name(member)), extra)
             grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
         return
-    for name, member, part, _ in apart.members if apart is not None else ():
+    for name, member, part, _ in _members(apart):
         mask = visit.mask_of_member(tx, name, grads)
         own, of_own = (None if tree is None else _only(mask, tree) for tree in (grads, params))
         yield from _updated(member, own, part, of_own, (*place, name or _name(member)), extra)
@@ -164,12 +164,16 @@ def _updated(
         yield from _rows_of("/".join(place) or maker, emitted)
 
 
+def _members(apart: visit.Apart | None) -> Sequence[Any]:
+    return () if apart is None else apart.members
+
+
 _IN_TURN = {"chain", "named_chain"}
 _BY_LEAF = {"masked", "partition"}
 
 
 def _watch(
-    rows: list[Row] | None, at: tuple[str, ...], link: AbstractLink, leaves: Leaves, column: Column, emitted: bool
+    rows: list[Row] | None, at: tuple[str, ...], link: Any, leaves: Leaves, column: Column, emitted: bool
 ) -> None:
     """Take down what came into a link, or what it emitted."""
     if rows is None or (emitted and link.emits_last):  # a row of that is there

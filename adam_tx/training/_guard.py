@@ -137,7 +137,7 @@ class Guard(Wrapper):
         loss_scale: LossScale | None,
     ) -> None:
         if deviations is not None:
-            deviations = hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
+            hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if loss_scale is not None and not isinstance(loss_scale, LossScale):
             raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
         changed = {} if loss_scale is None else {"changes_gradient": True}

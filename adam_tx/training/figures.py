@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from adam_tx._core import averages, manual, numerics, sharding
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves
-from adam_tx._core.states import State
+from adam_tx._core.states import Fields, State
 from adam_tx.describe import visit
 
 SAMPLE = 8192  # of how many elements the quantiles are
@@ -84,11 +84,13 @@ def _know_scalars(link: Leafwise, state: Any, own: Iterable[dict[str, Any]], giv
             leaf.setdefault(_NAMES[kind][1], _or_one(weight))  # at first nothing was averaged yet
 
 
-def _know_averages(part: visit.Part, leaves: Leaves, known: Mapping[int, Any], given: Mapping[str, Any]) -> None:
+def _know_averages(
+    part: visit.Part, leaves: Leaves, known: dict[int, dict[str, Any]], given: Mapping[str, Any]
+) -> None:
     """The first averages of a kind and of a leaf's shape."""
     assert isinstance(part.link, Leafwise)
     try:
-        found = list(averages.kept_by(part.link, leaves, part.state))
+        found = list(averages.kept_by(part.link, leaves, cast(Fields, part.state)))
     except ValueError:  # a wrapper has made another tree of it
         return
     for average in found:
