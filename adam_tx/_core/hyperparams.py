@@ -105,6 +105,8 @@ class Parameters:
         bound.apply_defaults()
         for name, allowed in self.ranges.items():
             value = bound.arguments[name]
+            if type(value) is float and value in allowed:
+                continue
             if not is_schedule(value) and not (value is None and name in self._optional):
                 check(_label(self._function.__name__, name, value), value, allowed)
         return dict(bound.arguments)
@@ -115,8 +117,8 @@ class Parameters:
         varying: dict[str, Reader] = {}
         for name, allowed in self.ranges.items():
             value = arguments[name]
-            if value is None:
-                fixed[name] = None
+            if value is None or type(value) is float:  # which was checked when it was bound
+                fixed[name] = _decay_now(value) if value is not None and allowed is _DECAY else value
                 continue
             read = reader(_label(self._function.__name__, name, value), value, allowed)
             if is_schedule(value):
