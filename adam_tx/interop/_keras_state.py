@@ -10,10 +10,30 @@ import numpy as np
 import optax
 
 from adam_tx.interop._config import check_int, keras_inner, keras_settings, number
-from adam_tx.interop._parameters import Parameters, check_nothing_is_lost, check_weights
-from adam_tx.state.export import key_of, of_parameter
-from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair
+from adam_tx.interop._parameters import Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.state.arrays import Array
+from adam_tx.state.debiasing import exact_pair
+from adam_tx.state.export import of_parameter
+from adam_tx.state.rescale import rescaling
+from adam_tx.state.roles import (
+    COUNT,
+    GATHERED,
+    GATHERED_STEPS,
+    GATHERED_UPDATES,
+    LOOK_AHEAD,
+    MEAN,
+    MU,
+    NU,
+    NU_COL,
+    NU_INF,
+    NU_MAX,
+    NU_ROW,
+    STEPS,
+    SUM_OF_SQUARES,
+    TRACE,
+    Key,
+    Role,
+)
 
 
 class Slot(NamedTuple):
@@ -21,58 +41,80 @@ class Slot(NamedTuple):
 
     Attributes:
       name: what the paths of its variables end with.
-      role: what it is; with a minus before it where Keras keeps it with the other sign.
+      role: what it is.
+      sign: -1 where Keras keeps it with the other sign.
       together: whether the variables of all parameters stand together, instead of those of one parameter.
       only_if: the setting without which it is not there.
       unless_factored: whether it follows from rows and columns where a parameter has them.
     """
 
     name: str
-    role: str
+    role: Role
+    sign: int = 1
     together: bool = False
     only_if: str = ""
     unless_factored: bool = False
 
 
-_MOMENTS = (Slot("momentum", "mu"), Slot("velocity", "nu"))
+_MOMENTS = (Slot("momentum", MU), Slot("velocity", NU))
 _SLOTS: Mapping[str, Sequence[Slot]] = {
-    "adam": (*_MOMENTS, Slot("velocity_hat", "nu_max", together=True, only_if="amsgrad")),
-    "adamw": (*_MOMENTS, Slot("velocity_hat", "nu_max", together=True, only_if="amsgrad")),
+    "adam": (*_MOMENTS, Slot("velocity_hat", NU_MAX, together=True, only_if="amsgrad")),
+    "adamw": (*_MOMENTS, Slot("velocity_hat", NU_MAX, together=True, only_if="amsgrad")),
     "nadam": _MOMENTS,
-    "adamax": (Slot("momentum", "mu"), Slot("norm", "nu_inf")),
+    "adamax": (Slot("momentum", MU), Slot("norm", NU_INF)),
     "rmsprop": (
-        Slot("velocity", "nu", together=True),
-        Slot("momentum", "-trace_of_scaled_steps", together=True, only_if="momentum"),
-        Slot("average_gradient", "mean", together=True, only_if="centered"),
+        Slot("velocity", NU, together=True),
+        Slot("momentum", TRACE.marked(["scaled", "steps"]), sign=-1, together=True, only_if="momentum"),
+        Slot("average_gradient", MEAN, together=True, only_if="centered"),
     ),
-    "adagrad": (Slot("accumulator", "sum_of_squares"),),
+    "adagrad": (Slot("accumulator", SUM_OF_SQUARES),),
     "lamb": _MOMENTS,
-    "lion": (Slot("momentum", "mu"),),
-    "sgd": (Slot("momentum", "trace_of_steps", only_if="momentum"),),
-    "adafactor": (Slot("", "nu_row"), Slot("", "nu_col"), Slot("velocity", "nu", unless_factored=True)),
+    "lion": (Slot("momentum", MU),),
+    "sgd": (Slot("momentum", TRACE.marked(["steps"]), only_if="momentum"),),
+    "adafactor": (Slot("", NU_ROW), Slot("", NU_COL), Slot("velocity", NU, unless_factored=True)),
 }
-_ADAM = {"mu": "beta_1", "nu": "beta_2"}
-_DECAYS: Mapping[str, Mapping[str, str]] = {
+_ADAM = {MU: "beta_1", NU: "beta_2"}
+_DECAYS: Mapping[str, Mapping[Role, str]] = {
     **dict.fromkeys(("adam", "adamw", "lamb", "nadam"), _ADAM),
-    "adamax": {"mu": "beta_1"},
-    "lion": {"mu": "beta_2"},
-    "rmsprop": {"nu": "rho"},
+    "adamax": {MU: "beta_1"},
+    "lion": {MU: "beta_2"},
+    "rmsprop": {NU: "rho"},
 }
 """The averages of a class, and the settings that are their decays."""
 _DEBIASED = ("adam", "adamw", "lamb", "nadam", "adamax")
 _ALWAYS = ("learning_rate", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
-_READ = "weight_mu_read"  # 1 - the product of the decays that Nadam looks ahead with
-_GUARDED = {"guard.skipped": np.int32(0), "guard.skipped_in_a_row": np.int32(0), "guard.norm": np.float32(0)}
+_GOOD = Role("guard.good_in_a_row")
+_SCALE = Role("guard.scale")
+_GUARDED = {
+    Role("guard.skipped"): np.int32(0),
+    Role("guard.skipped_in_a_row"): np.int32(0),
+    Role("guard.norm"): np.float32(0),
+}
+"""What a guard counts and measures, of which a LossScaleOptimizer knows nothing."""
+_WEIGHTS_AVERAGE = Role("average")
 
 
-class Place(NamedTuple):
-    """One of Keras's variables: the end of its path, its role, the path of its parameter, and what it has there."""
+class Variable(NamedTuple):
+    """One of Keras's variables.
+
+    Attributes:
+      ending: the end of its path.
+      role: what it is; None for what is no state, or follows from other variables.
+      path: the path of its parameter.
+      shape: its shape.
+      sign: -1 where Keras keeps it with the other sign.
+    """
 
     ending: str
-    role: str
+    role: Role | None
     path: str = ""
     shape: tuple[int, ...] = ()
     sign: int = 1
+
+    @property
+    def lost_axis(self) -> int | None:
+        """The axis that ours keep as one of one element; None for none."""
+        return {NU_ROW: -1, NU_COL: -2}.get(self.role) if self.role else None
 
 
 def from_variables(
@@ -119,39 +161,45 @@ def from_variables(
     what, kind, config = _described(config, optimizer)
     parameters = Parameters(what, params, names)
     given = list(variables)
-    found: dict[str, Any] = {}
+    found: dict[Key, Any] = {}
     if kind == "lossscaleoptimizer":
         if len(given) < 4:
             raise ValueError(f"{what}: it has at least 4 variables, but {len(given)} came; give optimizer.variables.")
-        found |= {"guard.good_in_a_row": _array(given[2]), "guard.scale": _array(given[3]), **_GUARDED}
+        guarded = {_GOOD: _array(given[2]), _SCALE: _array(given[3]), **_GUARDED}
+        found |= {Key(role): value for role, value in guarded.items()}
         what, kind, config = _described(keras_inner(config), None)
         given = given[4:]
-    places = list(_places(kind, config, parameters))
-    if len(given) != len(places):
+    expected = list(_variables(kind, config, parameters))
+    if len(given) != len(expected):
         raise ValueError(
-            f"{what}: with this configuration it has {len(places)} variables for {len(names)} parameters, but "
+            f"{what}: with this configuration it has {len(expected)} variables for {len(names)} parameters, but "
             f"{len(given)} came. Give the config of the optimizer that they are of: amsgrad, momentum, centered, "
             "use_ema, accumulation and a schedule change the number; and names for all of model.trainable_variables."
         )
-    for place, variable in zip(places, given, strict=True):
-        value = _array(variable)
-        if (name := _name(variable)) and not name.endswith(place.ending):
-            raise ValueError(
-                f"{what}: {name} stands where …{place.ending} is expected. It may be of another class; say which."
-            )
-        if value.shape != place.shape:
-            where = f"{place.ending.strip('_')} of {place.path}" if place.path else place.ending
-            raise ValueError(
-                f"{what}: {where} has shape {value.shape}, but {place.shape} is expected. Give names in the order of "
-                "model.trainable_variables."
-            )
-        if place.role:
-            found |= _read(place, value)
-    for place in places:
-        if place.path and (rate := _rate(place, config)) != 1.0:
-            found[f"{place.role}.rate"] = np.asarray(rate)
-    found |= _counts(found.pop("iteration"), config, "guard.scale" in found)
-    return found | {f"{role}.decay": np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
+    for variable, came in zip(expected, given, strict=True):
+        value = _array(came)
+        _check_variable(what, variable, _name(came), value)
+        if variable.role:
+            found[Key(variable.role, variable.path)] = _ours(variable, value)
+        if variable.role and variable.path and (rate := _rate(variable, config)) != 1.0:
+            found[Key(variable.role, about="rate")] = np.asarray(rate)
+    found |= _counts(found.pop(Key(COUNT)), config, Key(_SCALE) in found)
+    found |= {Key(role, about="decay"): np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
+    return as_texts(found)
+
+
+def _check_variable(what: str, variable: Variable, name: str, value: Array) -> None:
+    """Refuse a variable of another name or shape."""
+    if name and not name.endswith(variable.ending):
+        raise ValueError(
+            f"{what}: {name} stands where …{variable.ending} is expected. It may be of another class; say which."
+        )
+    if value.shape != variable.shape:
+        where = f"{variable.ending.strip('_')} of {variable.path}" if variable.path else variable.ending
+        raise ValueError(
+            f"{what}: {where} has shape {value.shape}, but {variable.shape} is expected. Give names in the order of "
+            "model.trainable_variables."
+        )
 
 
 def to_variables(
@@ -162,7 +210,7 @@ def to_variables(
     optimizer: str | None = None,
     *,
     drop: str = "",
-) -> list[np.ndarray[Any, Any]]:
+) -> list[Array]:
     """The values of `optimizer.variables`, in Keras's order, from what `adam_tx.export_state` gave.
 
     `for variable, value in zip(optimizer.variables, values): variable.assign(value)` puts
@@ -185,17 +233,19 @@ def to_variables(
     See `from_variables` for an example.
     """
     what, kind, config = _described(config, optimizer)
-    parameters, outer = Parameters(what, params, names), list[np.ndarray[Any, Any]]()
+    parameters, outer = Parameters(what, params, names), list[Array]()
+    entries = parsed(exported)
     if kind == "lossscaleoptimizer":
-        good, scale = (_needed(what, exported, f"guard.{name}") for name in ("good_in_a_row", "scale"))
+        good, scale = (_needed(what, entries, Key(role)) for role in (_GOOD, _SCALE))
         outer = [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
         what, kind, config = _described(keras_inner(config), None)
-    used = set[str]()
-    values = [_written(what, place, exported, config, used) for place in _places(kind, config, parameters)]
-    check_nothing_is_lost(what, exported, used, drop)
+    variables = list(_variables(kind, config, parameters))
+    values = [_theirs(what, variable, entries, config) for variable in variables]
+    used = {Key(variable.role, variable.path) for variable in variables if variable.role and variable.path}
+    check_nothing_is_lost(what, entries, used, drop)
     for path in parameters.paths:
-        count = int(of_parameter(exported, "count", path))
-        check_weights(what, exported, path, _decays(what, kind, config) if kind in _DEBIASED else {}, count)
+        count = int(of_parameter(entries, Key(COUNT, path)))
+        check_weights(what, entries, path, _decays(what, kind, config) if kind in _DEBIASED else {}, count)
     return outer + values
 
 
@@ -214,123 +264,128 @@ def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[st
     return what, kind, config
 
 
-def _decays(what: str, kind: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """By which decays averages were made: without that nothing is debiased rightly."""
+def _decays(what: str, kind: str, config: Mapping[str, Any]) -> dict[Role, float]:
+    """The decays that made averages: without them nothing is debiased rightly."""
     return {role: number(what, key, config[key], 0.0, 1.0) for role, key in _DECAYS.get(kind, {}).items()}
 
 
-def _places(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Place]:
+def _variables(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Variable]:
     """All of Keras's variables in their order."""
-    yield Place("iteration", "iteration")
+    yield Variable("iteration", COUNT)
     if not isinstance(config["learning_rate"], Mapping):
-        yield Place("learning_rate", "")
+        yield Variable("learning_rate", None)
     for flag, ending, role in (
-        ("use_ema", "_average", "average"),
-        ("gradient_accumulation_steps", "_gradient_accumulator", "MultiSteps.acc_grads"),
+        ("use_ema", "_average", _WEIGHTS_AVERAGE),
+        ("gradient_accumulation_steps", "_gradient_accumulator", GATHERED),
     ):
         if config[flag]:
-            yield from (Place(ending, role, path, parameters.shape(path)) for path in parameters.paths)
+            yield from (Variable(ending, role, path, parameters.shape(path)) for path in parameters.paths)
     slots = [slot for slot in _SLOTS[kind] if not slot.only_if or config[slot.only_if]]
     for path in parameters.paths:
         for slot in slots:
             if not slot.together:
-                yield _place(slot, path, parameters.shape(path))
+                yield _variable(slot, path, parameters.shape(path))
     for slot in slots:
         if slot.together:
-            yield from (_place(slot, path, parameters.shape(path)) for path in parameters.paths)
+            yield from (_variable(slot, path, parameters.shape(path)) for path in parameters.paths)
     if kind == "nadam":
-        yield Place("", _READ)
+        yield Variable("", LOOK_AHEAD)
 
 
-def _place(slot: Slot, path: str, shape: tuple[int, ...]) -> Place:
-    ending, role = f"_{slot.name}" if slot.name else "", slot.role.removeprefix("-")
-    factored = len(shape) > 1
-    if role in ("nu_row", "nu_col"):  # without the axis that ours keep
-        without = shape[:-1] if role == "nu_row" else (*shape[:-2], shape[-1])
-        return Place(ending, role, path, without) if factored else Place(ending, "")
-    if slot.unless_factored and factored:
-        return Place(ending, "", path, shape)
-    return Place(ending, role, path, shape, -1 if slot.role.startswith("-") else 1)
+def _variable(slot: Slot, path: str, shape: tuple[int, ...]) -> Variable:
+    ending = f"_{slot.name}" if slot.name else ""
+    is_factored = len(shape) > 1
+    if slot.role in (NU_ROW, NU_COL):
+        without = shape[:-1] if slot.role == NU_ROW else (*shape[:-2], *shape[-1:])
+        return Variable(ending, slot.role, path, without) if is_factored else Variable(ending, None)
+    if slot.unless_factored and is_factored:
+        return Variable(ending, None, path, shape)
+    return Variable(ending, slot.role, path, shape, slot.sign)
 
 
-def _read(place: Place, value: np.ndarray[Any, Any]) -> dict[str, Any]:
-    if place.role == _READ:
-        return {_READ: exact_pair(value)}
-    if place.role in ("nu_row", "nu_col"):
-        value = np.expand_dims(value, -1 if place.role == "nu_row" else -2)
-    return {key_of(place.role, place.path): value if place.sign > 0 else -value}
+def _ours(variable: Variable, value: Array) -> Array:
+    """The value of one of Keras's variables as we keep it."""
+    if variable.role == LOOK_AHEAD:
+        return exact_pair(value)
+    if variable.lost_axis is not None:
+        return np.expand_dims(value, variable.lost_axis)
+    return value if variable.sign > 0 else -value
 
 
-def _rate(place: Place, config: Mapping[str, Any]) -> float:
-    """What Keras has multiplied the gradient by before: a loss scale away, and in a momentum the learning rate."""
-    if place.role in ("", "average", "MultiSteps.acc_grads"):
+def _rate(variable: Variable, config: Mapping[str, Any]) -> float:
+    """The factor of the gradient in Keras: a loss scale is taken away, and a momentum has the learning rate in it."""
+    if variable.role in (None, _WEIGHTS_AVERAGE, GATHERED):
         return 1.0
     scale = 1.0 / float(config["loss_scale_factor"] or 1.0)
-    if not place.role.endswith("_steps"):
+    if not variable.role.is_of_steps:
         return scale
     rate = config["learning_rate"]
     return math.nan if isinstance(rate, Mapping) else -float(rate) * scale
 
 
-def _counts(iteration: np.ndarray[Any, Any], config: Mapping[str, Any], guarded: bool) -> dict[str, Any]:
+def _counts(iteration: Array, config: Mapping[str, Any], guarded: bool) -> dict[Key, Any]:
     """Our counts from Keras's, which is of micro-steps."""
     if not (np.issubdtype(iteration.dtype, np.integer) and iteration >= 0):
         raise ValueError(f"variables: iteration is {iteration}, but must be a whole number of at least 0.")
     every = config["gradient_accumulation_steps"] or 1
     count, within = (np.asarray(number, np.int32) for number in divmod(int(iteration), every))
-    counts: dict[str, Any] = {"count": count}
+    counts: dict[Key, Any] = {Key(COUNT): count}
     if every > 1:
-        counts |= {"MultiSteps.mini_step": within, "MultiSteps.gradient_step": count}
-        counts["MultiSteps.acc_grads.rate"] = np.maximum(within, 1)  # Keras adds gradients up, and takes no mean
+        counts |= {Key(GATHERED_STEPS): within, Key(GATHERED_UPDATES): count}
+        counts[Key(GATHERED, about="rate")] = np.maximum(within, 1)  # Keras adds gradients up, and takes no mean
     if guarded or (every > 1 and (config["use_ema"] or config["loss_scale_factor"] is not None)):
-        counts["steps"] = np.asarray(iteration, np.int32)
+        counts[Key(STEPS)] = np.asarray(iteration, np.int32)
     return counts
 
 
-def _written(
-    what: str, place: Place, exported: Mapping[str, Any], config: Mapping[str, Any], used: set[str]
-) -> np.ndarray[Any, Any]:
+def _theirs(what: str, variable: Variable, exported: Mapping[Key, Any], config: Mapping[str, Any]) -> Array:
     """The value of one of Keras's variables."""
-    every = config["gradient_accumulation_steps"] or 1
-    if place.role == "iteration":
-        within = _needed(what, exported, "MultiSteps.mini_step") if every > 1 else 0
-        return np.asarray(int(_needed(what, exported, "count")) * every + int(within), np.int32)
-    if place.ending == "learning_rate":
+    if variable.role == COUNT:
+        every = config["gradient_accumulation_steps"] or 1
+        within = _needed(what, exported, Key(GATHERED_STEPS)) if every > 1 else 0
+        return np.asarray(int(_needed(what, exported, Key(COUNT))) * every + int(within), np.int32)
+    if variable.ending == "learning_rate":
         return np.asarray(config["learning_rate"])
-    if place.role == _READ:
-        first, rest = _needed(what, exported, _READ)
+    if variable.role == LOOK_AHEAD:
+        first, rest = _needed(what, exported, Key(LOOK_AHEAD))
         return np.asarray((1 - first) - rest)
-    if not place.role:
-        if not place.path:
+    if variable.role is None:
+        if not variable.path:
             return np.zeros((), np.int32)
-        rows, columns = (_needed(what, exported, key_of(role, place.path)) for role in ("nu_row", "nu_col"))
+        rows, columns = (_needed(what, exported, Key(role, variable.path)) for role in (NU_ROW, NU_COL))
         return rows / np.mean(rows, -2, keepdims=True) * columns  # which Keras makes anew in every step
-    key = key_of(place.role, place.path)
-    used.add(key)
+    return _of_parameter(what, variable, Key(variable.role, variable.path), exported, config)
+
+
+def _of_parameter(
+    what: str, variable: Variable, key: Key, exported: Mapping[Key, Any], config: Mapping[str, Any]
+) -> Array:
+    """The value of a variable that is kept of a parameter."""
     value = np.asarray(_needed(what, exported, key))
-    rate, wanted = of_parameter(exported, f"{place.role}.rate", place.path), _rate(place, config)
-    if place.role == "MultiSteps.acc_grads":
-        wanted = max(1.0, float(_needed(what, exported, "MultiSteps.mini_step")))
-    fades = place.role.endswith("_steps")
-    by = factor(place.role, 1.0 if rate is None else float(rate), wanted, fades=fades)
+    rate, wanted = of_parameter(exported, key._replace(about="rate")), _rate(variable, config)
+    if key.role == GATHERED:
+        wanted = max(1.0, float(_needed(what, exported, Key(GATHERED_STEPS))))
+    by = rescaling(key.role, 1.0 if rate is None else float(rate), wanted, fades=key.role.is_of_steps)
     if by is None:
         raise ValueError(f"{what}: {key} is of gradients times {rate}, not {wanted}; take that away before.")
     if by != 1.0:
         value = value * np.asarray(by, value.dtype)
-    if place.role in ("nu_row", "nu_col"):
-        value = np.squeeze(value, -1 if place.role == "nu_row" else -2)
-    if value.shape != place.shape:
-        raise ValueError(f"{what}: {key} has shape {value.shape}, but Keras keeps {place.shape}; give its own params.")
-    return value if place.sign > 0 else -value
+    if variable.lost_axis is not None:
+        value = np.squeeze(value, variable.lost_axis)
+    if value.shape != variable.shape:
+        raise ValueError(
+            f"{what}: {key} has shape {value.shape}, but Keras keeps {variable.shape}; give its own params."
+        )
+    return value if variable.sign > 0 else -value
 
 
-def _needed(what: str, exported: Mapping[str, Any], key: str) -> Any:
+def _needed(what: str, exported: Mapping[Key, Any], key: Key) -> Any:
     if key not in exported:
         raise ValueError(f"{what}: it needs {key}, which exported does not have.")
     return exported[key]
 
 
-def _array(variable: Any) -> np.ndarray[Any, Any]:
+def _array(variable: Any) -> Array:
     value = np.asarray(getattr(variable, "value", variable))
     return value.astype(np.float32) if value.dtype.kind == "V" or value.dtype.name == "bfloat16" else value
 

@@ -10,7 +10,10 @@ import numpy as np
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.leaves import is_absent, some
 from adam_tx._core.paths import Pattern, shape_of, slashed
-from adam_tx.state.export import ABOUT, RAW, of_parameter
+from adam_tx.state.arrays import Array
+from adam_tx.state.export import of_parameter
+from adam_tx.state.policy import names
+from adam_tx.state.roles import Key, Role, weight_of
 
 Order = Sequence[int] | Callable[[str, tuple[int, ...]], Sequence[int] | None]
 Axes = Mapping[str, Order] | Callable[[str, tuple[int, ...]], Sequence[int] | None] | None
@@ -96,7 +99,7 @@ class Parameters:
         """The shape of our parameter."""
         return self._shapes[path]
 
-    def ours(self, path: str, slot: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def ours(self, path: str, slot: str, value: Array) -> Array:
         """Their array of a slot, in the axes of our parameter."""
         order, shape = self._axes[path], self._shapes[path]
         turned = value if order is None or value.ndim != len(order) else _turned(value, order)
@@ -110,7 +113,7 @@ class Parameters:
             )
         return turned
 
-    def theirs(self, path: str, slot: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def theirs(self, path: str, slot: str, value: Array) -> Array:
         """Our array of a slot, in the axes of their parameter."""
         order = self._axes[path]
         if value.shape != self._shapes[path]:
@@ -130,39 +133,56 @@ def _backwards(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(place for place, axis in enumerate(order) if axis < 0)
 
 
-def _turned(value: np.ndarray[Any, Any], order: Sequence[int]) -> np.ndarray[Any, Any]:
+def _turned(value: Array, order: Sequence[int]) -> Array:
     return np.flip(np.transpose(value, [_axis(axis) for axis in order]), _backwards(order))
 
 
-def _turned_back(value: np.ndarray[Any, Any], order: Sequence[int]) -> np.ndarray[Any, Any]:
+def _turned_back(value: Array, order: Sequence[int]) -> Array:
     return np.transpose(np.flip(value, _backwards(order)), np.argsort([_axis(axis) for axis in order]))
 
 
-def check_nothing_is_lost(what: str, exported: Mapping[str, Any], used: set[str], drop: str) -> None:
+def parsed(exported: Mapping[str, Any]) -> dict[Key, Any]:
+    """The entries of a dict by key."""
+    return {Key.parse(key): value for key, value in exported.items()}
+
+
+def as_texts(entries: Mapping[Key, Any]) -> dict[str, Any]:
+    """The dict of these entries."""
+    return {str(key): value for key, value in entries.items()}
+
+
+def check_nothing_is_lost(what: str, exported: Mapping[Key, Any], used: set[Key], drop: str) -> None:
     """Refuse to leave out what is kept of a parameter, unless that is said."""
-    dropped = Pattern(drop or "!*")
     # a tree that is one parameter has keys without a path, as shared numbers have
-    alone = not any("/" in key for key in used)
+    alone = not any(key.path for key in used)
     left = [
         key
-        for key in exported
-        if ("/" in key or (alone and np.ndim(exported[key]))) and not RAW.search(key) and key not in used
-        if not key.partition("/")[0].endswith(ABOUT) and not key.startswith(("count", "steps", "weight_"))
-        if not dropped.matches(key, ()) and not dropped.matches(key.partition("/")[0], ())
+        for key, value in exported.items()
+        if (key.path or (alone and np.ndim(value))) and not key.stored and key not in used
+        if not (key.about or key.role.is_count or key.role.is_weight or (drop and names(drop, key)))
     ]
     if left:
         raise ValueError(
-            f"{what} has no place for {some(left)}. If that may be lost, say so: drop={left[0].partition('/')[0]!r}."
+            f"{what} has no place for {some([str(key) for key in left])}. If that may be lost, say so: "
+            f"drop='{left[0].shared}'."
         )
 
 
-def check_weights(what: str, exported: Mapping[str, Any], path: str, betas: Mapping[str, Any], count: int) -> None:
-    """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have."""
+def check_weights(what: str, exported: Mapping[Key, Any], path: str, betas: Mapping[Role, Any], count: int) -> None:
+    """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have.
+
+    Args:
+      what: the framework's optimizer, for errors.
+      exported: the dict.
+      path: the path of a parameter.
+      betas: by the role of an average the decay that the framework debiases it by.
+      count: the number of its steps.
+    """
     for average, beta in betas.items():
-        role = f"weight_{average}"
-        ours, theirs = of_parameter(exported, role, path), 1 - float(beta) ** count
+        key = Key(weight_of(average), path)
+        ours, theirs = of_parameter(exported, key), 1 - float(beta) ** count
         if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
             raise ValueError(
-                f"{what}: {role} is {np.sum(ours):.6g}, but after {count} steps it debiases by 1 - {beta}^{count} = "
-                f"{theirs:.6g}. It knows only constant betas, and only those of all steps; set them to the decays."
+                f"{what}: {key.role} is {np.sum(ours):.6g}, but after {count} steps it debiases by 1 - {beta}^{count} "
+                f"= {theirs:.6g}. It knows only constant betas, and only those of all steps; set them to the decays."
             )

@@ -9,21 +9,36 @@ import numpy as np
 import optax
 
 from adam_tx.interop._config import check_scheduled, number, unsupported
-from adam_tx.interop._parameters import Axes, Parameters, check_nothing_is_lost, check_weights
-from adam_tx.state.export import collapsed, key_of, of_parameter
-from adam_tx.state.rates import factor
-from adam_tx.state.weights import exact_pair
+from adam_tx.interop._parameters import Axes, Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.state.arrays import Array
+from adam_tx.state.debiasing import exact_pair
+from adam_tx.state.export import collapsed, of_parameter
+from adam_tx.state.rescale import rescaling
+from adam_tx.state.roles import (
+    COUNT,
+    LOOK_AHEAD,
+    MEAN,
+    MU,
+    NU,
+    NU_INF,
+    NU_INF_OF_STORED_EPS,
+    NU_MAX,
+    SUM_OF_SQUARES,
+    TRACE,
+    Key,
+    Role,
+)
 
-_ADAM = {"exp_avg": "mu", "exp_avg_sq": "nu"}
-_SLOTS: Mapping[str, Mapping[str, str]] = {
-    "Adam": {**_ADAM, "max_exp_avg_sq": "nu_max"},
-    "AdamW": {**_ADAM, "max_exp_avg_sq": "nu_max"},
+_ADAM = {"exp_avg": MU, "exp_avg_sq": NU}
+_SLOTS: Mapping[str, Mapping[str, Role]] = {
+    "Adam": {**_ADAM, "max_exp_avg_sq": NU_MAX},
+    "AdamW": {**_ADAM, "max_exp_avg_sq": NU_MAX},
     "NAdam": _ADAM,
     "RAdam": _ADAM,
-    "Adamax": {"exp_avg": "mu", "exp_inf": "nu_inf_of_stored_eps"},
-    "RMSprop": {"square_avg": "nu", "momentum_buffer": "trace_of_scaled", "grad_avg": "mean"},
-    "Adagrad": {"sum": "sum_of_squares"},
-    "SGD": {"momentum_buffer": "trace"},
+    "Adamax": {"exp_avg": MU, "exp_inf": NU_INF_OF_STORED_EPS},
+    "RMSprop": {"square_avg": NU, "momentum_buffer": TRACE.marked(["scaled"]), "grad_avg": MEAN},
+    "Adagrad": {"sum": SUM_OF_SQUARES},
+    "SGD": {"momentum_buffer": TRACE},
 }
 """The slots of each class, in its order, and their roles."""
 _ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -35,9 +50,8 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
-_BETAS = ("mu", "nu")
+_BETAS = (MU, NU)
 """The averages whose decays a pair of betas has."""
-_READ = "weight_mu_read"  # 1 - the product of the decays that NAdam looks ahead with
 
 
 def from_state_dict(
@@ -98,35 +112,33 @@ def from_state_dict(
         raise ValueError(
             f"{what}: its state is empty, because it has made no step, or keeps nothing. Call init instead."
         )
-    found: dict[str, Any] = {}
-    shared: dict[str, dict[str, Any]] = {}
+    found: dict[Key, Any] = {}
+    shared: dict[Key, dict[str, Any]] = {}
     for i, path in zip(ids, parameters.paths, strict=True):
         if not (entry := _entry(state_dict["state"].get(i))):
             continue  # it is frozen, or had no gradient yet
         group = group_of[i]
         for slot, role in _expected(what, optimizer, group, path, entry).items():
-            found[key_of(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
-            shared.setdefault(f"{role}.rate", {})[path] = np.asarray(_sign(group))
-        for role, value in (_counted(what, path, entry) | _decays(what, group, _SLOTS[optimizer].values())).items():
-            shared.setdefault(role, {})[path] = value
-    rates = [role for role, of_role in shared.items() if role.endswith(".rate") and -1.0 not in of_role.values()]
-    for role in shared.keys() - rates:
-        found |= collapsed(shared[role], role)
-    return found
+            found[Key(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
+            shared.setdefault(Key(role, about="rate"), {})[path] = np.asarray(_sign(group))
+        for key, value in (_counted(what, path, entry) | _decays(what, group, _SLOTS[optimizer].values())).items():
+            shared.setdefault(key, {})[path] = value
+    for key, values in shared.items():
+        if key.about != "rate" or -1.0 in values.values():
+            found |= collapsed(key, values)
+    return as_texts(found)
 
 
-def _counted(what: str, path: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _counted(what: str, path: str, entry: Mapping[str, Any]) -> dict[Key, Any]:
     """The count, and the weight of the decays that NAdam looks ahead with."""
-    count = {"count": _step(what, path, entry["step"])} if "step" in entry else {}
-    return count | ({_READ: exact_pair(_array(entry["mu_product"]))} if "mu_product" in entry else {})
+    count = {Key(COUNT): _step(what, path, entry["step"])} if "step" in entry else {}
+    return count | ({Key(LOOK_AHEAD): exact_pair(_array(entry["mu_product"]))} if "mu_product" in entry else {})
 
 
-def _decays(what: str, group: Mapping[str, Any], roles: Collection[str]) -> dict[str, Any]:
-    """By which decays, numbers or schedules, averages were made: without that nothing is debiased rightly."""
-    if "nu" in roles and "mu" not in roles:
-        return {"nu.decay": _decay(what, "alpha", group.get("alpha"))}
-    if "mu" not in roles:
-        return {}
+def _decays(what: str, group: Mapping[str, Any], roles: Collection[Role]) -> dict[Key, Any]:
+    """The decays, numbers or schedules, that made averages: without them nothing is debiased rightly."""
+    if MU not in roles:
+        return {Key(NU, about="decay"): _decay(what, "alpha", group.get("alpha"))} if NU in roles else {}
     betas = group.get("betas")
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise unsupported(
@@ -134,7 +146,7 @@ def _decays(what: str, group: Mapping[str, Any], roles: Collection[str]) -> dict
         )
     check_scheduled(what, group, "betas")
     decays = {role: _decay(what, "betas", beta) for role, beta in zip(_BETAS, betas, strict=True)}
-    return {f"{role}.decay": decay for role, decay in decays.items() if role in roles}
+    return {Key(role, about="decay"): decay for role, decay in decays.items() if role in roles}
 
 
 def _decay(what: str, key: str, value: Any) -> Any:
@@ -150,7 +162,7 @@ def to_state_dict(
     names: Sequence[str] | Mapping[str, str] | None = None,
     axes: Axes = None,
     drop: str = "",
-    tensor: Callable[[np.ndarray[Any, Any]], Any] | None = None,
+    tensor: Callable[[Array], Any] | None = None,
 ) -> dict[str, Any]:
     """What `load_state_dict` of a PyTorch optimizer takes, from what `adam_tx.export_state` gave.
 
@@ -184,39 +196,43 @@ def to_state_dict(
     groups = _groups(what, optimizer, state_dict)
     parameters = _parameters(what, groups, params, names, axes)
     paths = iter(parameters.paths)
-    made, used, make = {}, set[str](), tensor or np.asarray
+    entries = parsed(exported)
+    used = set[Key]()
+    made: dict[Any, dict[str, Any]] = {}
+    make = tensor or np.asarray
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
             roles = _expected(what, optimizer, group, path, None)
-            keys = {key_of(role, path) for role in _SLOTS[optimizer].values()} & exported.keys()
+            keys = {Key(role, path) for role in _SLOTS[optimizer].values()} & entries.keys()
             if roles and not keys and not _entry(state_dict["state"].get(i)):
                 continue  # it is frozen on both sides
-            entry = _numbers(what, optimizer, exported, group, path)
+            entry = _numbers(what, optimizer, entries, group, path)
             for slot, role in roles.items():
-                if key_of(role, path) not in exported:
-                    raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key_of(role, path)}.")
-                entry[slot] = parameters.theirs(path, slot, _scaled(what, exported, role, path, _sign(group)))
+                key = Key(role, path)
+                if key not in entries:
+                    raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key}.")
+                entry[slot] = parameters.theirs(path, slot, _scaled(what, entries, key, _sign(group)))
             # without momentum there is a trace here, of which nothing is read
-            used |= keys if optimizer == "SGD" and not roles else {key_of(role, path) for role in roles.values()}
+            used |= keys if optimizer == "SGD" and not roles else {Key(role, path) for role in roles.values()}
             if entry.get("step", 1):
                 made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
     if not used and exported:
         raise ValueError(
             f"{what}: exported has nothing of any parameter; give what export_state gave for these params."
         )
-    check_nothing_is_lost(what, exported, used, drop)
+    check_nothing_is_lost(what, entries, used, drop)
     return {"state": {i: entry for i, entry in made.items() if entry}, "param_groups": groups}
 
 
 def _numbers(
-    what: str, optimizer: str, exported: Mapping[str, Any], group: Mapping[str, Any], path: str
+    what: str, optimizer: str, exported: Mapping[Key, Any], group: Mapping[str, Any], path: str
 ) -> dict[str, Any]:
     """What an entry has beside its arrays: the step, and NAdam's product of decays."""
     if optimizer == "SGD":
         return {}
-    if (count := of_parameter(exported, "count", path)) is None or np.shape(count):
+    if (count := of_parameter(exported, Key(COUNT, path))) is None or np.shape(count):
         raise ValueError(f"{what}: exported has no count; give what export_state gave.")
-    betas: dict[str, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
+    betas: dict[Role, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
     check_weights(what, exported, path, betas, int(count))
     product = {"mu_product": _product(what, exported, path)} if optimizer == "NAdam" else {}
     return {"step": np.asarray(count, np.float32), **product}
@@ -248,7 +264,7 @@ def _parameters(what: str, groups: Sequence[Mapping[str, Any]], params: Any, nam
 
 def _expected(
     what: str, optimizer: str, group: Mapping[str, Any], path: str, entry: Mapping[str, Any] | None
-) -> dict[str, str]:
+) -> dict[str, Role]:
     """The slots that a parameter of this group has, and their roles; refuses an entry with others."""
     slots = {
         slot: role
@@ -256,7 +272,7 @@ def _expected(
         if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
     }
     if optimizer == "Adamax" and group.get("eps") == 0:
-        slots["exp_inf"] = "nu_inf"
+        slots["exp_inf"] = NU_INF
     others = [key for key in _OF_OTHERS.get(optimizer, ()) if key in group]
     if entry is not None and others:
         raise ValueError(f"{what}: a group with {others} is of another class; say which: optimizer=...")
@@ -277,12 +293,14 @@ def _sign(group: Mapping[str, Any]) -> float:
     return -1.0 if group.get("maximize") else 1.0
 
 
-def _scaled(what: str, exported: Mapping[str, Any], role: str, path: str, wanted: float) -> np.ndarray[Any, Any]:
+def _scaled(what: str, exported: Mapping[Key, Any], key: Key, wanted: float) -> Array:
     """The entry of a parameter, of gradients times this constant."""
-    rate, value = of_parameter(exported, f"{role}.rate", path), np.asarray(exported[key_of(role, path)])
-    by = factor(role, 1.0 if rate is None else float(rate), wanted)
+    rate, value = of_parameter(exported, key._replace(about="rate")), np.asarray(exported[key])
+    by = rescaling(key.role, 1.0 if rate is None else float(rate), wanted)
     if by is None:
-        raise ValueError(f"{what}: {role} of {path} is of gradients times {rate}, not {wanted}; take that away before.")
+        raise ValueError(
+            f"{what}: {key.role} of {key.path} is of gradients times {rate}, not {wanted}; take that away before."
+        )
     return value if by == 1.0 else value * np.asarray(by, value.dtype)
 
 
@@ -297,7 +315,7 @@ def _entry(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {slot: value for slot, value in entry.items() if value is not None}
 
 
-def _of_blocks(codes: np.ndarray[Any, Any], qmap: np.ndarray[Any, Any], largest: np.ndarray[Any, Any]) -> Any:
+def _of_blocks(codes: Array, qmap: Array, largest: Array) -> Any:
     """Numbers that are stored as codes of a map, times the largest of their block."""
     blocks = [size for size in (256, 2048, 4096) if -(-codes.size // size) == largest.size]
     if not blocks:
@@ -307,7 +325,7 @@ def _of_blocks(codes: np.ndarray[Any, Any], qmap: np.ndarray[Any, Any], largest:
     return qmap[codes] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
+def _array(value: Any) -> Array:
     """A tensor as a NumPy array; PyTorch's bfloat16 as float32."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
@@ -317,15 +335,15 @@ def _array(value: Any) -> np.ndarray[Any, Any]:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
-def _step(what: str, path: str, step: Any) -> np.ndarray[Any, Any]:
+def _step(what: str, path: str, step: Any) -> Array:
     number = float(_array(step))
     if not (number >= 0 and number.is_integer() and number < 2**31):
         raise ValueError(f"{what}: the step of {path} is {number}; it must be a whole number of at least 0.")
     return np.asarray(number, np.int32)
 
 
-def _product(what: str, exported: Mapping[str, Any], path: str) -> np.ndarray[Any, Any]:
+def _product(what: str, exported: Mapping[Key, Any], path: str) -> Array:
     """NAdam's product of decays, from one minus it as two numbers."""
-    if (weight := of_parameter(exported, _READ, path)) is None:
-        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {_READ}.")
+    if (weight := of_parameter(exported, Key(LOOK_AHEAD, path))) is None:
+        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {LOOK_AHEAD}.")
     return np.asarray((1 - weight[0]) - weight[1], weight.dtype)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import optax
 
-from adam_tx.state.choice import Choice
-from adam_tx.state.export import RAW, written
+from adam_tx.state.arrays import Array
+from adam_tx.state.entries import LeafEntry
+from adam_tx.state.export import exported_entries
 from adam_tx.state.imports import imported
-from adam_tx.state.parts import parts_of
-from adam_tx.state.roles import OfLeaf
+from adam_tx.state.policy import ImportPolicy
+from adam_tx.state.reader import entries_of
+from adam_tx.state.roles import Key
 
 
 def migrate(
@@ -74,41 +75,42 @@ def migrate(
     dropped:        nu (1), weight_nu, weight_mu
     """
     old_params = params if old_params is None else old_params
-    parts = parts_of(old_tx, old_state, old_params)
-    exported = written(old_state, old_params, parts)
+    entries = entries_of(old_tx, old_state, old_params)
+    exported = exported_entries(old_state, old_params, entries)
     if rename:
         exported = _renamed(exported, rename)
-    state, reading = imported(new_tx, params, exported, Choice(fresh, recipe=True))
-    lost = [role for role in {str(part.role): 0 for part in parts if isinstance(part, OfLeaf)} if reading.is_left(role)]
-    if lost and reading.missing and not reading.kept:
+    state, importer = imported(new_tx, params, exported, ImportPolicy(fresh, recipe=True))
+    roles = dict.fromkeys(entry.role for entry in entries if isinstance(entry, LeafEntry))
+    lost = [str(role) for role in roles if importer.exported.is_left(role)]
+    missing = [str(role) for role in importer.missing]
+    if lost and missing and not importer.filled:
         raise ValueError(
             f"migrate: nothing that the old state keeps of a parameter would be kept: {', '.join(lost)} would be "
-            f"dropped, and {', '.join(reading.missing)} start fresh. Are the parameters others? Then give old_params "
-            f"and rename. If it is meant, say so: fresh='{'|'.join(reading.missing)}', or fresh='*' to begin anew."
+            f"dropped, and {', '.join(missing)} start fresh. Are the parameters others? Then give old_params "
+            f"and rename. If it is meant, say so: fresh='{'|'.join(missing)}', or fresh='*' to begin anew."
         )
     if report is not None:
-        report(str(reading.account))
+        report(str(importer.report))
     return state
 
 
-def _renamed(exported: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(exported: Mapping[Key, Array], rename: Mapping[str, str]) -> dict[Key, Array]:
     """The dict with other paths; a path is moved by the longest part of it that is named."""
-    unused, moved = set(rename), {}
+    unused = set(rename)
+    moved: dict[Key, Array] = {}
     for key, value in exported.items():
-        role, slash, whole = key.partition("/")
-        path = RAW.sub("", whole)
-        stored = whole[len(path) :]
+        path = key.path
         ends = [n for n, letter in enumerate(path) if letter == "/"] + [len(path)]
-        named = [path[:end] for end in ends if slash and path[:end] in rename]
-        if named:
+        named = [path[:end] for end in ends if path[:end] in rename]
+        if path and named:
             unused.discard(named[-1])
             path = rename[named[-1]] + path[len(named[-1]) :]
-        new = f"{role}{slash}{path}{stored}"
+        new = key._replace(path=path)
         if new in moved:
             raise ValueError(f"rename: two parameters would be called {path}; give the other one a new name, too.")
         moved[new] = value
     if unused:
-        paths = sorted({RAW.sub("", key.partition("/")[2]) for key in exported if "/" in key})
+        paths = sorted({key.path for key in exported if key.path})
         close = difflib.get_close_matches(min(unused), paths, cutoff=0.3) or paths[:3]
         raise ValueError(f"rename: there is no parameter {min(unused)!r}; there are, for example, {', '.join(close)}.")
     return moved

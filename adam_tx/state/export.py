@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
-from adam_tx._core import numerics
 from adam_tx._core.leaves import Leaves
-from adam_tx._core.storage import Stored
-from adam_tx.state.parts import parts_of
-from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
+from adam_tx.state.arrays import Array, decoded, same, to_host
+from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry, weighed
+from adam_tx.state.reader import entries_of
+from adam_tx.state.roles import About, Averaged, Key, Role
 
 
-def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation) -> dict[str, Any]:
+def export_state(
+    opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation
+) -> dict[str, np.ndarray[Any, Any]]:
     """The state as a flat dict of NumPy arrays, which no other code has to know adam_tx to read.
 
     Its keys are roles, and paths of parameters behind them::
@@ -36,6 +35,11 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
         nu_inf, nu_inf_of_stored_eps  AdaMax's maximum, or that with epsilon in it
         sum_of_squares, trace, mean   of Adagrad, SGD's momentum, centered RMSprop
         nu_row, nu_col, nu_of_blocks  of Adafactor, Adam-mini
+        nu_yogi, nu_belief            of Yogi, AdaBelief
+        previous_gradient             of MARS
+        residual_of_8_bits, …         of parameters with fewer bits than their updates
+        weight_mu_read                1 - Π decay of what NAdam looks ahead with,
+        weight_nu_look_ahead          and of what AdaBelief looks ahead with
         steps                         of what may skip updates, where count is of those made
         guard.skipped, …              whatever else, as <link>.<field>
 
@@ -71,142 +75,106 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
     >>> sorted(adam_tx.export_state(tx.init(params), params, tx))
     ['count', 'mu/kernel', 'nu/kernel', 'weight_mu', 'weight_nu']
     """
-    return written(opt_state, params, parts_of(tx, opt_state, params))
+    entries = exported_entries(opt_state, params, entries_of(tx, opt_state, params))
+    return {str(key): value for key, value in entries.items()}
 
 
-def written(state: Any, params: Any, parts: list[Part]) -> dict[str, Any]:
-    """The dict of a state whose parts are known."""
-    leaves, arrays, found = Leaves.of_params(params), jax.tree.leaves(state), {}
-    scalars: dict[Role, list[tuple[frozenset[int], np.ndarray[Any, Any]]]] = {}
-    rates: dict[str, dict[str, np.ndarray[Any, Any]]] = {}
-    gathered: set[str] = set()
-    for part in parts:
-        values = to_host(arrays[part.values])
-        if isinstance(part, OfMany):
-            scalars.setdefault(part.role._replace(rate=1.0), []).append((part.leaves, values))
-            continue
-        key = key_of(part.role, leaves.paths[part.leaf])
-        _check_shape(part, leaves, values)
+def exported_entries(
+    opt_state: optax.OptState, params: optax.Params, entries: Sequence[StateEntry]
+) -> dict[Key, Array]:
+    """The dict of a state whose entries are known."""
+    leaves, arrays = Leaves.of_params(params), jax.tree.leaves(opt_state)
+    of_leaves = [entry for entry in entries if isinstance(entry, LeafEntry)]
+    found: dict[Key, Array] = {}
+    for entry in of_leaves:
+        key = Key(entry.role, leaves.paths[entry.leaf])
         if key in found:
-            raise ValueError(
-                f"params: two leaves have the path {leaves.paths[part.leaf]}; give one of them another name."
-            )
-        value = decoded(part, values, None if part.scales is None else to_host(arrays[part.scales]))
-        found[key] = value if part.shape is None else value.reshape(part.shape)
-        if part.scales is not None:
-            found |= dict(zip(raw_keys(part, key), (values, to_host(arrays[part.scales])), strict=True))
-        rates.setdefault(str(part.role), {})[leaves.paths[part.leaf]] = np.asarray(part.role.rate)
-        gathered |= {str(part.role)} if part.gathers else set()
-    for role, values in rates.items():
-        if role in gathered or any(value != 1.0 for value in values.values()):
-            found |= collapsed(values, f"{role}.rate")
-    found |= _decays(parts, leaves)
-    for role, values in scalars.items():
+            raise ValueError(f"params: two leaves have the path {key.path}; give one of them another name.")
+        found |= _of_leaf(entry, key, leaves, arrays)
+    found |= _rates(of_leaves, leaves)
+    found |= _decays(of_leaves, leaves, weighed(entries))
+    shared: dict[Role, list[tuple[frozenset[int], Array]]] = {}
+    for entry in entries:
+        if isinstance(entry, SharedEntry):
+            shared.setdefault(entry.role, []).append((entry.leaves, to_host(arrays[entry.values])))
+    for role, values in shared.items():
         found |= _of_many(role, leaves, values, found)
     return found
 
 
-def _decays(parts: list[Part], leaves: Leaves) -> dict[str, Any]:
-    """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
-    averages = [part for part in parts if isinstance(part, OfLeaf) and part.averages and part.decay is not None]
-    weighed = {
-        (part.averages, leaf) for part in parts if isinstance(part, OfMany) and part.link for leaf in part.leaves
-    }
-    numbered = {str(part.role) for part in averages if NUMBERED.search(str(part.role))}
-    numbered |= {NUMBERED.sub("", role) for role in numbered}
-    decays: dict[str, dict[str, Any]] = {}
-    for part in averages:
-        role = str(part.role)
-        own = "." in role  # of one link alone, to which nothing else is compared
-        if role in numbered or not (own or (part.averages, part.leaf) in weighed):
-            decays.setdefault(role, {})[leaves.paths[part.leaf]] = np.asarray(part.decay)
-    return {key: value for role, values in decays.items() for key, value in collapsed(values, f"{role}.decay").items()}
+def _of_leaf(entry: LeafEntry, key: Key, leaves: Leaves, arrays: Sequence[jax.Array]) -> dict[Key, Array]:
+    """What is kept of a parameter, and beside it the codes and scales that it is stored as."""
+    values = to_host(arrays[entry.values])
+    _check_shape(entry, leaves, values)
+    if entry.scales is None:
+        value = decoded(entry, values, None)
+        return {key: value if entry.shape is None else value.reshape(entry.shape)}
+    scales = to_host(arrays[entry.scales])
+    return {key: decoded(entry, values, scales), **dict(zip(entry.stored_keys(key), (values, scales), strict=True))}
 
 
-def _check_shape(part: OfLeaf, leaves: Leaves, values: Any) -> None:
+def _check_shape(entry: LeafEntry, leaves: Leaves, values: Array) -> None:
     """Refuse what a link keeps of a parameter of another shape."""
-    whole = part.link is not None and part.slot not in part.link.rule.shape and "basis" not in part.role.of
-    if whole and values.shape != np.shape(leaves.params[part.leaf]):
+    has_its_shape = entry.link is not None and entry.slot not in entry.link.rule.shape
+    shape = np.shape(leaves.params[entry.leaf])
+    if has_its_shape and "basis" not in entry.source.words and values.shape != shape:
         raise ValueError(
-            f"opt_state: {part.role} of {leaves.paths[part.leaf]} has shape {values.shape}, but the parameter has "
-            f"{np.shape(leaves.params[part.leaf])}. Give the params that the state was made for."
+            f"opt_state: {entry.role} of {leaves.paths[entry.leaf]} has shape {values.shape}, but the parameter has "
+            f"{shape}. Give the params that the state was made for."
         )
 
 
+def _rates(entries: Iterable[LeafEntry], leaves: Leaves) -> dict[Key, Array]:
+    """The constants that gradients were multiplied by, where they are not one, or could be the number of gradients."""
+    rates: dict[Role, dict[str, Array]] = {}
+    gathered = {entry.role for entry in entries if entry.gathers}
+    for entry in entries:
+        rates.setdefault(entry.role, {})[leaves.paths[entry.leaf]] = np.asarray(entry.source.rate)
+    told = {
+        role: by_path for role, by_path in rates.items() if role in gathered or any(r != 1 for r in by_path.values())
+    }
+    return _about("rate", told)
+
+
+def _decays(entries: Iterable[LeafEntry], leaves: Leaves, weighed: set[tuple[Averaged, int]]) -> dict[Key, Array]:
+    """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
+    averages = [entry for entry in entries if entry.averages and entry.decay is not None]
+    several = {entry.role.unnumbered for entry in averages if entry.role.number > 1}
+    decays: dict[Role, dict[str, Array]] = {}
+    for entry in averages:
+        needed = not entry.role.has_owner and entry.average not in weighed
+        if needed or entry.role.unnumbered in several:
+            decays.setdefault(entry.role, {})[leaves.paths[entry.leaf]] = np.asarray(entry.decay)
+    return _about("decay", decays)
+
+
+def _about(about: About, values: Mapping[Role, Mapping[str, Array]]) -> dict[Key, Array]:
+    """The entries that say something about others, from what they say by role and path."""
+    found: dict[Key, Array] = {}
+    for role, by_path in values.items():
+        found |= collapsed(Key(role, about=about), by_path)
+    return found
+
+
 def _of_many(
-    role: Role, leaves: Leaves, values: list[tuple[frozenset[int], Any]], found: Mapping[str, Any]
-) -> dict[str, Any]:
+    role: Role, leaves: Leaves, values: Sequence[tuple[frozenset[int], Array]], found: Mapping[Key, Array]
+) -> dict[Key, Array]:
     """One entry if all parameters have the same, else one for each; none for a second count that is the first."""
     (_, first), *rest = values
     if not all(same(value, first) for _, value in rest):
-        return {key_of(role, leaves.paths[leaf]): value for arrays, value in values for leaf in sorted(arrays)}
-    before = _NUMBERED_COUNT.fullmatch(str(role))
-    return {} if before and before[1] in found and same(found[before[1]], first) else {str(role): first}
+        return {Key(role, leaves.paths[leaf]): value for owners, value in values for leaf in sorted(owners)}
+    before = found.get(Key(role.unnumbered)) if role.is_count and role.number > 1 else None
+    return {} if before is not None and same(before, first) else {Key(role): first}
 
 
-RAW = re.compile(r"@(codes|scales)\w*$")
-"""How the keys of what is stored in codes and scales end."""
-NUMBERED = re.compile(r"_\d+(?=$|_of_)")
-"""The number of a second one of a role."""
-ABOUT = (".rate", ".decay")
-"""How the roles of entries end that say something about others."""
-_NUMBERED_COUNT = re.compile(r"(count|steps)_\d+")
-
-
-def keys_of_count(name: str) -> tuple[str, ...]:
-    """The keys to look for a shared number under: a second count may be the first, and steps the updates made."""
-    numbered = _NUMBERED_COUNT.fullmatch(name)
-    first = numbered[1] if numbered else name
-    return tuple(dict.fromkeys((name, first, "count" if first == "steps" else first)))
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two shared numbers are the same, be they NaN."""
-    return np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind in "fc")
-
-
-def collapsed(values: Mapping[str, Any], role: str) -> dict[str, Any]:
+def collapsed(key: Key, values: Mapping[str, Any]) -> dict[Key, Any]:
     """By path of a parameter what each has: one entry if all have the same, else one for each."""
     given = list(values.values())
     if given and all(same(value, given[0]) for value in given):
-        return {role: given[0]}
-    return {key_of(role, path): value for path, value in values.items()}
+        return {key: given[0]}
+    return {key._replace(path=path): value for path, value in values.items()}
 
 
-def of_parameter(exported: Mapping[str, Any], role: str, path: str) -> Any:
+def of_parameter(exported: Mapping[Key, Any], key: Key) -> Any:
     """The entry of a parameter, or the one that all share; None without either."""
-    return exported.get(key_of(role, path), exported.get(role))
-
-
-def key_of(role: Role | str, path: str) -> str:
-    """The key of what has this role for the parameter at this path, which is empty where there is only one."""
-    return f"{role}/{path}" if path else str(role)
-
-
-def to_host(array: Any) -> np.ndarray[Any, Any]:
-    """The array as NumPy's, all of it on every host."""
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.array(array)
-
-
-def decoded(part: OfLeaf, values: Any, scales: Any) -> np.ndarray[Any, Any]:
-    """What is stored, in float32 or wider; whole numbers as they are."""
-    if part.link is None or (scales is None and values.dtype.kind in "iu"):
-        return values.astype(np.float32) if values.dtype in NARROW else values
-    stored = Stored(jnp.asarray(values), None if scales is None else jnp.asarray(scales))
-    dtype = jnp.dtype(jnp.float32) if scales is not None else numerics.working(values.dtype)
-    decoded = part.link.storage[part.slot].decode(stored, dtype)
-    return np.array(decoded)
-
-
-NARROW = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-
-
-def raw_keys(part: OfLeaf, key: str) -> tuple[str, str]:
-    """The keys of what is stored in codes and scales."""
-    assert part.link is not None
-    format_ = part.link.storage[part.slot].scales_of("")
-    return f"{key}@codes{format_}", f"{key}@scales{format_}"
+    return exported.get(key, exported.get(key.shared))

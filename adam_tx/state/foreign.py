@@ -1,14 +1,16 @@
-"""The parts of the states of transformations that are not of adam_tx: Optax's by what they keep, any other by name."""
+"""The entries of transformations that are not of adam_tx: those of Optax by what they keep, any other's by name."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from adam_tx._core import states
@@ -16,142 +18,175 @@ from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import is_absent
 from adam_tx._core.provenance import Provenance
 from adam_tx.describe import closures, visit
-from adam_tx.state.naming import COUNTS, OPTAX, RECIPES, Kept, Place, after_optax, after_unknown, role_after
-from adam_tx.state.roles import OfLeaf, OfMany, Part, Role
+from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry
+from adam_tx.state.optax_states import FIELDS, Held, emitted_by_optax, emitted_by_unknown
+from adam_tx.state.roles import COUNT, COUNTS, GATHERED, GATHERED_STEPS, NU, NU_COL, NU_ROW, RECIPES, Role
+from adam_tx.state.slot_roles import role_after
 
 if TYPE_CHECKING:
-    from adam_tx.state.parts import Reader
-
-
-def parts(reader: Reader, part: visit.Part, place: Place) -> tuple[list[Part], Provenance | None]:
-    """What a transformation keeps, as far as it is known, and what it emits; None for what its members make of it."""
-    tx, state, updates = part.tx, part.state, place.updates
-    maker, found = maker_name(tx), closures.values(tx)
-    keeps = bool(jax.tree.leaves(state))
-    if not visit.is_optax(tx):
-        if part.apart is not None and part.apart.members:
-            return list(_own(reader, maker, found, part, place)), None
-        return list(reader.unknown(maker, state, place)), after_unknown(maker, updates, keeps=keeps)
-    emitted = after_optax(maker, found, updates, keeps=keeps)
-    if maker in OPTAX:
-        return list(_known(reader, maker, found, state, place)), emitted
-    if maker not in _OF_OTHER_TREES and part.apart is not None:
-        return list(_own(reader, maker, found, part, place)), None if part.apart.members else emitted
-    if visit.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
-        raise of_another(maker, state)
-    if maker in RECIPES:
-        fields = state._asdict().items()
-        return [one for name, tree in fields for one in _field(reader, maker, name, found, tree, place)], emitted
-    return list(reader.unknown(maker, state, place)), emitted
-
-
-def _own(reader: Reader, maker: str, found: Mapping[str, Any], part: visit.Part, place: Place) -> Iterator[Part]:
-    """What a wrapper keeps itself."""
-    assert part.apart is not None
-    if maker == "inject_hyperparams":
-        reader.varying |= {id(part.state.hyperparams[name].concrete) for name in found["sched_hps"]}
-    for name, tree in part.apart.own.items():
-        field = f"{maker}.{name}" if name else maker
-        for one in _field(reader, maker, name, found, tree, place):
-            yield _of_wrapper(reader, field, found, part.state, one)
-
+    from adam_tx.state.reader import Reader
 
 _OF_OTHER_TREES = ("flatten", "lookahead")
 """Wrappers whose inside does not see the tree of parameters."""
 
 
-def _known(reader: Reader, maker: str, found: Mapping[str, Any], state: Any, place: Place) -> Iterator[Part]:
-    """What one of Optax's that is known keeps."""
-    known = OPTAX[maker]
-    if not known.keys() <= set(getattr(state, "_fields", ())):
-        raise of_another(maker, state)
-    count = getattr(state, "count", None)
-    for name, tree in state._asdict().items():
-        if name.startswith("count"):
-            yield OfMany(Role("count"), place.leaves, tree.number)
-        elif name not in known:
-            yield from reader.unknown(f"{maker}.{name}", tree, place)
-        elif maker == "scale_by_factored_rms":
-            yield from _factored(reader, name, tree, state.v, place)
-        else:
-            kept = known[name]
-            about: dict[str, Any] = {"averages": kept.averages}
-            if kept.decay:
-                about["decay"] = reader.decay(found.get(kept.decay))
-            if count is not None and kept.is_corrected(found):
-                about["corrected_by"] = count.number
-            yield from _of_leaves(reader, kept, about, maker, tree, place)
+def entries(reader: Reader, part: visit.Part) -> tuple[list[StateEntry], Provenance | None]:
+    """What a transformation keeps, as far as it is known, and what it emits; None for what its members make of it."""
+    foreign = _Foreign(reader, part, maker_name(part.tx), closures.values(part.tx))
+    maker, keeps = foreign.maker, bool(jax.tree.leaves(part.state))
+    if not visit.is_optax(part.tx):
+        if part.apart is not None and part.apart.members:
+            return list(foreign.own()), None
+        return list(foreign.unknown()), emitted_by_unknown(maker, part.updates, keeps=keeps)
+    emitted = emitted_by_optax(maker, foreign.held, part.updates, keeps=keeps)
+    if maker in FIELDS:
+        return list(foreign.known()), emitted
+    if maker not in _OF_OTHER_TREES and part.apart is not None:
+        return list(foreign.own()), None if part.apart.members else emitted
+    if visit.is_wrapper(maker) and maker not in _OF_OTHER_TREES:
+        raise of_another(maker, part.state)
+    return list(foreign.recipe() if maker in RECIPES else foreign.unknown()), emitted
 
 
-def _of_leaves(
-    reader: Reader, kept: Kept, about: Mapping[str, Any], maker: str, tree: Any, place: Place
-) -> Iterator[Part]:
-    role = role_after(place.updates, kept.role)
-    for i, node in enumerate(reader.column(tree, maker)):
-        if not is_absent(node):
-            ndim = len(reader.shape(i))
-            yield OfLeaf(role, i, node.number, shape=(1,) * ndim if ndim and not node.shape else None, **about)
+@dataclasses.dataclass(frozen=True)
+class _Foreign:
+    """A transformation that is not of adam_tx.
+
+    Attributes:
+      reader: reads the whole state.
+      part: the transformation and its state.
+      maker: the name of the function that makes it.
+      held: what it holds on to.
+    """
+
+    reader: Reader
+    part: visit.Part
+    maker: str
+    held: Held
+
+    @property
+    def role(self) -> Role:
+        """The role of all that it keeps, of which its parts are."""
+        return Role.parse(self.maker)
+
+    @property
+    def leaves(self) -> frozenset[int]:
+        """The numbers of its parameters."""
+        return self.reader.leaves_of(self.part)
+
+    def unknown(self) -> Iterator[StateEntry]:
+        """What it keeps, if no more is known of it."""
+        return self.reader.unknown(self.role, self.part.state, self.leaves)
+
+    def own(self) -> Iterator[StateEntry]:
+        """What a wrapper keeps beside its members."""
+        assert self.part.apart is not None
+        if self.maker == "inject_hyperparams":
+            hyperparams = self.part.state.hyperparams
+            self.reader.varying |= {id(hyperparams[name].concrete) for name in self.held["sched_hps"]}
+        for name, tree in self.part.apart.own.items():
+            field = self.role.part(name)
+            for entry in self._field(field, tree):
+                yield self._of_wrapper(field, entry)
+
+    def recipe(self) -> Iterator[StateEntry]:
+        """What it keeps beside numbers of the recipe."""
+        for name, tree in self.part.state._asdict().items():
+            yield from self._field(self.role.part(name), tree)
+
+    def known(self) -> Iterator[StateEntry]:
+        """What a transformation in the table of Optax keeps."""
+        fields, state = FIELDS[self.maker], self.part.state
+        if not fields.keys() <= set(getattr(state, "_fields", ())):
+            raise of_another(self.maker, state)
+        for name, tree in state._asdict().items():
+            if name.startswith("count"):
+                yield SharedEntry(COUNT, self.leaves, tree.number)
+            elif name not in fields:
+                yield from self.reader.unknown(self.role.part(name), tree, self.leaves)
+            elif self.maker == "scale_by_factored_rms":
+                yield from self._factored(name, tree)
+            else:
+                yield from self._of_leaves(name, tree)
+
+    def _of_leaves(self, name: str, tree: Any) -> Iterator[LeafEntry]:
+        field, source = FIELDS[self.maker][name], self.part.updates
+        count = getattr(self.part.state, "count", None)
+        decay = self.reader.decay(self.held.get(field.decay)) if field.decay else None
+        corrected_by = count.number if count is not None and field.is_corrected(self.held) else None
+        for i, node in enumerate(self.reader.column(tree, self.maker)):
+            if not is_absent(node):
+                ndim = 0 if node.shape else len(self.reader.shape(i))
+                yield LeafEntry(
+                    role_after(source, field.role),
+                    i,
+                    node.number,
+                    averages=field.averages,
+                    decay=decay,
+                    corrected_by=corrected_by,
+                    shape=(1,) * ndim or None,
+                    source=source,
+                )
+
+    def _factored(self, name: str, tree: Any) -> Iterator[LeafEntry]:
+        """Rows, columns, or all of a second moment; what a parameter does not have of these is one zero."""
+        source = self.part.updates
+        column = self.reader.column(tree, self.maker)
+        unfactored = self.reader.column(self.part.state.v, self.maker)
+        for i in sorted(self.leaves):
+            if is_absent(column[i]):
+                continue
+            number, shape = column[i].number, self.reader.shape(i)
+            is_factored = unfactored[i].shape != shape
+            if is_factored == (name == "v"):
+                self.reader.nothing.add(number)
+            elif name == "v":
+                # whose decay begins with zero
+                yield LeafEntry(role_after(source, NU), i, number, averages="square", decay=0.0, source=source)
+            else:
+                second, first = (int(axis) for axis in np.argsort(shape)[-2:])
+                lost, other = (first, second) if name == "v_row" else (second, first)
+                role = role_after(source, NU_ROW if lost > other else NU_COL)
+                kept = tuple(1 if axis == lost else n for axis, n in enumerate(shape))
+                yield LeafEntry(role, i, number, shape=kept, source=source)
+
+    def _field(self, field: Role, tree: Any) -> Iterator[StateEntry]:
+        """A field of which no more is known than whether it has numbers of the recipe."""
+        if field != RECIPES.get(self.maker):
+            yield from self.reader.unknown(field, tree, self.leaves)
+            return
+        for path, node in jax.tree_util.tree_leaves_with_path(tree):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            of = "update" if name in self.held.get("sched_hps", ()) else "recipe"
+            yield SharedEntry(field.part(name), self.leaves, node.number, of=of)
+
+    def _of_wrapper(self, field: Role, entry: StateEntry) -> StateEntry:
+        """An entry of a field of a wrapper, with what is known of that field."""
+        if isinstance(entry, LeafEntry):
+            if field != GATHERED:
+                return entry
+            if self.held.get("use_grad_mean", True):
+                return entry._replace(gathers="mean")
+            steps = max(1.0, self._now(self.part.state.mini_step))
+            return entry._replace(gathers="sum", source=entry.source.times(steps))
+        if entry.of != "state":
+            return entry
+        # of the state of a schedule only its count is known
+        counts = field in COUNTS and (entry.role == field or entry.role.field == "count")
+        entry = entry._replace(of="figure", also=COUNTS[field] if counts else ())
+        return entry._replace(below=functools.partial(_every, self.held)) if field == GATHERED_STEPS else entry
+
+    def _now(self, node: Any) -> float:
+        array = self.reader.arrays[node.number]
+        return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
 
 
-def _factored(reader: Reader, name: str, tree: Any, whole: Any, place: Place) -> Iterator[Part]:
-    """Rows, columns, or all of a second moment; what a parameter does not have of these is one zero."""
-    column, wholes = (reader.column(t, "scale_by_factored_rms") for t in (tree, whole))
-    for i in sorted(place.leaves):
-        if is_absent(column[i]):
-            continue
-        number, shape, factored = column[i].number, reader.shape(i), wholes[i].shape != reader.shape(i)
-        if factored == (name == "v"):
-            reader.nothing.add(number)
-        elif name == "v":
-            # whose decay begins with zero
-            yield OfLeaf(role_after(place.updates, "nu"), i, number, averages="square", decay=0.0)
-        else:
-            lost = int(np.argsort(shape)[-1 if name == "v_row" else -2])
-            other = int(np.argsort(shape)[-2 if name == "v_row" else -1])
-            role = role_after(place.updates, "nu_row" if lost > other else "nu_col")
-            yield OfLeaf(role, i, number, shape=tuple(1 if d == lost else n for d, n in enumerate(shape)))
-
-
-def _field(reader: Reader, maker: str, name: str, found: Mapping[str, Any], tree: Any, place: Place) -> Iterator[Part]:
-    """A field of which no more is known than whether it has numbers of the recipe."""
-    role = f"{maker}.{name}" if name else maker
-    if RECIPES.get(maker) != name:
-        yield from reader.unknown(role, tree, place)
-        return
-    for path, node in jax.tree_util.tree_leaves_with_path(tree):
-        key = jax.tree_util.keystr(path, simple=True, separator=".")
-        of = "update" if key in found.get("sched_hps", ()) else "recipe"
-        yield OfMany(Role(f"{role}.{key}" if key else role), place.leaves, node.number, of=of)
-
-
-def _of_wrapper(reader: Reader, field: str, found: Mapping[str, Any], state: Any, part: Part) -> Part:
-    """A part of a field of a wrapper, with what is known of that."""
-    if isinstance(part, OfLeaf):
-        if field != "MultiSteps.acc_grads":
-            return part
-        means = found.get("use_grad_mean", True)
-        rate = 1.0 if means else max(1.0, _now(reader, state.mini_step))
-        return part._replace(role=part.role._replace(rate=rate), gathers="mean" if means else "sum")
-    if part.of != "state":
-        return part
-    # of the state of a schedule only its count is known
-    counts = field in COUNTS and (not field.endswith("_states") or str(part.role).endswith(".count"))
-    part = part._replace(of="figure", also=COUNTS[field] if counts else ())
-    return part._replace(below=functools.partial(_every, found)) if field == "MultiSteps.mini_step" else part
-
-
-def _now(reader: Reader, node: Any) -> float:
-    array = reader.arrays[node.number]
-    return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
-
-
-def _every(found: Mapping[str, Any], count: int) -> int:
+def _every(held: Held, count: int) -> int:
     """Of how many micro-steps the next update is made."""
-    every: Callable[[Any], Any] = found["every_k_schedule"]
-    return int(every(jnp.asarray(count, jnp.int32)))
+    return int(held["every_k_schedule"](jnp.asarray(count, jnp.int32)))
 
 
-def of_another(name: str, state: Any) -> ValueError:
+def of_another(name: str, state: optax.OptState) -> ValueError:
     """The error for a state in the place of another."""
     plain = " Restore checkpoints into tx.init(params), without which they give plain dicts."
     return ValueError(

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from adam_tx._core.leaves import Leaves
-from adam_tx.state.choice import Choice
-from adam_tx.state.export import key_of
-from adam_tx.state.parts import parts_of
-from adam_tx.state.reading import Reading
-from adam_tx.state.roles import OfLeaf, OfMany
-from adam_tx.state.shared import Shared
-
-Exported = Mapping[str, Any]
-"""A state by role and parameter; see `export_state`."""
+from adam_tx.state.entries import LeafEntry, SharedEntry
+from adam_tx.state.exported import Exported
+from adam_tx.state.importer import StateImporter
+from adam_tx.state.policy import ImportPolicy
+from adam_tx.state.reader import entries_of
+from adam_tx.state.report import Report
+from adam_tx.state.roles import Key
+from adam_tx.state.shared import SharedImporter
 
 
 def import_state(
     tx: optax.GradientTransformation,
     params: optax.Params,
-    exported: Exported,
+    exported: Mapping[str, Any],
     *,
     fresh: str = "",
     drop: str = "",
@@ -71,43 +71,65 @@ def import_state(
     >>> list(state)
     ['bias_correction', 'count', 'scale_by_momentum', 'scale_by_rms']
     """
-    state, reading = imported(tx, params, exported, Choice(fresh, drop))
-    if report is not None and reading.account.is_worth_telling:
-        report(str(reading.account))
+    if not isinstance(exported, Mapping):
+        raise TypeError(f"exported: it must be a dict as export_state gives it, got a {type(exported).__name__}.")
+    if wrong := [key for key in exported if not isinstance(key, str)]:
+        raise TypeError(f"exported: its keys must be str, as export_state gives them, got {wrong[0]!r}.")
+    state, importer = imported(tx, params, exported, ImportPolicy(fresh, drop))
+    if report is not None and importer.report.is_worth_telling:
+        report(str(importer.report))
     return state
 
 
-def imported(tx: Any, params: Any, exported: Any, choice: Choice) -> tuple[Any, Reading]:
-    """The state, and the reading that knows what became of everything."""
-    if not isinstance(exported, Mapping):
-        raise TypeError(f"exported: it must be a dict as export_state gives it, got a {type(exported).__name__}.")
+def imported(
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    exported: Mapping[str, Any] | Mapping[Key, Any],
+    policy: ImportPolicy,
+) -> tuple[optax.OptState, StateImporter]:
+    """The state, and the importer that knows what became of everything."""
     if not isinstance(tx, optax.GradientTransformation):
         raise TypeError(f"tx must be a transformation, such as adam_tx.adam(1e-3), got {tx!r}.")
-    if wrong := [key for key in exported if not isinstance(key, str)]:
-        raise TypeError(f"exported: its keys must be str, as export_state gives them, got {wrong[0]!r}.")
     template = tx.init(params)
-    parts = parts_of(tx, template, params)
+    entries = entries_of(tx, template, params)
     arrays, treedef = jax.tree.flatten(template)
-    leaves = Leaves.of_params(params)
-    keys = [key_of(p.role, leaves.paths[p.leaf]) if isinstance(p, OfLeaf) else str(p.role) for p in parts]
-    reading = Reading(leaves, exported, choice, arrays, parts)
-    reading.idle = choice.idle(keys, exported.keys())
-    of_leaves = [part for part in parts if isinstance(part, OfLeaf)]
+    own = {entry.role for entry in entries}
+    came = {key if isinstance(key, Key) else Key.parse(key, own): value for key, value in exported.items()}
+    report = Report()
+    importer = StateImporter(Leaves.of_params(params), Exported(came, policy, report), policy, report, arrays, entries)
+    of_leaves = [entry for entry in entries if isinstance(entry, LeafEntry)]
     # what is there under its own name is no look-alike of anything else
-    for part in sorted(of_leaves, key=lambda part: not reading.has(part)):
-        reading.take(part)
-    shared = Shared(reading)
-    for part in parts:
-        if isinstance(part, OfMany):
-            shared.take(part)
+    for entry in sorted(of_leaves, key=lambda entry: importer.key(entry) not in importer.exported.entries):
+        importer.take(entry)
+    shared = SharedImporter(importer)
+    for entry in entries:
+        if isinstance(entry, SharedEntry):
+            shared.take(entry)
     shared.finish()
-    new = reading.finished()
-    for note in reading.idle:
-        reading.account.note(note)
-    return treedef.unflatten([_placed(now, old) for now, old in zip(new, arrays, strict=True)]), reading
+    importer.finish(shared.figures)
+    keys = [importer.key(entry) if isinstance(entry, LeafEntry) else Key(entry.role) for entry in entries]
+    idle = policy.idle(keys, came)
+    if report.wrong:
+        raise _misfits([*report.wrong, *idle], len(report.wrong), policy)
+    report.notes += idle
+    return treedef.unflatten([_placed(now, old) for now, old in zip(importer.new, arrays, strict=True)]), importer
 
 
-def _placed(new: Any, old: jax.Array) -> jax.Array:
+def _misfits(problems: Sequence[str], number: int, policy: ImportPolicy) -> ValueError:
+    listing = "".join(f"\n  {problem}" for problem in problems)
+    if policy.recipe:
+        return ValueError(
+            f"migrate: {number} of what the old state keeps does not fit new_tx:{listing}\nSay "
+            "what may start as init does, as in fresh='nu_max|*/new_head/*'; what came for it is then dropped."
+        )
+    return ValueError(
+        f"exported: {number} of the entries do not fit the state of this tx:{listing}\nMend them, or "
+        "say what may start as init does, as in fresh='nu_max|*/new_head/*', and what may be left over, as in "
+        "drop='trace'."
+    )
+
+
+def _placed(new: ArrayLike, old: jax.Array) -> jax.Array:
     """The array in the dtype and the place of the one that `init` made."""
     if new is old:
         return old

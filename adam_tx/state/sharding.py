@@ -14,9 +14,10 @@ from jax.sharding import AbstractMesh, Mesh
 from adam_tx._core import blocks, hyperparams, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.leaves import Leaves
-from adam_tx.state.layout import Axes, Layout
-from adam_tx.state.parts import parts_of
-from adam_tx.state.roles import OfLeaf, arrays_of
+from adam_tx.state.entries import LeafEntry, arrays_of
+from adam_tx.state.placement import Axes, MeshPlacement
+from adam_tx.state.reader import entries_of
+from adam_tx.state.roles import Role
 from adam_tx.storage.eight_bit import EightBit
 
 
@@ -80,26 +81,26 @@ def state_sharding(
     ((32, 256), True)
     """
     leaves = Leaves.of_params(params)
-    layout = Layout(leaves, specs, mesh)
+    placement = MeshPlacement(leaves, specs, mesh)
     state = jax.eval_shape(tx.init, _shapes(leaves))
     arrays, treedef = jax.tree.flatten(state)
-    parts = [part for part in parts_of(tx, state, params) if isinstance(part, OfLeaf)]
-    kept = [_Kept.of(part, arrays) for part in parts if _follows(part, arrays, layout)]
-    axes = _uncut(leaves, layout, kept)
+    entries = [entry for entry in entries_of(tx, state, params) if isinstance(entry, LeafEntry)]
+    kept = [_SlotArrays.of(entry, arrays) for entry in entries if _follows(entry, arrays, placement)]
+    axes = _uncut(leaves, placement, kept)
     if zero1 is not None:
-        names = _names(zero1, layout)
+        names = _names(zero1, placement)
         axes |= _split(
-            leaves, layout, kept, names, hyperparams.check_int("state_sharding: min_size", min_size, least=0)
+            leaves, placement, kept, names, hyperparams.check_int("state_sharding: min_size", min_size, least=0)
         )
-    found = [layout.sharding()] * len(arrays)
+    found = [placement.sharding()] * len(arrays)
     for array in kept:
-        place = layout.sharding(layout.fitting(axes[array.leaf], array.pieces), array.leaf)
+        place = placement.sharding(placement.fitting(axes[array.leaf], array.pieces), array.leaf)
         for number in array.numbers:
             found[number] = place
     return treedef.unflatten(found)
 
 
-class _Kept(NamedTuple):
+class _SlotArrays(NamedTuple):
     """What is kept of a parameter: one array, or codes and their scales.
 
     Attributes:
@@ -110,34 +111,34 @@ class _Kept(NamedTuple):
       pieces: of each dimension, how many pieces there are that must not be cut.
     """
 
-    role: str
+    role: Role
     leaf: int
     numbers: list[int]
     shape: Shape
     pieces: Shape
 
     @classmethod
-    def of(cls, part: OfLeaf, leaves: list[Any]) -> _Kept:
-        """A part of a state with these leaves."""
-        shape = leaves[part.values].shape
-        pieces = shape if part.scales is None else _pieces(part, shape, leaves[part.scales].shape)
-        return cls(str(part.role), part.leaf, arrays_of(part), shape, pieces)
+    def of(cls, entry: LeafEntry, leaves: list[Any]) -> _SlotArrays:
+        """What an entry has among these leaves of a state."""
+        shape = leaves[entry.values].shape
+        pieces = shape if entry.scales is None else _pieces(entry, shape, leaves[entry.scales].shape)
+        return cls(entry.role, entry.leaf, arrays_of(entry), shape, pieces)
 
 
-def _pieces(part: OfLeaf, shape: Shape, scales: Shape) -> Shape:
-    storage = part.link.storage[part.slot] if part.link else None
+def _pieces(entry: LeafEntry, shape: Shape, scales: Shape) -> Shape:
+    storage = entry.link.storage[entry.slot] if entry.link else None
     if isinstance(storage, EightBit) and shape[-1] % storage.block:  # the last block is shorter than the others
         return (*shape[:-1], 1)
     return scales if blocks.divides(scales, shape) else (1,) * len(shape)
 
 
-def _follows(part: OfLeaf, leaves: list[Any], layout: Layout) -> bool:
+def _follows(entry: LeafEntry, leaves: list[Any], placement: MeshPlacement) -> bool:
     """Whether it lies as its parameter does; else it is whole on every device."""
-    shape, leaf = leaves[part.values].shape, layout.shapes[part.leaf]
-    if part.link is not None:
+    shape, leaf = leaves[entry.values].shape, placement.shapes[entry.leaf]
+    if entry.link is not None:
         return len(shape) == len(leaf)
     # the matrices that `in_basis` keeps of a square parameter have its shape as well
-    return shape == leaf and not {"basis", "memory"} & set(part.role.base.split("."))
+    return shape == leaf and not entry.role.belongs_to_basis
 
 
 def _shapes(leaves: Leaves) -> Any:
@@ -147,37 +148,40 @@ def _shapes(leaves: Leaves) -> Any:
     return leaves.tree(column)
 
 
-def _uncut(leaves: Leaves, layout: Layout, kept: list[_Kept]) -> dict[int, Axes]:
-    """The layouts of the parameters, which must not cut blocks."""
+def _uncut(leaves: Leaves, placement: MeshPlacement, kept: list[_SlotArrays]) -> dict[int, Axes]:
+    """How the parameters are split; an error if that cuts blocks of what is kept of them."""
     for array in kept:
-        i, axes = array.leaf, layout.axes[array.leaf]
-        if array.shape == layout.shapes[i] and layout.fitting(axes, array.pieces) != axes:
+        i, axes = array.leaf, placement.axes[array.leaf]
+        if array.shape == placement.shapes[i] and placement.fitting(axes, array.pieces) != axes:
             raise ValueError(
-                f"params: leaf {leaves.path(i)} of shape {array.shape} lies as {layout.sharding(axes).spec} on "
-                f"{layout}, which would cut the blocks of its {array.role}, of which there are {array.pieces}. Split "
-                "another dimension, or use EightBit(block=...) with a divisor of what each device has of the last."
+                f"params: leaf {leaves.path(i)} of shape {array.shape} lies as {placement.sharding(axes).spec} on "
+                f"{placement}, which would cut the blocks of its {array.role}, of which there are {array.pieces}. "
+                "Split another dimension, or use EightBit(block=...) with a divisor of what each device has of the "
+                "last."
             )
-    return dict(layout.axes)
+    return dict(placement.axes)
 
 
-def _names(zero1: str | Sequence[str], layout: Layout) -> list[str]:
+def _names(zero1: str | Sequence[str], placement: MeshPlacement) -> list[str]:
     """The axes of the mesh to split over."""
     names = [zero1] if isinstance(zero1, str) else list(zero1)
     for name in names or [""]:
-        if layout.mesh.shape.get(name, 1) == 1:
+        if placement.mesh.shape.get(name, 1) == 1:
             raise ValueError(
-                f"zero1: {name!r} has no devices to split over, the mesh has {layout}, so all of the state would stay "
-                "as it is. Name an axis of more than one device, or leave zero1 out."
+                f"zero1: {name!r} has no devices to split over, the mesh has {placement}, so all of the state would "
+                "stay as it is. Name an axis of more than one device, or leave zero1 out."
             )
     return names
 
 
-def _split(leaves: Leaves, layout: Layout, kept: list[_Kept], names: list[str], min_size: int) -> dict[int, Axes]:
-    """The layouts of the parameters that are large enough, split over more axes of the mesh."""
-    of_leaf: dict[int, list[_Kept]] = {}
+def _split(
+    leaves: Leaves, placement: MeshPlacement, kept: list[_SlotArrays], names: list[str], min_size: int
+) -> dict[int, Axes]:
+    """How the parameters that are large enough are split over more axes of the mesh."""
+    of_leaf: dict[int, list[_SlotArrays]] = {}
     for array in kept:
         of_leaf.setdefault(array.leaf, []).append(array)
-    sizes = {i: math.prod(layout.shapes[i]) for i in of_leaf}
+    sizes = {i: math.prod(placement.shapes[i]) for i in of_leaf}
     large = [i for i, size in sizes.items() if size >= min_size]
     if not large:
         found = f"largest has {max(sizes.values())}" if sizes else "tx keeps nothing in the shape of any"
@@ -185,19 +189,21 @@ def _split(leaves: Leaves, layout: Layout, kept: list[_Kept], names: list[str], 
             f"zero1: nothing would be split over {names}: it takes parameters of min_size={min_size} elements, and the "
             f"{found}. Give a smaller min_size, or leave zero1 out."
         )
-    split = {i: layout.split(layout.axes[i], _pieces_of_all(layout.shapes[i], of_leaf[i]), names) for i in large}
+    split = {
+        i: placement.split(placement.axes[i], _pieces_of_all(placement.shapes[i], of_leaf[i]), names) for i in large
+    }
     if failed := [i for i, axes in split.items() if axes is None]:
-        arrays = ", ".join(f"{leaves.path(i)} of shape {layout.shapes[i]}" for i in failed)
-        explicit = ", is explicit, so that none is split twice," if layout.is_explicit else ""
+        arrays = ", ".join(f"{leaves.path(i)} of shape {placement.shapes[i]}" for i in failed)
+        explicit = ", is explicit, so that none is split twice," if placement.is_explicit else ""
         raise ValueError(
-            f"zero1: no dimension can be divided evenly over {names}, where the mesh has {layout}{explicit} and blocks "
-            f"stay whole: leaf {arrays}. Pad a dimension, or leave them as they are with "
+            f"zero1: no dimension can be divided evenly over {names}, where the mesh has {placement}{explicit} and "
+            f"blocks stay whole: leaf {arrays}. Pad a dimension, or leave them as they are with "
             f"min_size={1 + max(sizes[i] for i in failed)}."
         )
     return {i: axes for i, axes in split.items() if axes is not None}
 
 
-def _pieces_of_all(shape: Shape, kept: list[_Kept]) -> Shape:
-    """Into how many pieces each dimension of a parameter can be cut, and what is kept in its shape as well."""
+def _pieces_of_all(shape: Shape, kept: list[_SlotArrays]) -> Shape:
+    """The number of pieces into which each dimension of a parameter can be cut, with all that has its shape."""
     alike = [array.pieces for array in kept if array.shape == shape]
     return tuple(math.gcd(*each) for each in zip(shape, *alike, strict=True))

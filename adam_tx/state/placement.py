@@ -18,7 +18,7 @@ Axes = tuple[tuple[str, ...], ...]
 """For each dimension of an array the axes of the mesh that it is split over."""
 
 
-class Layout:
+class MeshPlacement:
     """Where the parameters of a tree lie.
 
     Attributes:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 
-_POWERS = {
-    "nu_inf": 1,
-    "nu": 2,
-    "sum_of_squares": 2,
-    **dict.fromkeys(("mu", "trace", "mean", "previous_gradient", "MultiSteps.acc_grads"), 1),
-}
-"""By the beginning of a role, the power of the gradient that it is of; sizes have no sign."""
-_SIZES = ("nu", "sum_of_squares")
+from adam_tx.state.roles import Role
 
 
-def factor(base: str, rate: float, wanted: float, *, fades: bool = False) -> float | None:
-    """By what to multiply a quantity of gradients times one constant, to have it of gradients times another.
+def rescaling(role: Role, rate: float, wanted: float, *, fades: bool = False) -> float | None:
+    """The factor that turns a quantity of gradients times `rate` into one of gradients times `wanted`.
 
     Args:
-      base: what it is, as `Role.base`.
+      role: what it is.
       rate: the constant that is in it; infinite if it varied, with its sign, and NaN if that is not known.
-      wanted: that which is to be in it.
+      wanted: the constant that is to be in it.
       fades: whether both are learning rates inside a momentum. A new one then takes over as
         steps are made, as it does in place; only the sign has to be right at once.
 
@@ -36,7 +29,7 @@ def factor(base: str, rate: float, wanted: float, *, fades: bool = False) -> flo
         return None
     else:
         ratio = wanted / rate
-    power = next((power for begin, power in _POWERS.items() if base.startswith(begin)), None)
-    if power is None:
+    known = role.facts
+    if known.power is None:
         return 1.0 if ratio == 1.0 else None
-    return abs(ratio) ** power if base.startswith(_SIZES) else ratio
+    return abs(ratio) ** known.power if known.is_size else ratio

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from adam_tx.state.export import NARROW
+from adam_tx.state.arrays import NARROW, Array
 from adam_tx.state.roles import Role
 
-Array = np.ndarray[Any, Any]
 
-
-def misfit(value: Array, like: Any, *, coded: bool = False) -> str:
+def misfit(value: Array, like: jax.Array | Array, *, coded: bool = False) -> str:
     """Why a value cannot take the place of another, if it cannot."""
     if value.shape != like.shape:
         return f"has shape {value.shape}, but the state has {like.shape}"
@@ -27,24 +24,19 @@ def misfit(value: Array, like: Any, *, coded: bool = False) -> str:
     return ""
 
 
-def _narrowed(value: Array, dtype: Any) -> Array:
+def _narrowed(value: Array, dtype: jnp.dtype) -> Array:
     with np.errstate(over="ignore"):
         narrow = value.astype(dtype)
         return narrow.astype(np.float32) if dtype in NARROW else narrow
 
 
-def without_steps(role: str) -> str:
-    """The role, had there been no learning rate before."""
-    return re.sub(r"(_of)?_steps$", "", role)
-
-
-def why_not(role: Role, had: str) -> str:
+def why_not(role: Role, had: Role) -> str:
     """Why one cannot be made of the other."""
-    words = {*role.of, *had.partition("_of_")[2].split("_")}
-    if had == str(role):
+    words = {*role.words, *had.words}
+    if had == role:
         return "it is of gradients that were multiplied by another constant, which is not known"
     for word, reason in _REASONS.items():
-        if words & set(word.split("|")) and (word != "steps" or without_steps(had) == without_steps(str(role))):
+        if word in words and (word != "steps" or had.without_steps == role.without_steps):
             return reason
     return "they are averages of different things"
 
@@ -53,7 +45,7 @@ _REASONS = {
     "bits": "it is of another number of bits",
     "sums": "one is of sums over blocks",
     "debiased": "one is the maximum of v, the other of v debiased, and neither follows from the other",
-    "stored|stored_eps|eps": "in one of them epsilon was added before the maximum, and cannot be taken out",
+    "stored": "in one of them epsilon was added before the maximum, and cannot be taken out",
     "steps": "the learning rate is inside one of them, and it varied, or its value is not known",
     "basis": "one is in another basis",
     "blocks": "one stands for blocks of the other",

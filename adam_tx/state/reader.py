@@ -1,0 +1,258 @@
+"""`entries_of`: the entries of a state, read from the declarations of its links.
+
+The field that an array stands in says little. Adam's `mu` averages the gradient; with the
+same name, LaProp's averages updates that were already divided by their size. So a role is
+found from the declarations of links, and from where they stand in the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.boxes import unboxed
+from adam_tx._core.leafwise import Leafwise
+from adam_tx._core.leaves import Leaves, is_absent, path_str
+from adam_tx._core.provenance import GRADIENT, Provenance
+from adam_tx.describe import visit
+from adam_tx.state import foreign
+from adam_tx.state.arrays import number
+from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry, arrays_of
+from adam_tx.state.roles import AVERAGES, COUNT, STEPS, Role
+from adam_tx.state.slot_roles import role_after, slot_role, weight_role
+
+
+def entries_of(tx: object, state: optax.OptState, params: optax.Params) -> list[StateEntry]:
+    """What the leaves of a state are, each in exactly one entry.
+
+    Args:
+      tx: the transformation that made it.
+      state: the state, of arrays or of their shapes.
+      params: the parameters, or their shapes.
+
+    Raises:
+      ValueError: a state of another transformation, or of other parameters.
+    """
+    if not callable(getattr(tx, "update", None)):
+        raise TypeError(
+            f"tx must be a transformation, such as adam_tx.adam(1e-3), got a {type(tx).__name__}. The order is "
+            "export_state(opt_state, params, tx) and migrate(old_state, old_tx, new_tx, params)."
+        )
+    state, params = unboxed((state, params))
+    leaves = Leaves.of_params(params)
+    arrays, treedef = jax.tree.flatten(state)
+    numbered = treedef.unflatten([Numbered(leaf, i) for i, leaf in enumerate(arrays)])
+    reader = Reader(leaves, arrays)
+    found = reader.read(tx, numbered)
+    missed = set(range(len(arrays))).difference(reader.nothing, (i for entry in found for i in arrays_of(entry)))
+    if missed:
+        where = [path for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        raise ValueError(
+            f"opt_state: it has {', '.join(path_str(where[i]) for i in sorted(missed)[:3])}, which is no part of the "
+            f"state of this tx. Give the transformation that made it."
+        )
+    return _numbered(_merged(found))
+
+
+def _merged(entries: list[StateEntry]) -> list[StateEntry]:
+    """The entries, one for each array: groups may have one state."""
+    of_array: dict[int, StateEntry] = {}
+    for entry in entries:
+        known = of_array.get(entry.values)
+        if isinstance(entry, SharedEntry) and isinstance(known, SharedEntry):
+            entry = entry._replace(leaves=entry.leaves | known.leaves)
+        of_array[entry.values] = entry
+    return list(of_array.values())
+
+
+def _numbered(entries: list[StateEntry]) -> list[StateEntry]:
+    """The entries, with a number in the role of all but the fastest of several of a role and parameter."""
+    taken: dict[tuple[Role, int | None], list[tuple[frozenset[int], int]]] = {}
+    roles: dict[int, Role] = {}
+    for entry in sorted(entries, key=_decay):
+        leaf = entry.leaf if isinstance(entry, LeafEntry) else None
+        leaves = frozenset([entry.leaf]) if isinstance(entry, LeafEntry) else entry.leaves
+        before = taken.setdefault((entry.role, leaf), [])
+        number = 1 + max((number for others, number in before if others & leaves), default=0)
+        before.append((leaves, number))
+        roles[entry.values] = entry.role.numbered(number)
+    return [entry._replace(role=roles[entry.values]) for entry in entries]
+
+
+def _decay(entry: StateEntry) -> float:
+    """How fast an average forgets; averages of one role are told apart by that, whatever their order."""
+    return math.inf if entry.decay is None else entry.decay
+
+
+class Numbered(jax.ShapeDtypeStruct):
+    """In place of an array of a state: its shape, and its number among the leaves."""
+
+    def __init__(self, like: Any, number: int) -> None:
+        super().__init__(jnp.shape(like), like.dtype if hasattr(like, "dtype") else jnp.result_type(like))
+        self.number = number
+        self.concrete = like
+
+
+class Reader:
+    """Reads the entries of numbered states.
+
+    Attributes:
+      leaves: the parameters.
+      arrays: the arrays of the state.
+      nothing: the numbers of arrays that only stand where there is nothing to keep.
+      varying: the identities of arrays whose values of now say nothing of those before.
+    """
+
+    def __init__(self, leaves: Leaves, arrays: Sequence[Any]) -> None:
+        self.leaves = leaves
+        self.arrays = arrays
+        self.nothing: set[int] = set()
+        self.varying: set[int] = set()
+        self._top = _top(leaves.given("params"))
+        self._found: list[tuple[tuple[int, ...], StateEntry]] = []
+
+    def read(self, tx: object, state: optax.OptState) -> list[StateEntry]:
+        """The entries of the state of a transformation, in the order in which its links act."""
+        visit.visit(tx, state, self._enter, tree=self.leaves)
+        return [
+            entry if isinstance(entry, LeafEntry) else self._of_kept(entry, numbers) for numbers, entry in self._found
+        ]
+
+    def _of_kept(self, shared: SharedEntry, numbers: tuple[int, ...]) -> SharedEntry:
+        """What is kept once is of those parameters of which something is kept: a frozen one has no count."""
+        for depth in range(len(numbers), -1, -1):
+            within = numbers[:depth]
+            kept = {entry.leaf for at, entry in self._found if isinstance(entry, LeafEntry) and at[:depth] == within}
+            if kept & shared.leaves:
+                return shared._replace(leaves=shared.leaves & kept)
+        return shared
+
+    def _enter(self, part: visit.Part) -> Provenance | None:
+        if part.link is None:
+            found, emitted = foreign.entries(self, part)
+        else:
+            found, emitted = self._of_link(part.link, part), None
+        self._found += [(part.numbers, entry) for entry in found]
+        return emitted
+
+    def leaves_of(self, part: visit.Part) -> frozenset[int]:
+        """The numbers of the parameters that a part of the transformation has."""
+        present = frozenset(self.leaves.present)
+        return present if part.leaves is None else part.leaves & present
+
+    def decay(self, value: object) -> float | None:
+        """A decay, if it is known and does not vary; zero where a schedule begins so, after which weights are one."""
+        if callable(value) and not isinstance(value, jax.Array):
+            return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
+        return None if id(value) in self.varying else number(value)
+
+    def _of_link(self, link: AbstractLink, part: visit.Part) -> Iterator[StateEntry]:
+        """What a link keeps itself."""
+        if part.state is None and not link.facts.keeps:
+            return
+        if isinstance(link, Leafwise):
+            yield from self._leafwise(link, part)
+            return
+        try:
+            own = part.apart.own if part.apart else {}
+        except (AttributeError, KeyError):
+            raise foreign.of_another(link.name, part.state) from None
+        leaves = self.leaves_of(part)
+        for name, tree in own.items():
+            if name == "count":  # a link whose members count by themselves may hold steps back from them
+                yield SharedEntry(STEPS if visit.holds_back(link) else COUNT, leaves, tree.number)
+            else:
+                found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)
+                yield from (e._replace(of="figure") if isinstance(e, SharedEntry) else e for e in found)
+
+    def _leafwise(self, link: Leafwise, part: visit.Part) -> Iterator[StateEntry]:
+        if not link.facts.keeps:
+            return
+        state, declaration, leaves = part.state, link.declaration, self.leaves_of(part)
+        weights = {decay: declaration.weights[decay] for decay in link.rule.debias}
+        fields = set(getattr(state, "_fields", ()))
+        if fields - {"count", "scales"} != {*declaration.slots, *declaration.numbers, *weights.values()}:
+            raise foreign.of_another(link.name, state)
+        if "count" in fields:
+            yield SharedEntry(COUNT, leaves, state.count.number)
+        for decay, name in weights.items():
+            averages, role = weight_role(link, decay)
+            value = self.decay(link.hyperparams[decay])
+            yield SharedEntry(role, leaves, getattr(state, name).number, link, decay, averages, value)
+        for name in declaration.numbers:
+            yield SharedEntry(Role.parse(link.name).part(name), leaves, getattr(state, name).number)
+        for name in declaration.slots:
+            yield from self._slot(link, name, part)
+
+    def _slot(self, link: Leafwise, name: str, part: visit.Part) -> Iterator[LeafEntry]:
+        slot = link.declaration.slots[name]
+        source = GRADIENT
+        if slot.kind in AVERAGES:
+            source = part.grad if link.facts.reads_grad else part.updates
+        role = role_after(source, slot_role(link, name, part.updates, part.grad))
+        averages = "" if slot.decay is None else slot.kind
+        decay = None if slot.decay is None else self.decay(link.hyperparams[slot.decay])
+        values = self.column(getattr(part.state, name), link.name)
+        key = link.scaled.get(name)
+        scales = [None] * len(values) if key is None else self.column(part.state.scales.get(key), link.name)
+        for i in sorted(self.leaves_of(part)):
+            if not is_absent(values[i]):
+                scale = None if is_absent(scales[i]) else scales[i].number
+                yield LeafEntry(
+                    role, i, values[i].number, scale, link, name, averages=averages, decay=decay, source=source
+                )
+
+    def shape(self, leaf: int) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return jnp.shape(self.leaves.params[leaf])
+
+    def column(self, tree: Any, name: str) -> list[Any]:
+        """What stands in a tree for each parameter; an error if it is of others."""
+        try:
+            return self.leaves.column(tree, name, optional=True)
+        except ValueError as error:
+            problem = str(error).partition(". Give")[0]
+            raise ValueError(
+                f"opt_state: what {name} keeps is not of these params: {problem}. Give the params that it was made "
+                "for; old_params, if they are others now."
+            ) from None
+
+    def unknown(self, role: Role, tree: Any, leaves: frozenset[int]) -> Iterator[StateEntry]:
+        """The arrays in a tree of which no more is known: by parameter where it is like the params, else by name."""
+        if isinstance(tree, Numbered) and not self._is_the_parameter(tree):
+            yield SharedEntry(role, leaves, tree.number)
+        elif (column := self._like_params(tree)) is not None:
+            yield from (LeafEntry(role, i, node.number) for i, node in enumerate(column) if not is_absent(node))
+        else:
+            for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
+                yield from self.unknown(role.part(jax.tree_util.keystr(path, simple=True)), node, leaves)
+
+    def _like_params(self, tree: Any) -> list[Any] | None:
+        if is_absent(tree) or _top(tree) != self._top:  # asked at once: some states have a small tree a parameter
+            return None
+        found = jax.tree.leaves(tree, is_leaf=is_absent)
+        if len(found) != len(self.leaves) and not any(map(is_absent, found)):
+            return None
+        try:
+            column = self.leaves.column(tree, "", optional=True)
+        except ValueError:
+            return None
+        nodes = [node for node in column if not is_absent(node)]
+        return column if nodes and all(isinstance(node, Numbered) for node in nodes) else None
+
+    def _is_the_parameter(self, array: Numbered) -> bool:
+        """Whether one array, which is no number, is like the one parameter that is the whole tree."""
+        return (
+            array.ndim > 0 and self._like_params(array) is not None and array.shape == jnp.shape(self.leaves.nodes[0])
+        )
+
+
+def _top(tree: Any) -> Any:
+    """The container that a tree is, without what is in it."""
+    return jax.tree.structure(tree, is_leaf=lambda node: node is not tree)
