@@ -15,7 +15,7 @@ from catalogue import OPTIMIZERS
 import adam_tx
 from adam_tx import export_state, import_state, migrate
 from adam_tx.state.optax_states import FIELDS
-from adam_tx.state.roles import COUNTS, LOOK_AHEAD, MU, NU, RECIPES, ROLES, SUM_OF_SQUARES, Key, Role
+from adam_tx.state.roles import COUNTS, MU, NU, RECIPES, ROLES, SUM_OF_SQUARES, WEIGHT_MU_READ, Key, Role
 
 PARAMS = {"kernel": jnp.ones((4, 2)), "b": {"x": jnp.ones(4)}}
 PACKAGE = pathlib.Path(inspect.getfile(adam_tx)).parent
@@ -59,7 +59,7 @@ def test_any_text_is_a_key_and_a_role_that_are_written_as_it_is(text):
         ("nu.decay/a", Key(NU, "a", "decay")),
         ("nu/a@codes_by_128", Key(NU, "a", stored="codes_by_128")),
         ("nu@scales", Key(NU, stored="scales")),
-        ("sum_of_squares/a", Key(SUM_OF_SQUARES, "a")),
+        ("sum_of_squares/a", Key(SUM_OF_SQUARES, WEIGHT_MU_READ, "a")),
         ("guard.skipped_in_a_row", Key(Role("guard.skipped_in_a_row"))),
         ("inject_hyperparams.hyperparams.decay", Key(Role("inject_hyperparams.hyperparams.decay"))),
     ],
@@ -81,7 +81,8 @@ def test_what_several_links_or_frameworks_have_in_common_is_in_the_docs():
 
 
 def test_what_a_look_ahead_is_debiased_by_is_what_other_frameworks_look_for():
-    assert str(LOOK_AHEAD) in exported(adam_tx.chain(adam_tx.scale_by_momentum(nesterov=True, read=0.5, debias=True)))
+    look_ahead = adam_tx.scale_by_momentum(nesterov=True, read=0.5, debias=True)
+    assert str(WEIGHT_MU_READ) in exported(adam_tx.chain(look_ahead))
 
 
 def test_only_one_file_takes_roles_apart():

@@ -11,29 +11,12 @@ import optax
 
 from adam_tx.interop._config import check_int, keras_inner, keras_settings, number
 from adam_tx.interop._parameters import Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.state import roles
 from adam_tx.state.arrays import Array
 from adam_tx.state.debiasing import exact_pair
 from adam_tx.state.export import of_parameter
 from adam_tx.state.rescale import rescaling
-from adam_tx.state.roles import (
-    COUNT,
-    GATHERED,
-    GATHERED_STEPS,
-    GATHERED_UPDATES,
-    LOOK_AHEAD,
-    MEAN,
-    MU,
-    NU,
-    NU_COL,
-    NU_INF,
-    NU_MAX,
-    NU_ROW,
-    STEPS,
-    SUM_OF_SQUARES,
-    TRACE,
-    Key,
-    Role,
-)
+from adam_tx.state.roles import Key, Role
 
 
 class Slot(NamedTuple):
@@ -56,29 +39,29 @@ class Slot(NamedTuple):
     unless_factored: bool = False
 
 
-_MOMENTS = (Slot("momentum", MU), Slot("velocity", NU))
+_MOMENTS = (Slot("momentum", roles.MU), Slot("velocity", roles.NU))
 _SLOTS: Mapping[str, Sequence[Slot]] = {
-    "adam": (*_MOMENTS, Slot("velocity_hat", NU_MAX, together=True, only_if="amsgrad")),
-    "adamw": (*_MOMENTS, Slot("velocity_hat", NU_MAX, together=True, only_if="amsgrad")),
+    "adam": (*_MOMENTS, Slot("velocity_hat", roles.NU_MAX, together=True, only_if="amsgrad")),
+    "adamw": (*_MOMENTS, Slot("velocity_hat", roles.NU_MAX, together=True, only_if="amsgrad")),
     "nadam": _MOMENTS,
-    "adamax": (Slot("momentum", MU), Slot("norm", NU_INF)),
+    "adamax": (Slot("momentum", roles.MU), Slot("norm", roles.NU_INF)),
     "rmsprop": (
-        Slot("velocity", NU, together=True),
-        Slot("momentum", TRACE.marked(["scaled", "steps"]), sign=-1, together=True, only_if="momentum"),
-        Slot("average_gradient", MEAN, together=True, only_if="centered"),
+        Slot("velocity", roles.NU, together=True),
+        Slot("momentum", roles.TRACE.marked(["scaled", "steps"]), sign=-1, together=True, only_if="momentum"),
+        Slot("average_gradient", roles.MEAN, together=True, only_if="centered"),
     ),
-    "adagrad": (Slot("accumulator", SUM_OF_SQUARES),),
+    "adagrad": (Slot("accumulator", roles.SUM_OF_SQUARES),),
     "lamb": _MOMENTS,
-    "lion": (Slot("momentum", MU),),
-    "sgd": (Slot("momentum", TRACE.marked(["steps"]), only_if="momentum"),),
-    "adafactor": (Slot("", NU_ROW), Slot("", NU_COL), Slot("velocity", NU, unless_factored=True)),
+    "lion": (Slot("momentum", roles.MU),),
+    "sgd": (Slot("momentum", roles.TRACE.marked(["steps"]), only_if="momentum"),),
+    "adafactor": (Slot("", roles.NU_ROW), Slot("", roles.NU_COL), Slot("velocity", roles.NU, unless_factored=True)),
 }
-_ADAM = {MU: "beta_1", NU: "beta_2"}
+_ADAM = {roles.MU: "beta_1", roles.NU: "beta_2"}
 _DECAYS: Mapping[str, Mapping[Role, str]] = {
     **dict.fromkeys(("adam", "adamw", "lamb", "nadam"), _ADAM),
-    "adamax": {MU: "beta_1"},
-    "lion": {MU: "beta_2"},
-    "rmsprop": {NU: "rho"},
+    "adamax": {roles.MU: "beta_1"},
+    "lion": {roles.MU: "beta_2"},
+    "rmsprop": {roles.NU: "rho"},
 }
 """The averages of a class, and the settings that are their decays."""
 _DEBIASED = ("adam", "adamw", "lamb", "nadam", "adamax")
@@ -114,7 +97,7 @@ class Variable(NamedTuple):
     @property
     def lost_axis(self) -> int | None:
         """The axis that ours keep as one of one element; None for none."""
-        return {NU_ROW: -1, NU_COL: -2}.get(self.role) if self.role else None
+        return {roles.NU_ROW: -1, roles.NU_COL: -2}.get(self.role) if self.role else None
 
 
 def from_variables(
@@ -183,7 +166,7 @@ def from_variables(
             found[Key(variable.role, variable.path)] = _ours(variable, value)
         if variable.role and variable.path and (rate := _rate(variable, config)) != 1.0:
             found[Key(variable.role, about="rate")] = np.asarray(rate)
-    found |= _counts(found.pop(Key(COUNT)), config, Key(_SCALE) in found)
+    found |= _counts(found.pop(Key(roles.COUNT)), config, Key(_SCALE) in found)
     found |= {Key(role, about="decay"): np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
     return as_texts(found)
 
@@ -244,7 +227,7 @@ def to_variables(
     used = {Key(variable.role, variable.path) for variable in variables if variable.role and variable.path}
     check_nothing_is_lost(what, entries, used, drop)
     for path in parameters.paths:
-        count = int(of_parameter(entries, Key(COUNT, path)))
+        count = int(of_parameter(entries, Key(roles.COUNT, path)))
         check_weights(what, entries, path, _decays(what, kind, config) if kind in _DEBIASED else {}, count)
     return outer + values
 
@@ -271,12 +254,12 @@ def _decays(what: str, kind: str, config: Mapping[str, Any]) -> dict[Role, float
 
 def _variables(kind: str, config: Mapping[str, Any], parameters: Parameters) -> Iterator[Variable]:
     """All of Keras's variables in their order."""
-    yield Variable("iteration", COUNT)
+    yield Variable("iteration", roles.COUNT)
     if not isinstance(config["learning_rate"], Mapping):
         yield Variable("learning_rate", None)
     for flag, ending, role in (
         ("use_ema", "_average", _WEIGHTS_AVERAGE),
-        ("gradient_accumulation_steps", "_gradient_accumulator", GATHERED),
+        ("gradient_accumulation_steps", "_gradient_accumulator", roles.GATHERED),
     ):
         if config[flag]:
             yield from (Variable(ending, role, path, parameters.shape(path)) for path in parameters.paths)
@@ -289,14 +272,14 @@ def _variables(kind: str, config: Mapping[str, Any], parameters: Parameters) -> 
         if slot.together:
             yield from (_variable(slot, path, parameters.shape(path)) for path in parameters.paths)
     if kind == "nadam":
-        yield Variable("", LOOK_AHEAD)
+        yield Variable("", roles.WEIGHT_MU_READ)
 
 
 def _variable(slot: Slot, path: str, shape: tuple[int, ...]) -> Variable:
     ending = f"_{slot.name}" if slot.name else ""
     is_factored = len(shape) > 1
-    if slot.role in (NU_ROW, NU_COL):
-        without = shape[:-1] if slot.role == NU_ROW else (*shape[:-2], *shape[-1:])
+    if slot.role in (roles.NU_ROW, roles.NU_COL):
+        without = shape[:-1] if slot.role == roles.NU_ROW else (*shape[:-2], *shape[-1:])
         return Variable(ending, slot.role, path, without) if is_factored else Variable(ending, None)
     if slot.unless_factored and is_factored:
         return Variable(ending, None, path, shape)
@@ -305,7 +288,7 @@ def _variable(slot: Slot, path: str, shape: tuple[int, ...]) -> Variable:
 
 def _ours(variable: Variable, value: Array) -> Array:
     """The value of one of Keras's variables as we keep it."""
-    if variable.role == LOOK_AHEAD:
+    if variable.role == roles.WEIGHT_MU_READ:
         return exact_pair(value)
     if variable.lost_axis is not None:
         return np.expand_dims(value, variable.lost_axis)
@@ -314,7 +297,7 @@ def _ours(variable: Variable, value: Array) -> Array:
 
 def _rate(variable: Variable, config: Mapping[str, Any]) -> float:
     """The factor of the gradient in Keras: a loss scale is taken away, and a momentum has the learning rate in it."""
-    if variable.role in (None, _WEIGHTS_AVERAGE, GATHERED):
+    if variable.role in (None, _WEIGHTS_AVERAGE, roles.GATHERED):
         return 1.0
     scale = 1.0 / float(config["loss_scale_factor"] or 1.0)
     if not variable.role.is_of_steps:
@@ -329,30 +312,30 @@ def _counts(iteration: Array, config: Mapping[str, Any], guarded: bool) -> dict[
         raise ValueError(f"variables: iteration is {iteration}, but must be a whole number of at least 0.")
     every = config["gradient_accumulation_steps"] or 1
     count, within = (np.asarray(number, np.int32) for number in divmod(int(iteration), every))
-    counts: dict[Key, Any] = {Key(COUNT): count}
+    counts: dict[Key, Any] = {Key(roles.COUNT): count}
     if every > 1:
-        counts |= {Key(GATHERED_STEPS): within, Key(GATHERED_UPDATES): count}
-        counts[Key(GATHERED, about="rate")] = np.maximum(within, 1)  # Keras adds gradients up, and takes no mean
+        counts |= {Key(roles.GATHERED_STEPS): within, Key(roles.GATHERED_UPDATES): count}
+        counts[Key(roles.GATHERED, about="rate")] = np.maximum(within, 1)  # Keras adds gradients up, and takes no mean
     if guarded or (every > 1 and (config["use_ema"] or config["loss_scale_factor"] is not None)):
-        counts[Key(STEPS)] = np.asarray(iteration, np.int32)
+        counts[Key(roles.STEPS)] = np.asarray(iteration, np.int32)
     return counts
 
 
 def _theirs(what: str, variable: Variable, exported: Mapping[Key, Any], config: Mapping[str, Any]) -> Array:
     """The value of one of Keras's variables."""
-    if variable.role == COUNT:
+    if variable.role == roles.COUNT:
         every = config["gradient_accumulation_steps"] or 1
-        within = _needed(what, exported, Key(GATHERED_STEPS)) if every > 1 else 0
-        return np.asarray(int(_needed(what, exported, Key(COUNT))) * every + int(within), np.int32)
+        within = _needed(what, exported, Key(roles.GATHERED_STEPS)) if every > 1 else 0
+        return np.asarray(int(_needed(what, exported, Key(roles.COUNT))) * every + int(within), np.int32)
     if variable.ending == "learning_rate":
         return np.asarray(config["learning_rate"])
-    if variable.role == LOOK_AHEAD:
-        first, rest = _needed(what, exported, Key(LOOK_AHEAD))
+    if variable.role == roles.WEIGHT_MU_READ:
+        first, rest = _needed(what, exported, Key(roles.WEIGHT_MU_READ))
         return np.asarray((1 - first) - rest)
     if variable.role is None:
         if not variable.path:
             return np.zeros((), np.int32)
-        rows, columns = (_needed(what, exported, Key(role, variable.path)) for role in (NU_ROW, NU_COL))
+        rows, columns = (_needed(what, exported, Key(role, variable.path)) for role in (roles.NU_ROW, roles.NU_COL))
         return rows / np.mean(rows, -2, keepdims=True) * columns  # which Keras makes anew in every step
     return _of_parameter(what, variable, Key(variable.role, variable.path), exported, config)
 
@@ -363,8 +346,8 @@ def _of_parameter(
     """The value of a variable that is kept of a parameter."""
     value = np.asarray(_needed(what, exported, key))
     rate, wanted = of_parameter(exported, key._replace(about="rate")), _rate(variable, config)
-    if key.role == GATHERED:
-        wanted = max(1.0, float(_needed(what, exported, Key(GATHERED_STEPS))))
+    if key.role == roles.GATHERED:
+        wanted = max(1.0, float(_needed(what, exported, Key(roles.GATHERED_STEPS))))
     by = rescaling(key.role, 1.0 if rate is None else float(rate), wanted, fades=key.role.is_of_steps)
     if by is None:
         raise ValueError(f"{what}: {key} is of gradients times {rate}, not {wanted}; take that away before.")

@@ -10,35 +10,23 @@ import optax
 
 from adam_tx.interop._config import check_scheduled, number, unsupported
 from adam_tx.interop._parameters import Axes, Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.state import roles
 from adam_tx.state.arrays import Array
 from adam_tx.state.debiasing import exact_pair
 from adam_tx.state.export import collapsed, of_parameter
 from adam_tx.state.rescale import rescaling
-from adam_tx.state.roles import (
-    COUNT,
-    LOOK_AHEAD,
-    MEAN,
-    MU,
-    NU,
-    NU_INF,
-    NU_INF_OF_STORED_EPS,
-    NU_MAX,
-    SUM_OF_SQUARES,
-    TRACE,
-    Key,
-    Role,
-)
+from adam_tx.state.roles import Key, Role
 
-_ADAM = {"exp_avg": MU, "exp_avg_sq": NU}
+_ADAM = {"exp_avg": roles.MU, "exp_avg_sq": roles.NU}
 _SLOTS: Mapping[str, Mapping[str, Role]] = {
-    "Adam": {**_ADAM, "max_exp_avg_sq": NU_MAX},
-    "AdamW": {**_ADAM, "max_exp_avg_sq": NU_MAX},
+    "Adam": {**_ADAM, "max_exp_avg_sq": roles.NU_MAX},
+    "AdamW": {**_ADAM, "max_exp_avg_sq": roles.NU_MAX},
     "NAdam": _ADAM,
     "RAdam": _ADAM,
-    "Adamax": {"exp_avg": MU, "exp_inf": NU_INF_OF_STORED_EPS},
-    "RMSprop": {"square_avg": NU, "momentum_buffer": TRACE.marked(["scaled"]), "grad_avg": MEAN},
-    "Adagrad": {"sum": SUM_OF_SQUARES},
-    "SGD": {"momentum_buffer": TRACE},
+    "Adamax": {"exp_avg": roles.MU, "exp_inf": roles.NU_INF.marked(["stored_eps"])},
+    "RMSprop": {"square_avg": roles.NU, "momentum_buffer": roles.TRACE.marked(["scaled"]), "grad_avg": roles.MEAN},
+    "Adagrad": {"sum": roles.SUM_OF_SQUARES},
+    "SGD": {"momentum_buffer": roles.TRACE},
 }
 """The slots of each class, in its order, and their roles."""
 _ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -50,7 +38,7 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
-_BETAS = (MU, NU)
+_BETAS = (roles.MU, roles.NU)
 """The averages whose decays a pair of betas has."""
 
 
@@ -131,14 +119,16 @@ def from_state_dict(
 
 def _counted(what: str, path: str, entry: Mapping[str, Any]) -> dict[Key, Any]:
     """The count, and the weight of the decays that NAdam looks ahead with."""
-    count = {Key(COUNT): _step(what, path, entry["step"])} if "step" in entry else {}
-    return count | ({Key(LOOK_AHEAD): exact_pair(_array(entry["mu_product"]))} if "mu_product" in entry else {})
+    count = {Key(roles.COUNT): _step(what, path, entry["step"])} if "step" in entry else {}
+    if "mu_product" not in entry:
+        return count
+    return count | {Key(roles.WEIGHT_MU_READ): exact_pair(_array(entry["mu_product"]))}
 
 
-def _decays(what: str, group: Mapping[str, Any], roles: Collection[Role]) -> dict[Key, Any]:
+def _decays(what: str, group: Mapping[str, Any], kept: Collection[Role]) -> dict[Key, Any]:
     """The decays, numbers or schedules, that made averages: without them nothing is debiased rightly."""
-    if MU not in roles:
-        return {Key(NU, about="decay"): _decay(what, "alpha", group.get("alpha"))} if NU in roles else {}
+    if roles.MU not in kept:
+        return {Key(roles.NU, about="decay"): _decay(what, "alpha", group.get("alpha"))} if roles.NU in kept else {}
     betas = group.get("betas")
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise unsupported(
@@ -146,7 +136,7 @@ def _decays(what: str, group: Mapping[str, Any], roles: Collection[Role]) -> dic
         )
     check_scheduled(what, group, "betas")
     decays = {role: _decay(what, "betas", beta) for role, beta in zip(_BETAS, betas, strict=True)}
-    return {Key(role, about="decay"): decay for role, decay in decays.items() if role in roles}
+    return {Key(role, about="decay"): decay for role, decay in decays.items() if role in kept}
 
 
 def _decay(what: str, key: str, value: Any) -> Any:
@@ -202,18 +192,18 @@ def to_state_dict(
     make = tensor or np.asarray
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
-            roles = _expected(what, optimizer, group, path, None)
+            slots = _expected(what, optimizer, group, path, None)
             keys = {Key(role, path) for role in _SLOTS[optimizer].values()} & entries.keys()
-            if roles and not keys and not _entry(state_dict["state"].get(i)):
+            if slots and not keys and not _entry(state_dict["state"].get(i)):
                 continue  # it is frozen on both sides
             entry = _numbers(what, optimizer, entries, group, path)
-            for slot, role in roles.items():
+            for slot, role in slots.items():
                 key = Key(role, path)
                 if key not in entries:
                     raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key}.")
                 entry[slot] = parameters.theirs(path, slot, _scaled(what, entries, key, _sign(group)))
             # without momentum there is a trace here, of which nothing is read
-            used |= keys if optimizer == "SGD" and not roles else {Key(role, path) for role in roles.values()}
+            used |= keys if optimizer == "SGD" and not slots else {Key(role, path) for role in slots.values()}
             if entry.get("step", 1):
                 made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
     if not used and exported:
@@ -230,7 +220,7 @@ def _numbers(
     """What an entry has beside its arrays: the step, and NAdam's product of decays."""
     if optimizer == "SGD":
         return {}
-    if (count := of_parameter(exported, Key(COUNT, path))) is None or np.shape(count):
+    if (count := of_parameter(exported, Key(roles.COUNT, path))) is None or np.shape(count):
         raise ValueError(f"{what}: exported has no count; give what export_state gave.")
     betas: dict[Role, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
     check_weights(what, exported, path, betas, int(count))
@@ -272,7 +262,7 @@ def _expected(
         if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
     }
     if optimizer == "Adamax" and group.get("eps") == 0:
-        slots["exp_inf"] = NU_INF
+        slots["exp_inf"] = roles.NU_INF
     others = [key for key in _OF_OTHERS.get(optimizer, ()) if key in group]
     if entry is not None and others:
         raise ValueError(f"{what}: a group with {others} is of another class; say which: optimizer=...")
@@ -344,6 +334,6 @@ def _step(what: str, path: str, step: Any) -> Array:
 
 def _product(what: str, exported: Mapping[Key, Any], path: str) -> Array:
     """NAdam's product of decays, from one minus it as two numbers."""
-    if (weight := of_parameter(exported, Key(LOOK_AHEAD, path))) is None:
-        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {LOOK_AHEAD}.")
+    if (weight := of_parameter(exported, Key(roles.WEIGHT_MU_READ, path))) is None:
+        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {roles.WEIGHT_MU_READ}.")
     return np.asarray((1 - weight[0]) - weight[1], weight.dtype)

@@ -12,12 +12,20 @@ from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
 from adam_tx._core import numerics
+from adam_tx._core.blocks import Shape
+from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
 from adam_tx.state.entries import LeafEntry
 
 Array = np.ndarray[Any, Any]
 NARROW = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 """The dtypes whose numbers are given as float32."""
+
+
+def shapes_of(leaves: Leaves) -> dict[int, Shape]:
+    """The shapes of parameters, by number."""
+    nodes = leaves.nodes
+    return {i: jnp.shape(nodes[i]) for i in leaves.present}
 
 
 def to_host(array: ArrayLike) -> Array:

@@ -8,10 +8,10 @@ import numpy as np
 
 from adam_tx.state.arrays import Array
 from adam_tx.state.debiasing import Decay, weight_after
-from adam_tx.state.entries import LeafEntry
+from adam_tx.state.entries import Average, LeafEntry
 from adam_tx.state.exported import Exported
 from adam_tx.state.mismatch import misfit
-from adam_tx.state.roles import AVERAGES, COUNT, Averaged, Key, Role, weight_of
+from adam_tx.state.roles import AVERAGES, COUNT, Key, Role, weight_of
 
 _ROUNDING = 1e-4
 """What Optax's own correction errs by: in float32 it has 1 - 0.999 to 5e-5."""
@@ -30,7 +30,7 @@ class Averages:
       factors: by role the factors by which averages were multiplied.
     """
 
-    def __init__(self, exported: Exported, weighed: set[tuple[Averaged, int]], *, count_restarts: bool) -> None:
+    def __init__(self, exported: Exported, weighed: set[Average], *, count_restarts: bool) -> None:
         self._exported = exported
         self._weighed = weighed
         self._count_restarts = count_restarts

@@ -10,6 +10,9 @@ from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx.state.roles import Averaged, Key, Role
 
+Average = tuple[Averaged, int]
+"""An average that a weight is of: its kind, and its parameter."""
+
 
 class LeafEntry(NamedTuple):
     """What is kept of one parameter.
@@ -44,8 +47,8 @@ class LeafEntry(NamedTuple):
     source: Provenance = GRADIENT
 
     @property
-    def average(self) -> tuple[Averaged, int]:
-        """The average that a weight is of: its kind, and the parameter."""
+    def average(self) -> Average:
+        """What a weight is of: the kind of average, and the parameter."""
         return self.averages, self.leaf
 
     @property
@@ -53,7 +56,7 @@ class LeafEntry(NamedTuple):
         """Whether it is made of squares, so that no number of it is negative."""
         if self.link is not None:
             return self.link.declaration.slots[self.slot].kind == "square"
-        return self.role.facts.is_size
+        return self.role.known.is_size
 
     @property
     def starts_by_count(self) -> bool:
@@ -125,7 +128,7 @@ def arrays_of(entry: StateEntry) -> list[int]:
     return [entry.values] if scales is None else [entry.values, scales]
 
 
-def weighed(entries: Iterable[StateEntry]) -> set[tuple[Averaged, int]]:
+def weighed(entries: Iterable[StateEntry]) -> set[Average]:
     """The averages, by kind and parameter, that have a weight in the state."""
     weights = [entry for entry in entries if isinstance(entry, SharedEntry) and entry.is_weight]
     return {(weight.averages, leaf) for weight in weights for leaf in weight.leaves}

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import optax
 
+from adam_tx._core.blocks import Shape
 from adam_tx._core.leaves import Leaves
-from adam_tx.state.arrays import Array, decoded, same, to_host
-from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry, weighed
+from adam_tx.state.arrays import Array, decoded, same, shapes_of, to_host
+from adam_tx.state.entries import Average, LeafEntry, SharedEntry, StateEntry, weighed
 from adam_tx.state.reader import entries_of
-from adam_tx.state.roles import About, Averaged, Key, Role
+from adam_tx.state.roles import About, Key, Role
 
 
 def export_state(
@@ -84,13 +85,14 @@ def exported_entries(
 ) -> dict[Key, Array]:
     """The dict of a state whose entries are known."""
     leaves, arrays = Leaves.of_params(params), jax.tree.leaves(opt_state)
+    shapes = shapes_of(leaves)
     of_leaves = [entry for entry in entries if isinstance(entry, LeafEntry)]
     found: dict[Key, Array] = {}
     for entry in of_leaves:
         key = Key(entry.role, leaves.paths[entry.leaf])
         if key in found:
             raise ValueError(f"params: two leaves have the path {key.path}; give one of them another name.")
-        found |= _of_leaf(entry, key, leaves, arrays)
+        found |= _of_leaf(entry, key, shapes[entry.leaf], arrays)
     found |= _rates(of_leaves, leaves)
     found |= _decays(of_leaves, leaves, weighed(entries))
     shared: dict[Role, list[tuple[frozenset[int], Array]]] = {}
@@ -102,10 +104,10 @@ def exported_entries(
     return found
 
 
-def _of_leaf(entry: LeafEntry, key: Key, leaves: Leaves, arrays: Sequence[jax.Array]) -> dict[Key, Array]:
+def _of_leaf(entry: LeafEntry, key: Key, shape: Shape, arrays: Sequence[jax.Array]) -> dict[Key, Array]:
     """What is kept of a parameter, and beside it the codes and scales that it is stored as."""
     values = to_host(arrays[entry.values])
-    _check_shape(entry, leaves, values)
+    _check_shape(entry, key, shape, values)
     if entry.scales is None:
         value = decoded(entry, values, None)
         return {key: value if entry.shape is None else value.reshape(entry.shape)}
@@ -113,13 +115,12 @@ def _of_leaf(entry: LeafEntry, key: Key, leaves: Leaves, arrays: Sequence[jax.Ar
     return {key: decoded(entry, values, scales), **dict(zip(entry.stored_keys(key), (values, scales), strict=True))}
 
 
-def _check_shape(entry: LeafEntry, leaves: Leaves, values: Array) -> None:
+def _check_shape(entry: LeafEntry, key: Key, shape: Shape, values: Array) -> None:
     """Refuse what a link keeps of a parameter of another shape."""
     has_its_shape = entry.link is not None and entry.slot not in entry.link.rule.shape
-    shape = np.shape(leaves.params[entry.leaf])
     if has_its_shape and "basis" not in entry.source.words and values.shape != shape:
         raise ValueError(
-            f"opt_state: {entry.role} of {leaves.paths[entry.leaf]} has shape {values.shape}, but the parameter has "
+            f"opt_state: {key.role} of {key.path} has shape {values.shape}, but the parameter has "
             f"{shape}. Give the params that the state was made for."
         )
 
@@ -136,7 +137,7 @@ def _rates(entries: Iterable[LeafEntry], leaves: Leaves) -> dict[Key, Array]:
     return _about("rate", told)
 
 
-def _decays(entries: Iterable[LeafEntry], leaves: Leaves, weighed: set[tuple[Averaged, int]]) -> dict[Key, Array]:
+def _decays(entries: Iterable[LeafEntry], leaves: Leaves, weighed: set[Average]) -> dict[Key, Array]:
     """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
     averages = [entry for entry in entries if entry.averages and entry.decay is not None]
     several = {entry.role.unnumbered for entry in averages if entry.role.number > 1}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
 
 import jax
 import jax.numpy as jnp
@@ -14,58 +16,46 @@ from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
 from adam_tx.state.arrays import Array, decoded
 from adam_tx.state.averages import Averages
-from adam_tx.state.entries import LeafEntry, StateEntry, weighed
+from adam_tx.state.entries import Average, LeafEntry
 from adam_tx.state.exported import Exported
 from adam_tx.state.mismatch import misfit, why_not
 from adam_tx.state.policy import ImportPolicy
 from adam_tx.state.report import Report
 from adam_tx.state.rescale import rescaling
-from adam_tx.state.roles import COUNT, COUNTS, GATHERED_STEPS, RECIPES, Averaged, Key, Role
+from adam_tx.state.roles import COUNTS, GATHERED_STEPS, RECIPES, Key, Role
 
 
+@dataclasses.dataclass
 class StateImporter:
     """Fills the leaves of a state with what is kept of each parameter.
 
-    Args:
+    Attributes:
       leaves: the parameters.
       exported: the dict.
       policy: what may start fresh and be left over.
       report: is told what became of everything.
-      arrays: the arrays of the state as `init` makes them.
-      entries: the entries of that state.
-
-    Attributes:
-      averages: the decays by which the averages in the dict were made.
       old: the arrays of the state as `init` makes them.
-      new: the arrays that it is to have.
+      averages: the decays by which the averages in the dict were made.
+      new: the arrays that the state is to have.
       filled: of each average what was put in its place, and the key of that.
       started: of each average the role of what starts fresh.
       young: by role the parameters of which it starts fresh, though its start may be over by the count.
       missing: the roles of what starts fresh though nobody asked for it, but for bases.
     """
 
-    def __init__(
-        self,
-        leaves: Leaves,
-        exported: Exported,
-        policy: ImportPolicy,
-        report: Report,
-        arrays: Sequence[jax.Array],
-        entries: Sequence[StateEntry],
-    ) -> None:
-        self.leaves = leaves
-        self.exported = exported
-        self.policy = policy
-        self.report = report
-        self.averages = Averages(exported, weighed(entries), count_restarts=policy.starts(Key(COUNT)))
-        self.old = arrays
-        self.new: list[ArrayLike] = list(arrays)
-        self.filled: dict[tuple[Averaged, int], list[tuple[LeafEntry, Key]]] = {}
-        self.started: dict[tuple[Averaged, int], Role] = {}
-        self.young: dict[Role, list[int]] = {}
-        self.missing: dict[Role, None] = {}
-        self._in_basis: dict[int, list[Key]] = {}
-        self._bases: dict[int, list[Role]] = {}
+    leaves: Leaves
+    exported: Exported
+    policy: ImportPolicy
+    report: Report
+    old: Sequence[jax.Array]
+    averages: Averages
+    new: dict[int, Array | jax.Array] = field(default_factory=dict)
+    filled: dict[Average, list[tuple[LeafEntry, Key]]] = field(default_factory=dict)
+    started: dict[Average, Role] = field(default_factory=dict)
+    young: dict[Role, list[int]] = field(default_factory=dict)
+    missing: dict[Role, None] = field(default_factory=dict)
+    _in_basis: dict[int, list[Key]] = field(default_factory=dict)
+    _bases: dict[int, list[Role]] = field(default_factory=dict)
 
     def key(self, entry: LeafEntry) -> Key:
         """The key of an entry."""

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
 from adam_tx._core.leaves import Leaves
-from adam_tx.state.entries import LeafEntry, SharedEntry
+from adam_tx.state.arrays import Array
+from adam_tx.state.averages import Averages
+from adam_tx.state.entries import LeafEntry, SharedEntry, weighed
 from adam_tx.state.exported import Exported
 from adam_tx.state.importer import StateImporter
 from adam_tx.state.policy import ImportPolicy
 from adam_tx.state.reader import entries_of
 from adam_tx.state.report import Report
-from adam_tx.state.roles import Key
+from adam_tx.state.roles import COUNT, Key
 from adam_tx.state.shared import SharedImporter
 
 
@@ -84,7 +85,7 @@ def import_state(
 def imported(
     tx: optax.GradientTransformation,
     params: optax.Params,
-    exported: Mapping[str, Any] | Mapping[Key, Any],
+    given: Mapping[str, Any] | Mapping[Key, Any],
     policy: ImportPolicy,
 ) -> tuple[optax.OptState, StateImporter]:
     """The state, and the importer that knows what became of everything."""
@@ -94,12 +95,14 @@ def imported(
     entries = entries_of(tx, template, params)
     arrays, treedef = jax.tree.flatten(template)
     own = {entry.role for entry in entries}
-    came = {key if isinstance(key, Key) else Key.parse(key, own): value for key, value in exported.items()}
+    came = {key if isinstance(key, Key) else Key.parse(key, own): value for key, value in given.items()}
     report = Report()
-    importer = StateImporter(Leaves.of_params(params), Exported(came, policy, report), policy, report, arrays, entries)
+    exported = Exported(came, policy, report)
+    averages = Averages(exported, weighed(entries), count_restarts=policy.starts(Key(COUNT)))
+    importer = StateImporter(Leaves.of_params(params), exported, policy, report, arrays, averages)
     of_leaves = [entry for entry in entries if isinstance(entry, LeafEntry)]
     # what is there under its own name is no look-alike of anything else
-    for entry in sorted(of_leaves, key=lambda entry: importer.key(entry) not in importer.exported.entries):
+    for entry in sorted(of_leaves, key=lambda entry: importer.key(entry) not in exported.entries):
         importer.take(entry)
     shared = SharedImporter(importer)
     for entry in entries:
@@ -112,7 +115,8 @@ def imported(
     if report.wrong:
         raise _misfits([*report.wrong, *idle], len(report.wrong), policy)
     report.notes += idle
-    return treedef.unflatten([_placed(now, old) for now, old in zip(importer.new, arrays, strict=True)]), importer
+    new = {**dict(enumerate(arrays)), **importer.new}
+    return treedef.unflatten([_placed(new[i], old) for i, old in enumerate(arrays)]), importer
 
 
 def _misfits(problems: Sequence[str], number: int, policy: ImportPolicy) -> ValueError:
@@ -129,7 +133,7 @@ def _misfits(problems: Sequence[str], number: int, policy: ImportPolicy) -> Valu
     )
 
 
-def _placed(new: ArrayLike, old: jax.Array) -> jax.Array:
+def _placed(new: Array | jax.Array, old: jax.Array) -> jax.Array:
     """The array in the dtype and the place of the one that `init` made."""
     if new is old:
         return old

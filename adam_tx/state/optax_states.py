@@ -8,20 +8,9 @@ from typing import Any, NamedTuple
 
 from adam_tx._core.provenance import Provenance
 from adam_tx._core.same import closure_variables
+from adam_tx.state import roles
 from adam_tx.state.arrays import number
-from adam_tx.state.roles import (
-    MEAN,
-    MU,
-    NU,
-    NU_COL,
-    NU_INF_OF_STORED_EPS,
-    NU_MAX,
-    NU_ROW,
-    SUM_OF_SQUARES,
-    TRACE,
-    Averaged,
-    Role,
-)
+from adam_tx.state.roles import Averaged, Role
 
 Held = Mapping[str, Any]
 """What a transformation of Optax holds on to, by the names of its maker's variables."""
@@ -49,11 +38,11 @@ class Field(NamedTuple):
         return bool(held.get(self.corrected)) if isinstance(self.corrected, str) else self.corrected
 
 
-def _mu(decay: str = "b1", corrected: bool | str = True, role: Role = MU) -> Field:
+def _mu(decay: str = "b1", corrected: bool | str = True, role: Role = roles.MU) -> Field:
     return Field(role, "gradient", decay, corrected)
 
 
-def _nu(decay: str = "b2", corrected: bool | str = True, role: Role = NU) -> Field:
+def _nu(decay: str = "b2", corrected: bool | str = True, role: Role = roles.NU) -> Field:
     return Field(role, "square", decay, corrected, divides=True)
 
 
@@ -64,29 +53,29 @@ def _size(role: Role) -> Field:
 FIELDS: Mapping[str, Mapping[str, Field]] = {
     "scale_by_adam": {"mu": _mu(), "nu": _nu()},
     "scale_by_radam": {"mu": _mu(), "nu": _nu()},
-    "scale_by_yogi": {"mu": _mu(), "nu": _nu(role=Role("nu_yogi"))},
-    "scale_by_belief": {"mu": _mu(), "nu": _nu(role=Role("nu_belief"))},
+    "scale_by_yogi": {"mu": _mu(), "nu": _nu(role=roles.NU_YOGI)},
+    "scale_by_belief": {"mu": _mu(), "nu": _nu(role=roles.NU_BELIEF)},
     "scale_by_amsgrad": {
         "mu": _mu(corrected="bias_correction_mu"),
         "nu": _nu(corrected="bias_correction_nu"),
-        "nu_max": _size(NU_MAX.marked(["debiased"])),
+        "nu_max": _size(roles.NU_MAX.marked(["debiased"])),
     },
-    "scale_by_adamax": {"mu": _mu(), "nu": _size(NU_INF_OF_STORED_EPS)},
+    "scale_by_adamax": {"mu": _mu(), "nu": _size(roles.NU_INF.marked(["stored_eps"]))},
     "scale_by_rms": {"nu": _nu("decay", "bias_correction")},
     "scale_by_stddev": {
-        "mu": _mu("decay", "bias_correction", role=MEAN),
+        "mu": _mu("decay", "bias_correction", role=roles.MEAN),
         "nu": _nu("decay", "bias_correction"),
     },
-    "scale_by_rss": {"sum_of_squares": _size(SUM_OF_SQUARES)},
+    "scale_by_rss": {"sum_of_squares": _size(roles.SUM_OF_SQUARES)},
     "scale_by_lion": {"mu": _mu("b2", corrected=False)},
-    "scale_by_novograd": {"mu": Field(TRACE.marked(["scaled"])), "nu": _size(NU.marked(["block_sums"]))},
+    "scale_by_novograd": {"mu": Field(roles.TRACE.marked(["scaled"])), "nu": _size(roles.NU.marked(["block_sums"]))},
     "scale_by_adopt": {
-        "mu": _mu(corrected=False, role=MU.marked(["scaled"])),
+        "mu": _mu(corrected=False, role=roles.MU.marked(["scaled"])),
         "nu": _size(Role("scale_by_delayed_rms.nu")),
     },
     "scale_by_ademamix": {"m1": _mu(), "m2": _mu("b3", corrected=False), "nu": _nu()},
-    "scale_by_factored_rms": {"v_row": _size(NU_ROW), "v_col": _size(NU_COL), "v": _size(NU)},
-    "trace": {"trace": Field(TRACE)},
+    "scale_by_factored_rms": {"v_row": _size(roles.NU_ROW), "v_col": _size(roles.NU_COL), "v": _size(roles.NU)},
+    "trace": {"trace": Field(roles.TRACE)},
     "ema": {"ema": _mu("decay", "debias")},
     "scale_by_schedule": {},
     "add_decayed_weights": {},

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adam_tx._core.blocks import Shape
-from adam_tx._core.leaves import Leaves, is_absent
+from adam_tx._core.leaves import Leaves, Tree, is_absent
+from adam_tx.state.arrays import shapes_of
 
 Axes = tuple[tuple[str, ...], ...]
 """For each dimension of an array the axes of the mesh that it is split over."""
+Spec = NamedSharding | PartitionSpec | None
+"""What is said of where a parameter lies; None for nothing."""
 
 
 class MeshPlacement:
@@ -27,18 +29,18 @@ class MeshPlacement:
       axes: what their dimensions are split over, by number.
     """
 
-    def __init__(self, leaves: Leaves, specs: Any, mesh: Mesh | AbstractMesh | None) -> None:
+    def __init__(self, leaves: Leaves, specs: Tree, mesh: Mesh | AbstractMesh | None) -> None:
         given = _given(leaves) if specs is None else _of_specs(leaves, specs)
-        self.shapes: dict[int, Shape] = {i: jnp.shape(leaves.params[i]) for i in leaves.present}
-        self.mesh = mesh = _common_mesh(leaves, given, mesh)
-        self._own = {i: _checked(leaves, i, placed, mesh) for i, placed in given.items()}
+        self.shapes = shapes_of(leaves)
+        self.mesh = _common_mesh(leaves, given, mesh)
+        self._own = {i: _checked(leaves.path(i), self.shapes[i], spec, self.mesh) for i, spec in given.items()}
         self.axes = {i: _axes(sharding.spec, len(self.shapes[i])) for i, sharding in self._own.items()}
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={size}" for name, size in self.mesh.shape.items())
 
     def sharding(self, axes: Axes = (), i: int | None = None) -> NamedSharding:
-        """That of an array whose dimensions are split so; where it is that of a parameter, the very same."""
+        """The sharding of an array whose dimensions are split so; that of its parameter where they are the same."""
         if i is not None and axes == _axes(self._own[i].spec, len(axes)):
             return self._own[i]
         entries = [names[0] if len(names) == 1 else names or None for names in axes]
@@ -47,17 +49,17 @@ class MeshPlacement:
         return NamedSharding(self.mesh, PartitionSpec(*entries))
 
     def fitting(self, axes: Axes, pieces: Shape) -> Axes:
-        """Of each dimension's axes the first ones over which that many pieces can be split."""
+        """For each dimension as many of its axes as that many pieces can be split over."""
         return tuple(
             next(names[:k] for k in range(len(names), -1, -1) if n % self.devices(names[:k]) == 0)
             for names, n in zip(axes, pieces, strict=True)
         )
 
     def split(self, axes: Axes, pieces: Shape, names: Sequence[str]) -> Axes | None:
-        """Split over more axes of the mesh, each on the first dimension that is whole so far, or on the first at all.
+        """The axes, split over more axes of the mesh: each on the first dimension that is whole, or else on the first.
 
-        None where the pieces of no dimension can be divided once more. On an explicit mesh a dimension is not split
-        twice: JAX would refuse to add what is split once and what is split twice.
+        None if no dimension can be divided once more. On an explicit mesh no dimension is split twice, because JAX
+        would refuse to add an array that is split once and one that is split twice.
         """
         for name in names:
             if any(name in of_dimension for of_dimension in axes):
@@ -86,22 +88,22 @@ def _axes(spec: PartitionSpec, ndim: int) -> Axes:
     return tuple((e,) if isinstance(e, str) else e if isinstance(e, tuple) else () for e in entries)
 
 
-def _given(leaves: Leaves) -> dict[int, Any]:
+def _given(leaves: Leaves) -> dict[int, Spec]:
     """The NamedSharding of each parameter, None where it has none."""
-    found: dict[int, Any] = {}
+    nodes = leaves.nodes
+    found: dict[int, Spec] = {}
     for i in leaves.present:
-        leaf = leaves.params[i]
+        leaf = nodes[i]
         sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
         found[i] = sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
     return found
 
 
-def _of_specs(leaves: Leaves, specs: Any) -> dict[int, Any]:
+def _of_specs(leaves: Leaves, specs: Tree) -> dict[int, Spec]:
     """The spec of each parameter, from a tree of them or a prefix of it."""
     try:
-        column = leaves.column(
-            jax.tree.broadcast(specs, leaves.given("params"), is_leaf=is_absent), "specs", optional=True
-        )
+        spread = jax.tree.broadcast(specs, leaves.given("params"), is_leaf=is_absent)
+        column: list[Any] = leaves.column(spread, "specs", optional=True)
         found = {i: PartitionSpec() if is_absent(column[i]) else column[i] for i in leaves.present}
         if all(isinstance(spec, PartitionSpec | NamedSharding) for spec in found.values()):
             return found
@@ -110,7 +112,7 @@ def _of_specs(leaves: Leaves, specs: Any) -> dict[int, Any]:
     raise ValueError(f"specs: it must be a tree of PartitionSpec like params, or a prefix of one, got {specs}.")
 
 
-def _common_mesh(leaves: Leaves, given: dict[int, Any], mesh: Any) -> Any:
+def _common_mesh(leaves: Leaves, given: Mapping[int, Spec], mesh: Mesh | AbstractMesh | None) -> Mesh | AbstractMesh:
     """The mesh on which all parameters lie; those that came without one are replicated if it is named."""
     placed = {i: sharding.mesh for i, sharding in given.items() if isinstance(sharding, NamedSharding)}
     if mesh is None and (lost := [i for i, spec in given.items() if spec is None]):
@@ -129,13 +131,12 @@ def _common_mesh(leaves: Leaves, given: dict[int, Any], mesh: Any) -> Any:
     return found
 
 
-def _checked(leaves: Leaves, i: int, placed: Any, mesh: Any) -> NamedSharding:
+def _checked(path: str, shape: Shape, given: Spec, mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Where a parameter lies, once it is known that it can."""
-    spec = placed.spec if isinstance(placed, NamedSharding) else placed or PartitionSpec()
-    shape = jnp.shape(leaves.params[i])
+    spec = given.spec if isinstance(given, NamedSharding) else given or PartitionSpec()
     try:
         sharding = NamedSharding(mesh, spec)
         sharding.shard_shape(shape)
     except ValueError as error:
-        raise ValueError(f"params: leaf {leaves.path(i)} of shape {shape} cannot lie as {spec}: {error}") from None
+        raise ValueError(f"params: leaf {path} of shape {shape} cannot lie as {spec}: {error}") from None
     return sharding

@@ -8,8 +8,8 @@ found from the declarations of links, and from where they stand in the whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,12 @@ import optax
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves, is_absent, path_str
+from adam_tx._core.leaves import Leaves, Tree, is_absent, path_str
 from adam_tx._core.provenance import GRADIENT, Provenance
+from adam_tx._core.states import Fields
 from adam_tx.describe import visit
 from adam_tx.state import foreign
-from adam_tx.state.arrays import number
+from adam_tx.state.arrays import number, shapes_of
 from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry, arrays_of
 from adam_tx.state.roles import AVERAGES, COUNT, STEPS, Role
 from adam_tx.state.slot_roles import role_after, slot_role, weight_role
@@ -114,23 +115,30 @@ class Reader:
         self.arrays = arrays
         self.nothing: set[int] = set()
         self.varying: set[int] = set()
+        self._shapes = shapes_of(leaves)
         self._top = _top(leaves.given("params"))
         self._found: list[tuple[tuple[int, ...], StateEntry]] = []
 
     def read(self, tx: object, state: optax.OptState) -> list[StateEntry]:
         """The entries of the state of a transformation, in the order in which its links act."""
         visit.visit(tx, state, self._enter, tree=self.leaves)
+        kept: dict[tuple[int, ...], set[int]] = {}
+        for place, entry in self._found:
+            if isinstance(entry, LeafEntry):
+                for depth in range(len(place) + 1):
+                    kept.setdefault(place[:depth], set()).add(entry.leaf)
         return [
-            entry if isinstance(entry, LeafEntry) else self._of_kept(entry, numbers) for numbers, entry in self._found
+            entry if isinstance(entry, LeafEntry) else self._of_kept(entry, place, kept) for place, entry in self._found
         ]
 
-    def _of_kept(self, shared: SharedEntry, numbers: tuple[int, ...]) -> SharedEntry:
+    def _of_kept(
+        self, shared: SharedEntry, place: tuple[int, ...], kept: Mapping[tuple[int, ...], set[int]]
+    ) -> SharedEntry:
         """What is kept once is of those parameters of which something is kept: a frozen one has no count."""
-        for depth in range(len(numbers), -1, -1):
-            within = numbers[:depth]
-            kept = {entry.leaf for at, entry in self._found if isinstance(entry, LeafEntry) and at[:depth] == within}
-            if kept & shared.leaves:
-                return shared._replace(leaves=shared.leaves & kept)
+        for depth in range(len(place), -1, -1):
+            within = shared.leaves & kept.get(place[:depth], set())
+            if within:
+                return shared._replace(leaves=within)
         return shared
 
     def _enter(self, part: visit.Part) -> Provenance | None:
@@ -165,7 +173,9 @@ class Reader:
             raise foreign.of_another(link.name, part.state) from None
         leaves = self.leaves_of(part)
         for name, tree in own.items():
-            if name == "count":  # a link whose members count by themselves may hold steps back from them
+            if name == "count" and isinstance(
+                tree, Numbered
+            ):  # a link whose members count by themselves may hold steps back from them
                 yield SharedEntry(STEPS if visit.holds_back(link) else COUNT, leaves, tree.number)
             else:
                 found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)
@@ -174,9 +184,10 @@ class Reader:
     def _leafwise(self, link: Leafwise, part: visit.Part) -> Iterator[StateEntry]:
         if not link.facts.keeps:
             return
-        state, declaration, leaves = part.state, link.declaration, self.leaves_of(part)
+        state = cast(Fields, part.state)
+        declaration, leaves = link.declaration, self.leaves_of(part)
         weights = {decay: declaration.weights[decay] for decay in link.rule.debias}
-        fields = set(getattr(state, "_fields", ()))
+        fields = set(cast(tuple[str, ...], getattr(state, "_fields", ())))
         if fields - {"count", "scales"} != {*declaration.slots, *declaration.numbers, *weights.values()}:
             raise foreign.of_another(link.name, state)
         if "count" in fields:
@@ -188,9 +199,9 @@ class Reader:
         for name in declaration.numbers:
             yield SharedEntry(Role.parse(link.name).part(name), leaves, getattr(state, name).number)
         for name in declaration.slots:
-            yield from self._slot(link, name, part)
+            yield from self._slot(link, name, state, part)
 
-    def _slot(self, link: Leafwise, name: str, part: visit.Part) -> Iterator[LeafEntry]:
+    def _slot(self, link: Leafwise, name: str, state: Fields, part: visit.Part) -> Iterator[LeafEntry]:
         slot = link.declaration.slots[name]
         source = GRADIENT
         if slot.kind in AVERAGES:
@@ -198,9 +209,9 @@ class Reader:
         role = role_after(source, slot_role(link, name, part.updates, part.grad))
         averages = "" if slot.decay is None else slot.kind
         decay = None if slot.decay is None else self.decay(link.hyperparams[slot.decay])
-        values = self.column(getattr(part.state, name), link.name)
+        values = self.column(getattr(state, name), link.name)
         key = link.scaled.get(name)
-        scales = [None] * len(values) if key is None else self.column(part.state.scales.get(key), link.name)
+        scales: list[Any] = [None] * len(values) if key is None else self.column(state.scales.get(key), link.name)
         for i in sorted(self.leaves_of(part)):
             if not is_absent(values[i]):
                 scale = None if is_absent(scales[i]) else scales[i].number
@@ -210,9 +221,9 @@ class Reader:
 
     def shape(self, leaf: int) -> tuple[int, ...]:
         """The shape of a parameter."""
-        return jnp.shape(self.leaves.params[leaf])
+        return self._shapes[leaf]
 
-    def column(self, tree: Any, name: str) -> list[Any]:
+    def column(self, tree: Tree, name: str) -> list[Any]:
         """What stands in a tree for each parameter; an error if it is of others."""
         try:
             return self.leaves.column(tree, name, optional=True)
@@ -223,7 +234,7 @@ class Reader:
                 "for; old_params, if they are others now."
             ) from None
 
-    def unknown(self, role: Role, tree: Any, leaves: frozenset[int]) -> Iterator[StateEntry]:
+    def unknown(self, role: Role, tree: Tree, leaves: frozenset[int]) -> Iterator[StateEntry]:
         """The arrays in a tree of which no more is known: by parameter where it is like the params, else by name."""
         if isinstance(tree, Numbered) and not self._is_the_parameter(tree):
             yield SharedEntry(role, leaves, tree.number)
@@ -233,7 +244,7 @@ class Reader:
             for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
                 yield from self.unknown(role.part(jax.tree_util.keystr(path, simple=True)), node, leaves)
 
-    def _like_params(self, tree: Any) -> list[Any] | None:
+    def _like_params(self, tree: Tree) -> list[Any] | None:
         if is_absent(tree) or _top(tree) != self._top:  # asked at once: some states have a small tree a parameter
             return None
         found = jax.tree.leaves(tree, is_leaf=is_absent)
@@ -248,11 +259,9 @@ class Reader:
 
     def _is_the_parameter(self, array: Numbered) -> bool:
         """Whether one array, which is no number, is like the one parameter that is the whole tree."""
-        return (
-            array.ndim > 0 and self._like_params(array) is not None and array.shape == jnp.shape(self.leaves.nodes[0])
-        )
+        return array.ndim > 0 and self._like_params(array) is not None and array.shape == self._shapes[0]
 
 
-def _top(tree: Any) -> Any:
+def _top(tree: Tree) -> Any:
     """The container that a tree is, without what is in it."""
     return jax.tree.structure(tree, is_leaf=lambda node: node is not tree)

@@ -29,7 +29,7 @@ def rescaling(role: Role, rate: float, wanted: float, *, fades: bool = False) ->
         return None
     else:
         ratio = wanted / rate
-    known = role.facts
+    known = role.known
     if known.power is None:
         return 1.0 if ratio == 1.0 else None
     return abs(ratio) ** known.power if known.is_size else ratio

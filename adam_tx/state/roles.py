@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 Averaged = str
 """The kind of what an average is of, "gradient" or "square"; empty for what is no average."""
-About = Literal["", "rate", "decay"]
-"""What an entry says about others: the constant that their gradient was multiplied by, or the decay that made them."""
-_ABOUT: Mapping[str, About] = {"": "", "rate": "rate", "decay": "decay"}
+About = str
+"""What an entry says about others: "rate", the constant that their gradient was multiplied by, or "decay"."""
 _ROLE = re.compile(r"(.*?)(?:_([2-9]|[1-9][0-9]+))?(?:_of_(.+))?", re.DOTALL)
 _KEY = re.compile(r"([^/]*?)(?:\.(rate|decay))?(?:/(.+?))?(?:@((?:codes|scales)\w*))?", re.DOTALL)
 
@@ -54,9 +53,7 @@ class Role(NamedTuple):
 
     def numbered(self, number: int) -> Role:
         """The role of one more of several; the first has no number."""
-        if number == 1:
-            return self
-        return Role(str(self._replace(of="")), self.of, number)
+        return self if number == 1 else Role(str(self._replace(of="")), self.of, number)
 
     @property
     def unnumbered(self) -> Role:
@@ -118,12 +115,12 @@ class Role(NamedTuple):
         return not {"basis", "memory"}.isdisjoint(self.base.split("."))
 
     @property
-    def facts(self) -> Facts:
+    def known(self) -> Known:
         """What is known of it."""
         if self.has_owner:
-            return ROLES.get(self.unnumbered, Facts(self.owner))
+            return ROLES.get(self.unnumbered, Known(self.owner))
         first = "_".join(self.words[:1])
-        return ROLES.get(Role(self.base)) or ROLES.get(Role(self.base, first)) or Facts("whoever declares it")
+        return ROLES.get(Role(self.base)) or ROLES.get(Role(self.base, first)) or Known("whoever declares it")
 
     @property
     def known_as(self) -> Iterable[Role]:
@@ -133,7 +130,7 @@ class Role(NamedTuple):
         return dict.fromkeys((self, self.unnumbered, COUNT if self.unnumbered == STEPS else self.unnumbered))
 
 
-class Facts(NamedTuple):
+class Known(NamedTuple):
     """What is known of a role.
 
     Attributes:
@@ -163,10 +160,8 @@ class Key(NamedTuple):
     stored: str = ""
 
     def __str__(self) -> str:
-        about = f".{self.about}" if self.about else ""
-        path = f"/{self.path}" if self.path else ""
-        stored = f"@{self.stored}" if self.stored else ""
-        return f"{self.role}{about}{path}{stored}"
+        marked = ((".", self.about), ("/", self.path), ("@", self.stored))
+        return f"{self.role}{''.join(mark + text for mark, text in marked if text)}"
 
     @staticmethod
     def parse(text: str, own: Iterable[Role] = ()) -> Key:
@@ -182,7 +177,7 @@ class Key(NamedTuple):
         whole = Role.parse(role).part(suffix)
         if suffix and (whole in own or any(whole.is_within(recipe) for recipe in RECIPES.values())):
             return Key(whole, path, "", stored)
-        return Key(Role.parse(role), path, _ABOUT[suffix], stored)
+        return Key(Role.parse(role), path, suffix, stored)
 
     @property
     def shared(self) -> Key:
@@ -195,49 +190,40 @@ class Key(NamedTuple):
         return self._replace(stored="")
 
 
-COUNT = Role("count")
-STEPS = Role("steps")
-MU = Role("mu")
-NU = Role("nu")
-NU_MAX = Role("nu_max")
-NU_INF = Role("nu_inf")
-NU_INF_OF_STORED_EPS = Role("nu_inf", "stored_eps")
-NU_ROW = Role("nu_row")
-NU_COL = Role("nu_col")
-MEAN = Role("mean")
-TRACE = Role("trace")
-SUM_OF_SQUARES = Role("sum", "squares")
-GATHERED = Role("MultiSteps.acc_grads")
-GATHERED_STEPS = Role("MultiSteps.mini_step")
-GATHERED_UPDATES = Role("MultiSteps.gradient_step")
-
-ROLES: Mapping[Role, Facts] = {
-    COUNT: Facts("what counts updates"),
-    STEPS: Facts("what may skip updates, where count is of those made"),
-    Role("weight_mu"): Facts("what debiases an average of gradients"),
-    Role("weight_nu"): Facts("what debiases an average of squares"),
-    Role("weight_mu_read"): Facts("NAdam, of the decays that it looks ahead with"),
-    Role("weight_nu_look_ahead"): Facts("AdaBelief, of the decays that it looks ahead with"),
-    MU: Facts("Adam and most others", 1),
-    MEAN: Facts("centered RMSprop", 1),
-    TRACE: Facts("SGD, RMSprop and others with a momentum that is no average", 1),
-    Role("previous_gradient"): Facts("MARS", 1),
-    GATHERED: Facts("what gathers gradients of several steps for one update", 1),
-    NU: Facts("Adam and most others; of blocks, Adam-mini and NovoGrad", 2, is_size=True),
-    NU_MAX: Facts("AMSGrad", 2, is_size=True),
-    NU_INF: Facts("AdaMax", 1, is_size=True),
-    NU_ROW: Facts("Adafactor", 2, is_size=True),
-    NU_COL: Facts("Adafactor", 2, is_size=True),
-    Role("nu_yogi"): Facts("Yogi", 2, is_size=True),
-    Role("nu_belief"): Facts("AdaBelief", 2, is_size=True),
-    SUM_OF_SQUARES: Facts("Adagrad", 2, is_size=True),
-    Role("residual"): Facts("parameters that have fewer bits than their updates"),
-}
+ROLES: dict[Role, Known] = {}
 """The roles that several links or frameworks have in common."""
+
+
+def _role(text: str, owner: str, power: int | None = None, *, is_size: bool = False) -> Role:
+    role = Role.parse(text)
+    ROLES[role] = Known(owner, power, is_size)
+    return role
+
+
+COUNT = _role("count", "what counts updates")
+STEPS = _role("steps", "what may skip updates, where count is of those made")
+MU = _role("mu", "Adam and most others", 1)
+NU = _role("nu", "Adam and most others; of blocks, Adam-mini and NovoGrad", 2, is_size=True)
+NU_MAX = _role("nu_max", "AMSGrad", 2, is_size=True)
+NU_INF = _role("nu_inf", "AdaMax", 1, is_size=True)
+NU_ROW = _role("nu_row", "Adafactor", 2, is_size=True)
+NU_COL = _role("nu_col", "Adafactor", 2, is_size=True)
+NU_YOGI = _role("nu_yogi", "Yogi", 2, is_size=True)
+NU_BELIEF = _role("nu_belief", "AdaBelief", 2, is_size=True)
+SUM_OF_SQUARES = _role("sum_of_squares", "Adagrad", 2, is_size=True)
+MEAN = _role("mean", "centered RMSprop", 1)
+TRACE = _role("trace", "SGD, RMSprop and others with a momentum that is no average", 1)
+PREVIOUS_GRADIENT = _role("previous_gradient", "MARS", 1)
+RESIDUAL = _role("residual", "parameters that have fewer bits than their updates")
+WEIGHT_MU = _role("weight_mu", "what debiases an average of gradients")
+WEIGHT_NU = _role("weight_nu", "what debiases an average of squares")
+WEIGHT_MU_READ = _role("weight_mu_read", "NAdam, of the decays that it looks ahead with")
+WEIGHT_NU_LOOK_AHEAD = _role("weight_nu_look_ahead", "AdaBelief, of the decays that it looks ahead with")
+GATHERED = _role("MultiSteps.acc_grads", "what gathers gradients of several steps for one update", 1)
+GATHERED_STEPS = _role("MultiSteps.mini_step", "how many steps are gathered")
+GATHERED_UPDATES = _role("MultiSteps.gradient_step", "how many updates were made of them")
 AVERAGES: Mapping[str, Role] = {"gradient": MU, "square": NU}
 """What an average of a kind is called."""
-LOOK_AHEAD = Role("weight_mu_read")
-"""1 - the product of the decays that NAdam looks ahead with."""
 RECIPES: Mapping[str, Role] = {
     "inject_hyperparams": Role("inject_hyperparams.hyperparams"),
     "schedule_free": Role("schedule_free.b1"),

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from adam_tx._core import blocks, hyperparams, numerics
 from adam_tx._core.blocks import Shape
-from adam_tx._core.leaves import Leaves
+from adam_tx._core.leaves import Leaves, Tree
 from adam_tx.state.entries import LeafEntry, arrays_of
 from adam_tx.state.placement import Axes, MeshPlacement
 from adam_tx.state.reader import entries_of
@@ -141,8 +141,9 @@ def _follows(entry: LeafEntry, leaves: list[Any], placement: MeshPlacement) -> b
     return shape == leaf and not entry.role.belongs_to_basis
 
 
-def _shapes(leaves: Leaves) -> Any:
-    column = list(leaves.params)
+def _shapes(leaves: Leaves) -> Tree:
+    """The parameters, without their numbers."""
+    column: list[Any] = list(leaves.nodes)
     for i in leaves.present:
         column[i] = jax.ShapeDtypeStruct(jnp.shape(column[i]), numerics.dtype_of(column[i]))
     return leaves.tree(column)
