@@ -59,7 +59,7 @@ def test_any_text_is_a_key_and_a_role_that_are_written_as_it_is(text):
         ("nu.decay/a", Key(NU, "a", "decay")),
         ("nu/a@codes_by_128", Key(NU, "a", stored="codes_by_128")),
         ("nu@scales", Key(NU, stored="scales")),
-        ("sum_of_squares/a", Key(SUM_OF_SQUARES, WEIGHT_MU_READ, "a")),
+        ("sum_of_squares/a", Key(SUM_OF_SQUARES, "a")),
         ("guard.skipped_in_a_row", Key(Role("guard.skipped_in_a_row"))),
         ("inject_hyperparams.hyperparams.decay", Key(Role("inject_hyperparams.hyperparams.decay"))),
     ],
