@@ -216,11 +216,12 @@ def to_variables(
     See `from_variables` for an example.
     """
     what, kind, config = _described(config, optimizer)
-    parameters, outer = Parameters(what, params, names), list[Array]()
+    parameters = Parameters(what, params, names)
+    outer: list[Array] = []
     entries = parsed(exported)
     if kind == "lossscaleoptimizer":
         good, scale = (_needed(what, entries, Key(role)) for role in (_GOOD, _SCALE))
-        outer = [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
+        outer += [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
         what, kind, config = _described(keras_inner(config), None)
     variables = list(_variables(kind, config, parameters))
     values = [_theirs(what, variable, entries, config) for variable in variables]

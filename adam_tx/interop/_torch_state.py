@@ -312,7 +312,7 @@ def _of_blocks(codes: Array, qmap: Array, largest: Array) -> Any:
         raise ValueError(
             f"torch: {codes.size} codes came with {largest.size} scales; there are blocks of 256 or 2048 only."
         )
-    return qmap[codes] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
+    return qmap[codes.astype(np.intp)] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
 
 
 def _array(value: Any) -> Array:

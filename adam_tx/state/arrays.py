@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
@@ -17,7 +16,7 @@ from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
 from adam_tx.state.entries import LeafEntry
 
-Array = np.ndarray[Any, Any]
+Array = npt.NDArray[np.number]
 NARROW = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 """The dtypes whose numbers are given as float32."""
 

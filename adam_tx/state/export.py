@@ -17,9 +17,7 @@ from adam_tx.state.reader import entries_of
 from adam_tx.state.roles import About, Key, Role
 
 
-def export_state(
-    opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation
-) -> dict[str, np.ndarray[Any, Any]]:
+def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.GradientTransformation) -> dict[str, Array]:
     """The state as a flat dict of NumPy arrays, which no other code has to know adam_tx to read.
 
     Its keys are roles, and paths of parameters behind them::
@@ -84,7 +82,8 @@ def exported_entries(
     opt_state: optax.OptState, params: optax.Params, entries: Sequence[StateEntry]
 ) -> dict[Key, Array]:
     """The dict of a state whose entries are known."""
-    leaves, arrays = Leaves.of_params(params), jax.tree.leaves(opt_state)
+    leaves = Leaves.of_params(params)
+    arrays = jax.tree.leaves(opt_state)
     shapes = shapes_of(leaves)
     of_leaves = [entry for entry in entries if isinstance(entry, LeafEntry)]
     found: dict[Key, Array] = {}

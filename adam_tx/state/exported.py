@@ -28,10 +28,10 @@ class Exported:
       unused: the keys that were not used so far.
     """
 
-    def __init__(self, entries: Mapping[Key, Any], policy: ImportPolicy, report: Report) -> None:
+    def __init__(self, entries: Mapping[Key, object], policy: ImportPolicy, report: Report) -> None:
         wrong = _wrong_about(entries, policy)
         report.wrong += [f"{key} {problem}" for key, problem in wrong.items()]
-        self.entries = {key: value for key, value in entries.items() if key not in wrong}
+        self.entries: dict[Key, Any] = {key: value for key, value in entries.items() if key not in wrong}
         self.by_path = {key.role for key in self.entries if key.path and not key.about}
         self.unused = {key: None for key in self.entries if not key.about}
         self._report = report
@@ -88,10 +88,11 @@ class Exported:
         return any(key.role == role for key in self.unused)
 
 
-def _wrong_about(entries: Mapping[Key, Any], policy: ImportPolicy) -> dict[Key, str]:
+def _wrong_about(entries: Mapping[Key, object], policy: ImportPolicy) -> dict[Key, str]:
     """What is wrong with entries that say something about others."""
     roles = {key.role for key in entries if not key.about}
     wrong: dict[Key, str] = {}
+    value: Any
     for key, value in entries.items():
         if not key.about or callable(value):
             continue

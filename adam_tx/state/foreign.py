@@ -33,7 +33,8 @@ _OF_OTHER_TREES = ("flatten", "lookahead")
 def entries(reader: Reader, part: visit.Part) -> tuple[list[StateEntry], Provenance | None]:
     """What a transformation keeps, as far as it is known, and what it emits; None for what its members make of it."""
     foreign = _Foreign(reader, part)
-    maker, keeps = foreign.maker, bool(jax.tree.leaves(part.state))
+    maker = foreign.maker
+    keeps = bool(jax.tree.leaves(part.state))
     if not visit.is_optax(part.tx):
         if part.apart is not None and part.apart.members:
             return list(foreign.own()), None

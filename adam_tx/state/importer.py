@@ -90,7 +90,8 @@ class StateImporter:
         value = self.exported.number(source)
         if value is None:
             return
-        role, had, shape = entry.role, source.role, entry.shape or self.old[entry.values].shape
+        role, had = entry.role, source.role
+        shape = entry.shape or self.old[entry.values].shape
         is_same = had.unnumbered == role.unnumbered
         is_blocked = role.of == "blocks" and had == role._replace(of="") and blocks.divides(shape, value.shape)
         rate = self.exported.get(Key(had, key.path, "rate"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from adam_tx.state.shared import SharedImporter
 def import_state(
     tx: optax.GradientTransformation,
     params: optax.Params,
-    exported: Mapping[str, Any],
+    exported: Mapping[str, object],
     *,
     fresh: str = "",
     drop: str = "",
@@ -85,7 +84,7 @@ def import_state(
 def imported(
     tx: optax.GradientTransformation,
     params: optax.Params,
-    given: Mapping[str, Any] | Mapping[Key, Any],
+    given: Mapping[str, object] | Mapping[Key, object],
     policy: ImportPolicy,
 ) -> tuple[optax.OptState, StateImporter]:
     """The state, and the importer that knows what became of everything."""

@@ -185,7 +185,8 @@ class Reader:
         if not link.facts.keeps:
             return
         state = cast(Fields, part.state)
-        declaration, leaves = link.declaration, self.leaves_of(part)
+        declaration = link.declaration
+        leaves = self.leaves_of(part)
         weights = {decay: declaration.weights[decay] for decay in link.rule.debias}
         fields = set(cast(tuple[str, ...], getattr(state, "_fields", ())))
         if fields - {"count", "scales"} != {*declaration.slots, *declaration.numbers, *weights.values()}:

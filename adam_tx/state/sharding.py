@@ -27,9 +27,9 @@ def state_sharding(
     *,
     zero1: str | Sequence[str] | None = None,
     min_size: int = 2**14,
-    specs: Any = None,
+    specs: Tree = None,
     mesh: Mesh | AbstractMesh | None = None,
-) -> Any:
+) -> Tree:
     """Where every array of a state lies, from where the parameters lie.
 
     Give it to `jax.jit` as `out_shardings` of `tx.init` and of the training step. Then no

@@ -94,7 +94,8 @@ class SharedImporter:
         """A weight from the count, and from the decay that made what it is the weight of."""
         values: dict[str, Array] = {}
         for leaf in sorted(entry.leaves):
-            path, source = self._importer.leaves.paths[leaf], self._source(entry, leaf)
+            path = self._importer.leaves.paths[leaf]
+            source = self._source(entry, leaf)
             if source is None and entry.is_of_average:
                 continue  # it starts fresh
             count = self._averages.updates(path)
@@ -171,7 +172,8 @@ class SharedImporter:
 
     def _note_young(self, entry: SharedEntry, value: Array) -> None:
         """Say where what starts from zero is taken for older, because it shares a weight or a count."""
-        importer, paths = self._importer, self._importer.leaves.paths
+        importer = self._importer
+        paths = importer.leaves.paths
         started = [leaf for leaf in sorted(entry.leaves) if (entry.averages, leaf) in importer.started]
         if entry.is_weight and entry.averages and started:
             role = importer.started[entry.averages, started[0]]
