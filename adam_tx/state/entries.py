@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
+from adam_tx._core.averages import reads_count
 from adam_tx._core.blocks import Shape
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.provenance import GRADIENT, Provenance
@@ -63,7 +64,7 @@ class LeafEntry(NamedTuple):
         """Whether the count says that its start is over, and no weight that is kept with it."""
         if self.link is None:
             return self.corrected_by is not None
-        return self.is_square and self.link.reads_count
+        return self.is_square and reads_count(self.link)
 
     def stored_keys(self, key: Key) -> tuple[Key, Key]:
         """The keys of its codes and scales."""
