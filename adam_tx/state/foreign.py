@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,18 @@ from adam_tx._core.states import Fields, State
 from adam_tx.describe import closures, visit
 from adam_tx.state import roles
 from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry
+from adam_tx.state.numbered import NumberedState
 from adam_tx.state.optax_states import FIELDS, Held, emitted_by_optax, emitted_by_unknown
 from adam_tx.state.roles import Role
 from adam_tx.state.slot_roles import role_after
-
-if TYPE_CHECKING:
-    from adam_tx.state.reader import Reader
 
 _OF_OTHER_TREES = ("flatten", "lookahead")
 """Wrappers whose inside does not see the tree of parameters."""
 
 
-def entries(reader: Reader, part: visit.Part) -> tuple[list[StateEntry], Provenance | None]:
+def entries(state: NumberedState, part: visit.Part) -> tuple[list[StateEntry], Provenance | None]:
     """What a transformation keeps, as far as it is known, and what it emits; None for what its members make of it."""
-    foreign = _Foreign(reader, part)
+    foreign = _Foreign(state, part)
     maker = foreign.maker
     keeps = bool(jax.tree.leaves(part.state))
     if not visit.is_optax(part.tx):
@@ -52,25 +50,25 @@ def entries(reader: Reader, part: visit.Part) -> tuple[list[StateEntry], Provena
 class _Foreign:
     """A transformation that is not of adam_tx."""
 
-    def __init__(self, reader: Reader, part: visit.Part) -> None:
+    def __init__(self, state: NumberedState, part: visit.Part) -> None:
         self.maker = maker_name(part.tx)
         self.held: Held = closures.values(part.tx)
-        self._reader = reader
+        self._whole = state
         self._part = part
         self._state = cast(Fields, part.state)
         self._role = Role.parse(self.maker)
-        self._leaves = reader.leaves_of(part)
+        self._leaves = state.leaves_of(part)
 
     def unknown(self) -> Iterator[StateEntry]:
         """What it keeps, if no more is known of it."""
-        return self._reader.unknown(self._role, self._part.state, self._leaves)
+        return self._whole.unknown(self._role, self._part.state, self._leaves)
 
     def own(self) -> Iterator[StateEntry]:
         """What a wrapper keeps beside its members."""
         assert self._part.apart is not None
         if self.maker == "inject_hyperparams":
             hyperparams = self._state.hyperparams
-            self._reader.varying |= {id(hyperparams[name].concrete) for name in self.held["sched_hps"]}
+            self._whole.varying |= {id(hyperparams[name].concrete) for name in self.held["sched_hps"]}
         for name, tree in self._part.apart.own.items():
             field = self._role.part(name)
             for entry in self._field(field, tree):
@@ -90,7 +88,7 @@ class _Foreign:
             if name.startswith("count"):
                 yield SharedEntry(roles.COUNT, self._leaves, tree.number)
             elif name not in fields:
-                yield from self._reader.unknown(self._role.part(name), tree, self._leaves)
+                yield from self._whole.unknown(self._role.part(name), tree, self._leaves)
             elif self.maker == "scale_by_factored_rms":
                 yield from self._factored(name, tree)
             else:
@@ -99,27 +97,27 @@ class _Foreign:
     def _of_leaves(self, name: str, tree: Any) -> Iterator[LeafEntry]:
         field, source = FIELDS[self.maker][name], self._part.updates
         count = getattr(self._state, "count", None)
-        decay = self._reader.decay(self.held.get(field.decay)) if field.decay else None
+        decay = self._whole.decay(self.held.get(field.decay)) if field.decay else None
         role = role_after(source, field.role)
         corrected_by = count.number if count is not None and field.is_corrected(self.held) else None
-        for i, node in enumerate(self._reader.column(tree, self.maker)):
+        for i, node in enumerate(self._whole.column(tree, self.maker)):
             if not is_absent(node):
-                ndim = 0 if node.shape else len(self._reader.shape(i))
+                ndim = 0 if node.shape else len(self._whole.shape(i))
                 entry = LeafEntry(role, i, node.number, shape=(1,) * ndim or None, source=source)
                 yield entry._replace(averages=field.averages, decay=decay, corrected_by=corrected_by)
 
     def _factored(self, name: str, tree: Any) -> Iterator[LeafEntry]:
         """Rows, columns, or all of a second moment; what a parameter does not have of these is one zero."""
         source = self._part.updates
-        column = self._reader.column(tree, self.maker)
-        unfactored = self._reader.column(self._state.v, self.maker)
+        column = self._whole.column(tree, self.maker)
+        unfactored = self._whole.column(self._state.v, self.maker)
         for i in sorted(self._leaves):
             if is_absent(column[i]):
                 continue
-            number, shape = column[i].number, self._reader.shape(i)
+            number, shape = column[i].number, self._whole.shape(i)
             is_factored = unfactored[i].shape != shape
             if is_factored == (name == "v"):
-                self._reader.nothing.add(number)
+                self._whole.nothing.add(number)
             elif name == "v":
                 # whose decay begins with zero
                 yield LeafEntry(role_after(source, roles.NU), i, number, averages="square", decay=0.0, source=source)
@@ -133,7 +131,7 @@ class _Foreign:
     def _field(self, field: Role, tree: Any) -> Iterator[StateEntry]:
         """A field of which no more is known than whether it has numbers of the recipe."""
         if field != roles.RECIPES.get(self.maker):
-            yield from self._reader.unknown(field, tree, self._leaves)
+            yield from self._whole.unknown(field, tree, self._leaves)
             return
         for path, node in jax.tree_util.tree_leaves_with_path(tree):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -157,7 +155,7 @@ class _Foreign:
         return entry._replace(below=functools.partial(_every, self.held)) if field == roles.GATHERED_STEPS else entry
 
     def _now(self, node: Any) -> float:
-        array = self._reader.arrays[node.number]
+        array = self._whole.arrays[node.number]
         return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
 
 

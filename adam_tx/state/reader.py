@@ -12,19 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves, Tree, is_absent, path_str
+from adam_tx._core.leaves import Leaves, is_absent, path_str
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.states import Fields
 from adam_tx.describe import visit
 from adam_tx.state import foreign
-from adam_tx.state.arrays import number, shapes_of
 from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry, arrays_of
+from adam_tx.state.numbered import Numbered, NumberedState
 from adam_tx.state.roles import AVERAGES, COUNT, STEPS, Role
 from adam_tx.state.slot_roles import role_after, slot_role, weight_role
 
@@ -91,32 +90,11 @@ def _decay(entry: StateEntry) -> float:
     return math.inf if entry.decay is None else entry.decay
 
 
-class Numbered(jax.ShapeDtypeStruct):
-    """In place of an array of a state: its shape, and its number among the leaves."""
-
-    def __init__(self, like: Any, number: int) -> None:
-        super().__init__(jnp.shape(like), like.dtype if hasattr(like, "dtype") else jnp.result_type(like))
-        self.number = number
-        self.concrete = like
-
-
-class Reader:
-    """Reads the entries of numbered states.
-
-    Attributes:
-      leaves: the parameters.
-      arrays: the arrays of the state.
-      nothing: the numbers of arrays that only stand where there is nothing to keep.
-      varying: the identities of arrays whose values of now say nothing of those before.
-    """
+class Reader(NumberedState):
+    """Reads the entries of a numbered state."""
 
     def __init__(self, leaves: Leaves, arrays: Sequence[Any]) -> None:
-        self.leaves = leaves
-        self.arrays = arrays
-        self.nothing: set[int] = set()
-        self.varying: set[int] = set()
-        self._shapes = shapes_of(leaves)
-        self._top = _top(leaves.given("params"))
+        super().__init__(leaves, arrays)
         self._found: list[tuple[tuple[int, ...], StateEntry]] = []
 
     def read(self, tx: object, state: optax.OptState) -> list[StateEntry]:
@@ -148,17 +126,6 @@ class Reader:
             found, emitted = self._of_link(part.link, part), None
         self._found += [(part.numbers, entry) for entry in found]
         return emitted
-
-    def leaves_of(self, part: visit.Part) -> frozenset[int]:
-        """The numbers of the parameters that a part of the transformation has."""
-        present = frozenset(self.leaves.present)
-        return present if part.leaves is None else part.leaves & present
-
-    def decay(self, value: object) -> float | None:
-        """A decay, if it is known and does not vary; zero where a schedule begins so, after which weights are one."""
-        if callable(value) and not isinstance(value, jax.Array):
-            return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
-        return None if id(value) in self.varying else number(value)
 
     def _of_link(self, link: AbstractLink, part: visit.Part) -> Iterator[StateEntry]:
         """What a link keeps itself."""
@@ -219,50 +186,3 @@ class Reader:
                 yield LeafEntry(
                     role, i, values[i].number, scale, link, name, averages=averages, decay=decay, source=source
                 )
-
-    def shape(self, leaf: int) -> tuple[int, ...]:
-        """The shape of a parameter."""
-        return self._shapes[leaf]
-
-    def column(self, tree: Tree, name: str) -> list[Any]:
-        """What stands in a tree for each parameter; an error if it is of others."""
-        try:
-            return self.leaves.column(tree, name, optional=True)
-        except ValueError as error:
-            problem = str(error).partition(". Give")[0]
-            raise ValueError(
-                f"opt_state: what {name} keeps is not of these params: {problem}. Give the params that it was made "
-                "for; old_params, if they are others now."
-            ) from None
-
-    def unknown(self, role: Role, tree: Tree, leaves: frozenset[int]) -> Iterator[StateEntry]:
-        """The arrays in a tree of which no more is known: by parameter where it is like the params, else by name."""
-        if isinstance(tree, Numbered) and not self._is_the_parameter(tree):
-            yield SharedEntry(role, leaves, tree.number)
-        elif (column := self._like_params(tree)) is not None:
-            yield from (LeafEntry(role, i, node.number) for i, node in enumerate(column) if not is_absent(node))
-        else:
-            for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
-                yield from self.unknown(role.part(jax.tree_util.keystr(path, simple=True)), node, leaves)
-
-    def _like_params(self, tree: Tree) -> list[Any] | None:
-        if is_absent(tree) or _top(tree) != self._top:  # asked at once: some states have a small tree a parameter
-            return None
-        found = jax.tree.leaves(tree, is_leaf=is_absent)
-        if len(found) != len(self.leaves) and not any(map(is_absent, found)):
-            return None
-        try:
-            column = self.leaves.column(tree, "", optional=True)
-        except ValueError:
-            return None
-        nodes = [node for node in column if not is_absent(node)]
-        return column if nodes and all(isinstance(node, Numbered) for node in nodes) else None
-
-    def _is_the_parameter(self, array: Numbered) -> bool:
-        """Whether one array, which is no number, is like the one parameter that is the whole tree."""
-        return array.ndim > 0 and self._like_params(array) is not None and array.shape == self._shapes[0]
-
-
-def _top(tree: Tree) -> Any:
-    """The container that a tree is, without what is in it."""
-    return jax.tree.structure(tree, is_leaf=lambda node: node is not tree)
