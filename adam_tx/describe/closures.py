@@ -1,38 +1,39 @@
-"""What functions that are not ours tell of themselves: their maker's name, its arguments, what they hold on to."""
+"""What functions that are not ours tell of themselves: their maker's name, its arguments, their closure variables."""
 
 import dataclasses
-import functools
-import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
 from adam_tx._core.same import closure_variables, holds_nothing, same, same_code
+
+T = TypeVar("T")
 
 _ADAPTED = optax.with_extra_args_support(optax.identity()).update
 
 
-def name(function: Any) -> str:
-    """The name of what made this function: `scale` for `scale.<locals>.update_fn`, a method's class."""
-    if isinstance(function, optax.GradientTransformation):
-        function = function.update
+def maker_name(made: object) -> str:
+    """The name of the function that made this: `scale` for `scale.<locals>.update_fn`; a method's class."""
+    function: object = made.update if isinstance(made, optax.GradientTransformation) else made
     if inspect.ismethod(function):
         return type(function.__self__).__name__
     qualname = getattr(function, "__qualname__", type(function).__name__)
     return qualname.split(".<locals>")[0].split(".")[-1]
 
 
-def values(made: Any) -> dict[str, Any]:
-    """What the functions of a transformation or schedule hold on to, and the local functions that they call."""
-    functions = [made.init, made.update] if hasattr(made, "update") else [made]
-    found, seen = {}, set()
+def variables(made: object) -> dict[str, Any]:
+    """The closure variables of a schedule or of a transformation's functions, and of the local functions they call."""
+    functions: list[object] = [getattr(made, "init", made), getattr(made, "update", made)]
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
     while functions:
         function = functions.pop(0)
         if id(function) in seen:
@@ -42,81 +43,80 @@ def values(made: Any) -> dict[str, Any]:
             found.setdefault(key, value)
             if inspect.isfunction(value) and _local_to(value) == _local_to(function) is not None:
                 functions.append(value)
-    return {key: _unadapted_in(value) for key, value in found.items()}
+    return {key: _without_support_inside(value) for key, value in found.items()}
 
 
-def _local_to(function: Any) -> tuple[str, str] | None:
+def _local_to(function: object) -> tuple[str, str] | None:
     """The module and name of the outermost function in which this one was defined, if in any."""
     outer, local, _ = getattr(function, "__qualname__", "").partition(".<locals>")
-    return (function.__module__, outer) if local else None
+    return (getattr(function, "__module__", ""), outer) if local else None
 
 
-def unadapted(transformation: Any) -> Any:
-    """The transformation inside Optax's adapter to extra arguments; any other as it is."""
+def without_extra_args_support(transformation: T) -> T:
+    """What `optax.with_extra_args_support` was put around; what it was not put around as it is."""
     update = getattr(transformation, "update", None)
     if inspect.isfunction(update) and same_code(update, _ADAPTED):
-        inside = closure_variables(transformation.update)["tx"]
-        return inside if inside.init == transformation.init else transformation
+        inside = closure_variables(update).get("tx")
+        if getattr(inside, "init", None) == getattr(transformation, "init", None):
+            return cast(T, inside)
     return transformation
 
 
-def _unadapted_in(value: Any) -> Any:
+def _without_support_inside(value: object) -> object:
+    """A transformation, or a dict of them, without the support of extra arguments."""
     if isinstance(value, optax.GradientTransformation):
-        return unadapted(value)
-    return {key: _unadapted_in(member) for key, member in value.items()} if type(value) is dict else value
+        return without_extra_args_support(value)
+    if type(value) is dict:
+        return {key: _without_support_inside(member) for key, member in cast(dict[object, object], value).items()}
+    return value
 
 
-def address(thing: Any) -> tuple[str, str] | None:
+def address(thing: object) -> tuple[str, str] | None:
     """The module and the name in it under which this can be imported; of ours and Optax's the public ones."""
-    module, qualname = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
+    module = getattr(thing, "__module__", None)
+    qualname = getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str) or "<" in qualname:
         return None
     parts = module.split(".")
     modules = [".".join(parts[: n + 1]) for n in range(len(parts))] if parts[0] in ("adam_tx", "optax") else [module]
-    return next(((at, qualname) for at in modules if find(at, qualname) is thing), None)
+    return next(((at, qualname) for at in modules if imported(at, qualname) is thing), None)
 
 
-def find(module: str, qualname: str) -> Any:
+def imported(module: str, qualname: str) -> object:
     """What can be imported under this module and name, or None."""
     try:
-        return functools.reduce(getattr, qualname.split("."), importlib.import_module(module))
+        return pkgutil.resolve_name(f"{module}:{qualname}")
     except (ImportError, AttributeError, ValueError):
         return None
 
 
-def remake(made: Any) -> Call | None:
+def call_of(made: object) -> Call | None:
     """The call that made this schedule or transformation, if it remembers it or it can be proved.
 
-    Our own remember their call. A closure of Optax is described by the function that
-    made it and what it closed over. That is the call that made it if, called so, the
-    function gives closures of the same code over the same values. What cannot be proved
-    is not guessed, and only Optax's functions and data classes are called to try it.
+    Our own remember their call. Optax's are closures. Each of Optax's functions that may
+    have made one is called again with the variables of the closure. If that gives closures
+    of the same code over the same values, it is the call. What cannot be proved is not
+    guessed, and only Optax's functions and data classes are called to try it.
     """
-    made = unadapted(made)
-    if (call := _remembered(made)) is not None:
-        return call
-    for maker, args, kwargs in _guesses(made):
-        try:
-            again = maker(*args, **kwargs)
-        except Exception:  # whatever a guess at its arguments makes it do
-            continue
-        if _proved(made, again):
-            return Call(maker, args, kwargs)
-    return None
+    made = without_extra_args_support(made)
+    return _remembered(made) or next((guess for guess in _guesses(made) if _makes(guess, made)), None)
 
 
-def _remembered(made: Any) -> Call | None:
-    if isinstance(call := getattr(made, "call", None), Call):
-        return call
-    owner = getattr(getattr(made, "update", None), "__self__", None)
-    if isinstance(owner, AbstractLink):
-        return owner.call
-    if isinstance(made, functools.partial):
-        return Call(functools.partial, (made.func, *made.args), made.keywords)
-    return None
+def _remembered(made: object) -> Call | None:
+    """The call that an object has under `call`, or the one whose methods init and update are."""
+    if isinstance(made, partial):
+        return Call(partial, (made.func, *made.args), made.keywords)
+    owner, other = (getattr(getattr(made, method, None), "__self__", None) for method in ("update", "init"))
+    calls = (getattr(thing, "call", None) for thing in (made, owner if owner is other else None))
+    return next((call for call in calls if isinstance(call, Call)), None)
 
 
-def _proved(made: Any, again: Any) -> bool:
+def _makes(call: Call, made: object) -> bool:
+    """Whether this call provably makes the same."""
+    try:
+        again = call()
+    except Exception:  # whatever a guess at its arguments makes it do
+        return False
     if not isinstance(made, optax.GradientTransformation):
         return same(made, again)
     extra = optax.GradientTransformationExtraArgs
@@ -125,23 +125,16 @@ def _proved(made: Any, again: Any) -> bool:
     return same(made.init, again.init) and same(made.update, again.update)
 
 
-Guess = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]
-
-
-def _guesses(made: Any) -> Iterator[Guess]:
+def _guesses(made: object) -> Iterator[Call]:
     """The calls of Optax that may have made this, the most specific first."""
-    if isinstance(made, optax.MultiSteps):
-        yield from _tried(_multi_steps, vars(made))
-        return
-    if not isinstance(made, optax.GradientTransformation) and not isinstance(made, type):
+    if not isinstance(made, optax.GradientTransformation | type):
         yield from _of_data(made)
     function = made.update if isinstance(made, optax.GradientTransformation) else made
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, optax.MultiSteps):
-        yield optax.MultiSteps.gradient_transformation, (owner,), {}
+    if inspect.ismethod(function) and maker_name(function) == "MultiSteps":
+        yield from _tried(lambda _: _call(optax.MultiSteps.gradient_transformation, function.__self__), {})
     if not inspect.isfunction(function) or _local_to(function) is None:
         return
-    found = values(made)
+    found = variables(made)
     # `scale_by_learning_rate` hands a function of its own to `scale_by_schedule`, whose closure it then is
     for inside in [value for value in found.values() if inspect.isfunction(value)]:
         if _local_to(inside) not in (None, _local_to(function)):
@@ -149,71 +142,71 @@ def _guesses(made: Any) -> Iterator[Guess]:
     yield from _calls(function, found)
 
 
-def _calls(function: Any, found: Mapping[str, Any]) -> Iterator[Guess]:
-    module, maker_name = _local_to(function) or ("", "")
-    maker = find(module, maker_name) if module.split(".")[0] == "optax" else None
+def _calls(function: object, found: Mapping[str, object]) -> Iterator[Call]:
+    """The calls of the function of Optax in which this one was defined."""
+    module, name = _local_to(function) or ("", "")
+    maker = imported(module, name) if module.split(".")[0] == "optax" else None
     if not inspect.isfunction(maker):
         return
-    for guess in _GUESSES.get(maker_name, ()):
+    for guess in _GUESSES.get(name, ()):
         yield from _tried(guess, found)
-    yield maker, (), {key: found[key] for key in inspect.signature(maker).parameters if key in found}
+    yield _call(maker, **{key: found[key] for key in inspect.signature(maker).parameters if key in found})
 
 
-def _of_data(made: Any) -> Iterator[Guess]:
+def _of_data(made: object) -> Iterator[Call]:
     """The calls that make an object that is nothing but data, if it is one."""
-    kind = type(made)
+    kind: type[object] = type(made)
     if dataclasses.is_dataclass(made):
-        yield kind, (), {field.name: getattr(made, field.name) for field in dataclasses.fields(made) if field.init}
-    elif hasattr(made, "_asdict"):
-        yield kind, (), made._asdict()
+        fields = [field.name for field in dataclasses.fields(made) if field.init]
+        yield _call(kind, **{name: getattr(made, name) for name in fields})
+    elif (as_dict := getattr(made, "_asdict", None)) is not None:
+        yield _call(kind, **as_dict())
     elif isinstance(made, Mapping):
-        yield kind, (dict(made),), {}
+        yield _call(kind, dict(cast(Mapping[object, object], made)))
     elif holds_nothing(made):
-        yield kind, (), {}
+        yield _call(kind)
+    elif maker_name(made) == "MultiSteps":
+        yield from _tried(_multi_steps, vars(made))
 
 
-def _tried(guess: Callable[[Mapping[str, Any]], Guess], found: Mapping[str, Any]) -> Iterator[Guess]:
-    """The guess, if what was found has the parts that it is made of."""
+def _call(maker: Callable[..., object], /, *args: object, **kwargs: object) -> Call:
+    return Call(maker, args, kwargs)
+
+
+Guess = Callable[[Mapping[str, Any]], Call]
+"""From closure variables of Optax the call that may have made them."""
+
+
+def _tried(guess: Guess, found: Mapping[str, object]) -> Iterator[Call]:
+    """The guess, if Optax has the names that it relies on."""
     try:
-        made = guess(found)
+        call = guess(found)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return
-    yield made
+    yield call
 
 
-def _multi_steps(found: Mapping[str, Any]) -> Guess:
-    every, skip, dtype = (found[key] for key in ("_every_k_schedule", "_should_skip_update_fn", "_accumulator_dtype"))
-    arguments = {
-        "opt": unadapted(found["_opt"]),
-        "every_k_schedule": closure_variables(every).get("every_k_schedule", every),
-        "use_grad_mean": found["_use_grad_mean"],
-        "should_skip_update_fn": None if name(skip) == "__init__" else skip,
-        "accumulator_dtype": jnp.float32 if dtype == jnp.float32 else dtype,
-    }
-    return optax.MultiSteps, (), arguments
-
-
-def members(found: Mapping[str, Any]) -> list[Any]:
-    """The members of an `optax.chain`, from what its functions hold on to."""
+def members(found: Mapping[str, Any]) -> list[optax.GradientTransformation]:
+    """The members of an `optax.chain`, from its closure variables."""
     pairs = zip(found["init_fns"], found["update_fns"], strict=True)
-    return [unadapted(optax.GradientTransformationExtraArgs(*pair)) for pair in pairs]
+    return [without_extra_args_support(optax.GradientTransformationExtraArgs(*pair)) for pair in pairs]
 
 
-def _chain(found: Mapping[str, Any]) -> Guess:
-    return optax.chain, tuple(members(found)), {}
+def _multi_steps(found: Mapping[str, Any]) -> Call:
+    every = found["_every_k_schedule"]
+    skip = found["_should_skip_update_fn"]
+    dtype = found["_accumulator_dtype"]
+    return _call(
+        optax.MultiSteps,
+        opt=without_extra_args_support(found["_opt"]),
+        every_k_schedule=closure_variables(every).get("every_k_schedule", every),
+        use_grad_mean=found["_use_grad_mean"],
+        should_skip_update_fn=None if maker_name(skip) == "__init__" else skip,
+        accumulator_dtype=jnp.float32 if dtype == jnp.float32 else dtype,
+    )
 
 
-def _named_chain(found: Mapping[str, Any]) -> Guess:
-    return optax.named_chain, tuple((key, unadapted(member)) for key, member in found["transforms"]), {}
-
-
-def injected(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments under `optax.inject_hyperparams`, from what its functions hold on to."""
-    scheduled = {key: getattr(value, "schedule_fn", value) for key, value in found["sched_hps"].items()}
-    return {**found["other_hps"], **found["numeric_hps"], **scheduled}
-
-
-def _inject_hyperparams(found: Mapping[str, Any]) -> Guess:
+def _inject_hyperparams(found: Mapping[str, Any]) -> Call:
     # what would have been injected, had it not been named in static_args
     injectable = int | float | jax.Array | np.ndarray
     static = tuple(
@@ -221,49 +214,50 @@ def _inject_hyperparams(found: Mapping[str, Any]) -> Guess:
         for key, value in found["other_hps"].items()
         if not isinstance(value, bool) and (callable(value) or isinstance(value, injectable))
     )
+    scheduled = {key: getattr(value, "schedule_fn", value) for key, value in found["sched_hps"].items()}
     options: dict[str, Any] = {"static_args": static, "hyperparam_dtype": found["hyperparam_dtype"]}
     factory: Any = optax.inject_hyperparams(found["inner_factory"], **options)
-    factory.call = Call(optax.inject_hyperparams, (found["inner_factory"],), options)
-    return factory, (), injected(found)
+    factory.call = _call(optax.inject_hyperparams, found["inner_factory"], **options)
+    return _call(factory, **(found["other_hps"] | found["numeric_hps"] | scheduled))
 
 
-def _scale_by_learning_rate(found: Mapping[str, Any]) -> Guess:
-    arguments = {"learning_rate": found["learning_rate"], "flip_sign": found["m"] < 0}
-    return optax.scale_by_learning_rate, (), arguments
-
-
-def _linear_schedule(found: Mapping[str, Any]) -> Guess:
-    keys = ("init_value", "end_value", "transition_steps", "transition_begin")
-    return optax.linear_schedule, (), {key: found[key] for key in keys}
-
-
-def _no_transition(found: Mapping[str, Any]) -> Guess:
-    value = found["init_value"]
-    return optax.linear_schedule, (), {"init_value": value, "end_value": value, "transition_steps": 0}
-
-
-def _warmup_cosine(found: Mapping[str, Any]) -> Guess:
+def _warmup_cosine(found: Mapping[str, Any]) -> Call:
     up, down = map(closure_variables, found["schedules"])
-    (warmup,), peak = found["boundaries"], up["end_value"]
-    arguments = {"init_value": up["init_value"], "peak_value": peak, "warmup_steps": warmup}
-    arguments["decay_steps"] = down["decay_steps"] + warmup
-    arguments |= {"end_value": down["alpha"] * peak, "exponent": down["exponent"]}
-    return optax.warmup_cosine_decay_schedule, (), arguments
+    (warmup,) = found["boundaries"]
+    peak = up["end_value"]
+    return _call(
+        optax.warmup_cosine_decay_schedule,
+        init_value=up["init_value"],
+        peak_value=peak,
+        warmup_steps=warmup,
+        decay_steps=down["decay_steps"] + warmup,
+        end_value=down["alpha"] * peak,
+        exponent=down["exponent"],
+    )
 
 
-def _piecewise_interpolate(found: Mapping[str, Any]) -> Guess:
-    kind = found["interpolate_fn"].__name__.strip("_").removesuffix("_interpolate")
-    scales = dict(zip(found["boundaries"], found["scales"], strict=True))
-    return optax.piecewise_interpolate_schedule, (kind, found["init_value"], scales), {}
-
-
-# where what a closure holds has other names than its maker's arguments, or a public function says the same in fewer
-_GUESSES: Mapping[str, tuple[Callable[[Mapping[str, Any]], Guess], ...]] = {
-    "chain": (_chain,),
-    "named_chain": (_named_chain,),
-    "inject_hyperparams": (_inject_hyperparams,),
-    "scale_by_learning_rate": (_scale_by_learning_rate,),
-    "polynomial_schedule": (_linear_schedule, _no_transition),
-    "join_schedules": (_warmup_cosine,),
-    "piecewise_interpolate_schedule": (_piecewise_interpolate,),
+# By maker: where a closure has other variables than its maker's arguments, or a public function says the same in fewer.
+_GUESSES: Mapping[str, Sequence[Guess]] = {
+    "chain": [lambda v: _call(optax.chain, *members(v))],
+    "named_chain": [
+        lambda v: _call(optax.named_chain, *((key, without_extra_args_support(tx)) for key, tx in v["transforms"]))
+    ],
+    "inject_hyperparams": [_inject_hyperparams],
+    "scale_by_learning_rate": [
+        lambda v: _call(optax.scale_by_learning_rate, learning_rate=v["learning_rate"], flip_sign=v["m"] < 0)
+    ],
+    "polynomial_schedule": [
+        lambda v: _call(optax.linear_schedule, **{key: v[key] for key in _OF_LINEAR_SCHEDULE}),
+        lambda v: _call(optax.linear_schedule, v["init_value"], v["init_value"], transition_steps=0),
+    ],
+    "join_schedules": [_warmup_cosine],
+    "piecewise_interpolate_schedule": [
+        lambda v: _call(
+            optax.piecewise_interpolate_schedule,
+            v["interpolate_fn"].__name__.strip("_").removesuffix("_interpolate"),
+            v["init_value"],
+            dict(zip(v["boundaries"], v["scales"], strict=True)),
+        )
+    ],
 }
+_OF_LINEAR_SCHEDULE = ("init_value", "end_value", "transition_steps", "transition_begin")

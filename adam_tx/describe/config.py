@@ -146,7 +146,7 @@ def _encoded(value: Any, depth: int) -> Any:
         return {"numpy_dtype": value.name}
     if (address := closures.address(value)) is not None:
         return {"function": ":".join(address)}
-    if (call := closures.remake(value)) is not None:
+    if (call := closures.call_of(value)) is not None:
         return _encoded_call(call, depth)
     return {"unknown": _what(value)}
 
@@ -210,9 +210,9 @@ def _named(name: str) -> Any:
     """What a name in a config stands for, or None."""
     module, colon, qualname = name.partition(":")
     if colon:
-        return closures.find(module, qualname)
+        return closures.imported(module, qualname)
     root, _, inside = name.partition(".")
-    return closures.find("optax", inside) if root == "optax" else closures.find("adam_tx", name)
+    return closures.imported("optax", inside) if root == "optax" else closures.imported("adam_tx", name)
 
 
 def _escaped(argument: str) -> str:
@@ -312,7 +312,7 @@ def _maker(name: Any, at: Place) -> Callable[..., Any]:
         raise ValueError(
             f"{at}: {name!r} cannot be imported here; make the module {name.partition(':')[0]!r} importable."
         )
-    known = [*closures.find("adam_tx", "__all__"), *(f"optax.{public}" for public in dir(optax))]
+    known = [*closures.imported("adam_tx", "__all__"), *(f"optax.{public}" for public in dir(optax))]
     raise ValueError(f"{at}: {name!r} is neither a name of adam_tx nor one of Optax's{_instead(str(name), known)}.")
 
 

@@ -123,10 +123,10 @@ def value(given: Any, depth: int = _DEPTH) -> str:
         return f"jnp.{given!r}" if isinstance(given, np.dtype) else repr(given)
     if closures.address(given) is not None:
         return name_of(given)
-    if (made_by := closures.remake(given)) is not None:
+    if (made_by := closures.call_of(given)) is not None:
         return render(made_by, depth)
     if isinstance(given, Callable | optax.GradientTransformation) or type(given).__repr__ is object.__repr__:
-        return called(given) if inspect.isfunction(given) else f"<{closures.name(given)}>"
+        return called(given) if inspect.isfunction(given) else f"<{closures.maker_name(given)}>"
     return repr(given)
 
 

@@ -127,7 +127,7 @@ def rows_of(tx: Any, part: visit.Part, params: Any) -> Iterator[Row]:
     """
     del params
     maker = maker_name(tx)
-    call = closures.remake(tx)
+    call = closures.call_of(tx)
     label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, part.name)
     hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
     own = {} if part.apart is None else part.apart.own
@@ -160,7 +160,7 @@ def alike(paths: Sequence[str]) -> Iterator[str]:
 
 def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
     """The rows of a transformation that is no link."""
-    maker, call = closures.name(tx.update), closures.remake(tx)
+    maker, call = closures.maker_name(tx.update), closures.call_of(tx)
     label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
     hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
     parts = visit.parts(tx, state)
@@ -236,7 +236,7 @@ def _short(value: Any) -> str:
     if isinstance(value, Storage):
         return source.render(value.call).split(".")[-1]
     if callable(value):
-        call = closures.remake(value)
+        call = closures.call_of(value)
         named = closures.address(value if call is None else call.maker)
         return named[1] if named else source.called(value)
     text = source.value(value)

@@ -183,7 +183,7 @@ def _visit_members(part: Part, apart: Apart, enter: Enter) -> Provenance:
 
 def uncovered(tx: Any) -> Transformation:
     """What runs behind a transformation: without Optax's adapter to extra arguments, and without ours to links."""
-    tx = closures.unadapted(tx)
+    tx = closures.without_extra_args_support(tx)
     link = tx if isinstance(tx, AbstractLink) else implementation_of(tx)
     return uncovered(link.wrapped) if isinstance(link, Foreign) else link or tx
 
@@ -199,7 +199,7 @@ def taken_apart(tx: Any, state: Any, tree: Leaves | None) -> Apart | None:
 
     Register a function of these arguments for another class of transformations.
     """
-    found = closures.values(tx)
+    found = closures.variables(tx)
     maker = maker_name(tx)
     if not is_optax(tx) or maker not in _WRAPPERS:
         return None if holds_transformation(found) else Apart(_fields(state), ())
@@ -229,7 +229,7 @@ def _chosen(tx: Any, key: str, tree: Leaves) -> frozenset[int] | None:
 def mask_of_member(tx: Any, key: str, params: Any) -> Any:
     """The mask of what a wrapper of Optax gives to this member of a tree, or a prefix of it; None for all."""
     maker = maker_name(tx)
-    found = closures.values(tx)
+    found = closures.variables(tx)
     if maker == "masked":
         return found["mask"] if params is None else mask_of(found["mask"], params)
     if maker == "partition":
@@ -305,7 +305,9 @@ def holds_back(link: AbstractLink) -> bool:
     if isinstance(link, Foreign):
         inner = uncovered(link)
         return (
-            holds_transformation(closures.values(inner)) if not isinstance(inner, AbstractLink) else holds_back(inner)
+            holds_transformation(closures.variables(inner))
+            if not isinstance(inner, AbstractLink)
+            else holds_back(inner)
         )
     return link.facts.holds_back or any(holds_back(member) for member in link.members.values())
 

@@ -52,7 +52,7 @@ class _Foreign:
 
     def __init__(self, state: NumberedState, part: visit.Part) -> None:
         self.maker = maker_name(part.tx)
-        self.held: Held = closures.values(part.tx)
+        self.held: Held = closures.variables(part.tx)
         self._whole = state
         self._part = part
         self._state = cast(Fields, part.state)
