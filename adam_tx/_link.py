@@ -69,7 +69,7 @@ class Link(optax.GradientTransformationExtraArgs):
 
     def __repr__(self) -> str:
         """The code that makes it."""
-        return source.render(self.implementation.call)
+        return source.render_call(self.implementation.call)
 
 
 def link_of(implementation: AbstractLink) -> Link:

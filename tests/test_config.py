@@ -73,7 +73,7 @@ def evaluated(text):
 @pytest.mark.parametrize("name", costly(CATALOGUE))
 def test_an_optimizer_comes_back_from_json_and_from_its_code_to_the_last_bit(name, standard_promotion):
     tx = CATALOGUE[name]()
-    config, text = through_json(tx), source.value(tx)
+    config, text = through_json(tx), source.render(tx)
     if lost := list(unknown(config)):
         assert all("<lambda>" in what for _, what in lost)
         assert "<lambda>" in text
@@ -86,7 +86,7 @@ def test_an_optimizer_comes_back_from_json_and_from_its_code_to_the_last_bit(nam
     for again in made:
         assert program(again, PARAMS) == expected
         assert adam_tx.get_config(again) == config
-        assert source.value(again) == text
+        assert source.render(again) == text
 
 
 def test_a_config_has_the_maker_and_all_of_its_arguments():
@@ -196,7 +196,7 @@ def test_a_float64_comes_back_as_one_or_not_at_all(x64):
     "given", [v for v in ARGUMENTS.values() if not isinstance(v, FrozenDict | dict | functools.partial)]
 )
 def test_an_argument_comes_back_from_its_code(given):
-    assert same(given, evaluated(source.value(given)))
+    assert same(given, evaluated(source.render(given)))
 
 
 def local_function(params):

@@ -114,7 +114,7 @@ WRAPPED = {
 def test_a_wrapper_comes_back_to_the_last_bit(name):
     tx = WRAPPED[name]
     config, expected = through_json(tx), program(tx, PARAMS)
-    for again in (adam_tx.from_config(config, allow=[__name__]), evaluated(source.value(tx))):
+    for again in (adam_tx.from_config(config, allow=[__name__]), evaluated(source.render(tx))):
         assert type(again) is type(tx) or isinstance(tx, tuple)
         assert program(again, PARAMS) == expected
         assert adam_tx.get_config(again) == config

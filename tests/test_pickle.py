@@ -55,7 +55,7 @@ def test_a_pickled_wrapper_of_optax_around_it_is_still_known(name):
     tx = CATALOGUE[name]()
     for wrapped in (optax.chain(optax.clip(1.0), tx), optax.masked(tx, {"w": True, "b": False})):
         again = cloudpickle.loads(cloudpickle.dumps(wrapped))
-        assert source.value(again) == source.value(wrapped) != f"<{closures.maker_name(wrapped)}>"
+        assert source.render(again) == source.render(wrapped) != f"<{closures.maker_name(wrapped)}>"
         assert adam_tx.summary(again, PARAMS) == adam_tx.summary(wrapped, PARAMS)
 
 

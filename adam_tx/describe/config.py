@@ -140,7 +140,7 @@ def _encoded(value: Any, depth: int) -> Any:
         return {"unknown": f"a {value.dtype} array that is known only when it runs"}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _encoded_array(value)
-    if (dtype := source.scalar_type(value)) is not None:
+    if (dtype := source.scalar_type_name(value)) is not None:
         return {"dtype": dtype}
     if isinstance(value, np.dtype):
         return {"numpy_dtype": value.name}
@@ -175,7 +175,7 @@ def _encoded_call(call: Call, depth: int) -> dict[str, Any]:
     """The name of a maker and its arguments."""
     name = _name(call.maker, depth)
     config: dict[str, Any] = {"unknown": _what(call.maker)} if name is None else {"name": name}
-    arguments, signature = source.arguments(call)
+    arguments, signature = source.bound_arguments(call)
     for argument, value in arguments.items():
         if signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL and _are_members(value):
             config["links"] = [_encoded_member(member, depth + 1) for member in value]
@@ -368,7 +368,7 @@ def _decoded_function(config: Mapping[str, Any], at: Place) -> Any:
 def _decoded_dtype(config: Mapping[str, Any], at: Place) -> Any:
     name = config["dtype"]
     found = getattr(jnp, name, None) if isinstance(name, str) else None
-    if source.scalar_type(found) is None:
+    if source.scalar_type_name(found) is None:
         raise ValueError(f"{at}: {name!r} must be a dtype of JAX, such as 'bfloat16'.")
     return found
 

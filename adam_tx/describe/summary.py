@@ -129,7 +129,7 @@ def rows_of(tx: Any, part: visit.Part, params: Any) -> Iterator[Row]:
     maker = maker_name(tx)
     call = closures.call_of(tx)
     label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, part.name)
-    hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
+    hyperparams = {} if call is None else _worth_showing(*source.bound_arguments(call))
     own = {} if part.apart is None else part.apart.own
     yield Row(label, part.formula, hyperparams, own, len(part.place))
     if part.apart is None:
@@ -162,7 +162,7 @@ def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formul
     """The rows of a transformation that is no link."""
     maker, call = closures.maker_name(tx.update), closures.call_of(tx)
     label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
-    hyperparams = {} if call is None else _worth_showing(*source.arguments(call))
+    hyperparams = {} if call is None else _worth_showing(*source.bound_arguments(call))
     parts = visit.parts(tx, state)
     if parts is None:
         yield Row(label, formula, hyperparams, {}, depth)
@@ -197,7 +197,7 @@ def label_of(made_by: str, key: str) -> str:
 def hyperparams_of(link: AbstractLink) -> dict[str, Any]:
     """The hyperparameters of a link; of an optimizer, whose members have them too, those that are not its defaults."""
     call = link.call
-    given, signature = source.arguments(call)
+    given, signature = source.bound_arguments(call)
     if call.maker.__name__ != link.name:
         first = next(iter(given), None)
         given = {name: v for name, v in given.items() if name == first or not _is_default(v, signature, name)}
@@ -231,15 +231,15 @@ def _short(value: Any) -> str:
         return f"{value:.7g}"
     if type(value) is tuple:
         return f"({', '.join(map(_short, value))})"
-    if (dtype := source.scalar_type(value)) is not None:
+    if (dtype := source.scalar_type_name(value)) is not None:
         return dtype
     if isinstance(value, Storage):
-        return source.render(value.call).split(".")[-1]
+        return source.render_call(value.call).split(".")[-1]
     if callable(value):
         call = closures.call_of(value)
         named = closures.address(value if call is None else call.maker)
-        return named[1] if named else source.called(value)
-    text = source.value(value)
+        return named[1] if named else source.placeholder(value)
+    text = source.render(value)
     if isinstance(value, Mapping) and len(text) > _WIDEST:
         return (
             f"{{{len(value)} keys}}"  # such as another framework's description, whose numbers stand in the rows below
