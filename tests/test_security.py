@@ -269,16 +269,16 @@ REACHES = [
     "jax:jit",
     "jax.numpy:load",
     "adam_tx:from_config",
-    "adam_tx.config:from_config",
-    "adam_tx.config:inspect.os.system",
+    "adam_tx.describe.config:from_config",
+    "adam_tx.describe.config:inspect.os.system",
     "adam_tx.describe.closures:imported",
     "adam_tx.describe.closures:importlib.import_module",
-    "adam_tx.describe.text:render",
+    "adam_tx.describe.source:render",
     "adam_tx._core.files:replacing",
     "adam_tx.interop.keras:read_file",
     "adam_tx.interop.keras:write_file",
     "adam_tx.interop.keras:_keras_files.write_file",
-    "adam_tx.link:closures.imported",
+    "adam_tx._link:closures.imported",
     "adam_tx.links.rms:jnp.load",
     "adam_tx:adam.__globals__",
     "adam_tx:adam.__class__",
@@ -323,7 +323,7 @@ def test_a_name_in_a_config_reaches_nothing_but_parts_of_optimizers(name, monkey
 
 def test_a_config_in_a_config_cannot_allow_more():
     config = {"dict": {"name": "os:getcwd"}}
-    for name in ("from_config", "adam_tx:from_config", "adam_tx.config:from_config"):
+    for name in ("from_config", "adam_tx:from_config", "adam_tx.describe.config:from_config"):
         with pytest.raises(ValueError, match="is no part of an optimizer"):
             adam_tx.from_config({"name": name, "config": config, "allow": ["os"]})
 

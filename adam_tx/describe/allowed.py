@@ -8,14 +8,16 @@ found must have been defined in them.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import inspect
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+import optax
 
 _PARTS = (
     "adam_tx._chain",
@@ -38,7 +40,7 @@ _OWN = ("adam_tx", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ConfigPath:
     """A place in a config, and what may be made there.
 
     Attributes:
@@ -49,19 +51,19 @@ class Place:
     path: str
     allow: tuple[str, ...]
 
-    def __getitem__(self, key: object) -> Place:
-        return Place(f"{self.path}[{key!r}]", self.allow)
+    def __getitem__(self, key: object) -> ConfigPath:
+        return ConfigPath(f"{self.path}[{key!r}]", self.allow)
 
     def __str__(self) -> str:
         return self.path
 
-    def named(self, name: str) -> Any:
+    def import_name(self, name: str) -> Callable[..., object] | None:
         """What a name such as `adam`, `optax.sgd` or `module:name` stands for; None if nothing has it.
 
         Raises:
           ValueError: a module that is not allowed, of which nothing was imported, or what is no part of an optimizer.
         """
-        module, qualname = _address(name)
+        module, qualname = address_of(name)
         allow = (*self.allow, module) if name in _DATA else self.allow
         if not _within(module, (*_OWN, *allow)):
             raise ValueError(
@@ -85,6 +87,21 @@ class Place:
             raise self._no_part(name)
         return found
 
+    def import_maker(self, name: object) -> Callable[..., object]:
+        """What a name stands for.
+
+        Raises:
+          ValueError: nothing has that name, or it is not allowed.
+        """
+        if isinstance(name, str) and (found := self.import_name(name)) is not None:
+            return found
+        if isinstance(name, str) and ":" in name:
+            module = name.partition(":")[0]
+            raise ValueError(f"{self}: {name!r} cannot be imported here; make the module {module!r} importable.")
+        known = [*dir(sys.modules["adam_tx"]), *(f"optax.{public}" for public in dir(optax))]
+        near = did_you_mean(str(name), known)
+        raise ValueError(f"{self}: {name!r} is neither a name of adam_tx nor one of Optax's{near}.")
+
     def _no_part(self, name: str) -> ValueError:
         return ValueError(
             f"{self}: {name!r} is no part of an optimizer, so a config may not name it; put the object itself there "
@@ -92,7 +109,13 @@ class Place:
         )
 
 
-def _address(name: str) -> tuple[str, str]:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question whether the nearest of these was meant, if one is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def address_of(name: str) -> tuple[str, str]:
     """The module of a name, and what stands behind it."""
     module, colon, qualname = name.partition(":")
     if colon:
@@ -101,12 +124,12 @@ def _address(name: str) -> tuple[str, str]:
     return ("optax", inside) if root == "optax" else ("adam_tx", name)
 
 
-def _within(module: Any, packages: Sequence[str]) -> bool:
+def _within(module: object, packages: Sequence[str]) -> bool:
     """Whether this is one of these modules, or inside of one."""
     return isinstance(module, str) and any(f"{module}.".startswith(f"{package}.") for package in packages)
 
 
-def _leads_on(thing: Any, allow: Sequence[str]) -> bool:
+def _leads_on(thing: object, allow: Sequence[str]) -> bool:
     """Whether a name may go on inside of this: a module or a class of those that are allowed."""
     if isinstance(thing, ModuleType):
         return _within(thing.__name__, (*_OWN, *allow))

@@ -21,10 +21,10 @@ words is written with an underscore behind its name.
 from __future__ import annotations
 
 import collections
-import difflib
+import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,16 @@ from jax.core import Tracer
 
 from adam_tx._core.call import Call
 from adam_tx.describe import closures, source
-from adam_tx.describe.allowed import Place
+from adam_tx.describe.allowed import ConfigPath, address_of, did_you_mean
+
+T = TypeVar("T")
+Config = dict[str, object]
 
 _WORDS = ("name", "key", "links", "unknown")
 _DEEPEST = 60  # how far values in values are written
 
 
-def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
+def get_config(tx: optax.GradientTransformation) -> dict[str, object]:
     """Write an optimizer down as plain data that `json.dumps` accepts and `from_config` reads.
 
     Args:
@@ -67,10 +70,10 @@ def get_config(tx: optax.GradientTransformation) -> dict[str, Any]:
     """
     if not _is_transformation(tx):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
-    return _encoded(tx, 0)
+    return cast(Config, _encoded(tx, 0))
 
 
-def from_config(config: dict[str, Any], *, allow: Sequence[str] = ()) -> optax.GradientTransformation:
+def from_config(config: dict[str, object], *, allow: Sequence[str] = ()) -> optax.GradientTransformation:
     """Make the optimizer that `get_config` has written down.
 
     The config may have come from JSON, and may be written by hand: arguments that are
@@ -109,7 +112,7 @@ def from_config(config: dict[str, Any], *, allow: Sequence[str] = ()) -> optax.G
     if isinstance(allow, str):
         raise TypeError(f"config: allow must be a list of modules, such as [{allow!r}], got a str.")
     try:
-        made = _decoded(config, Place("config", tuple(allow)))
+        made = _decoded(config, ConfigPath("config", tuple(allow)))
     except RecursionError:
         raise ValueError("config: it is no optimizer, but dicts in dicts without end; take another copy.") from None
     if not _is_transformation(made):
@@ -117,64 +120,47 @@ def from_config(config: dict[str, Any], *, allow: Sequence[str] = ()) -> optax.G
     return made
 
 
-def _is_transformation(thing: Any) -> bool:
+def _is_transformation(thing: object) -> TypeGuard[optax.GradientTransformation]:
     """Whether it has an init and an update; `optax.MultiSteps` has, and is no `GradientTransformation`."""
     parts = (getattr(thing, "init", None), getattr(thing, "update", None))
     return all(map(callable, parts)) and not isinstance(thing, Mapping | type)
 
 
-def _encoded(value: Any, depth: int) -> Any:
+def _encoded(value: object, depth: int) -> object:
     """A value as data that JSON can hold."""
-    if value is None or type(value) in (bool, int, str):
+    if value is None or type(value) in (bool, int, str) or (type(value) is float and np.isfinite(value)):
         return value
-    if type(value) is float:
-        return value if np.isfinite(value) else {"float": str(value)}
     if depth > _DEEPEST:
         return {"unknown": f"a {type(value).__name__} in too many others"}
-    if type(value) in (list, tuple):
-        items = [_encoded(item, depth + 1) for item in value]
-        return items if type(value) is list else {"tuple": items}
-    if type(value) is dict:
-        return _encoded_dict(value, depth)
-    if isinstance(value, Tracer):
-        return {"unknown": f"a {value.dtype} array that is known only when it runs"}
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return _encoded_array(value)
-    if (dtype := source.scalar_type_name(value)) is not None:
-        return {"dtype": dtype}
-    if isinstance(value, np.dtype):
-        return {"numpy_dtype": value.name}
-    if (address := closures.address(value)) is not None:
-        return {"function": ":".join(address)}
+    if type(value) is list:
+        return _encoded_items(cast(list[object], value), depth + 1)
+    if _has_names(value) and not {*_WORDS, *_FORMS} & value.keys():
+        return _encoded_dict(value, depth + 1)
+    for name, form in _FORMS.items():
+        if form.holds(value):
+            return {name: form.encode(value, depth + 1), **_dtype_beside(value)}
     if (call := closures.call_of(value)) is not None:
         return _encoded_call(call, depth)
     return {"unknown": _what(value)}
 
 
-def _encoded_dict(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-    if not all(type(key) is str for key in value):
-        return {"items": [[_encoded(key, depth + 1), _encoded(item, depth + 1)] for key, item in value.items()]}
-    plain = {key: _encoded(item, depth + 1) for key, item in value.items()}
-    return {"dict": plain} if {*_WORDS, *_FORMS} & plain.keys() else plain
+def _encoded_items(items: Iterable[object], depth: int) -> list[object]:
+    return [_encoded(item, depth) for item in items]
 
 
-def _encoded_array(value: Any) -> dict[str, Any]:
-    """The numbers of an array, which float64 holds exactly, and its dtype."""
-    dtype, kind = value.dtype, "array"
-    if not isinstance(dtype, np.dtype) or jnp.issubdtype(dtype, jnp.complexfloating) or dtype.kind in "OSUM":
-        return {"unknown": f"a {dtype} array of shape {np.shape(value)}"}
-    plain = np.asarray(value)
-    plain = plain.astype(np.float64) if jnp.issubdtype(dtype, jnp.floating) else plain
-    if not isinstance(value, jax.Array):
-        kind = "numpy_scalar" if isinstance(value, np.generic) else "numpy"
-    weak = {"weak_type": True} if getattr(value, "weak_type", False) else {}
-    return {kind: _encoded(plain.tolist(), 0), "dtype": dtype.name, **weak}
+def _encoded_dict(named: Mapping[str, object], depth: int) -> Config:
+    return {name: _encoded(value, depth) for name, value in named.items()}
 
 
-def _encoded_call(call: Call, depth: int) -> dict[str, Any]:
+def _has_names(value: object) -> TypeGuard[Config]:
+    """Whether it is a dict with text for keys."""
+    return type(value) is dict and all(type(key) is str for key in cast(Config, value))
+
+
+def _encoded_call(call: Call, depth: int) -> Config:
     """The name of a maker and its arguments."""
     name = _name(call.maker, depth)
-    config: dict[str, Any] = {"unknown": _what(call.maker)} if name is None else {"name": name}
+    config: Config = {"unknown": _what(call.maker)} if name is None else {"name": name}
     arguments, signature = source.bound_arguments(call)
     for argument, value in arguments.items():
         if signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL and _are_members(value):
@@ -184,35 +170,29 @@ def _encoded_call(call: Call, depth: int) -> dict[str, Any]:
     return config
 
 
-def _are_members(values: Any) -> bool:
-    return all(_is_transformation(value[1] if _is_pair(value) else value) for value in values)
+def _are_members(values: Iterable[object]) -> bool:
+    return all(_is_transformation(_keyed(value)[1]) for value in values)
 
 
-def _is_pair(member: Any) -> bool:
-    return type(member) is tuple and len(member) == 2 and isinstance(member[0], str)
+def _encoded_member(member: object, depth: int) -> Config:
+    key, transformation = _keyed(member)
+    return key | cast(Config, _encoded(transformation, depth))
 
 
-def _encoded_member(member: Any, depth: int) -> dict[str, Any]:
-    return {"key": member[0], **_encoded(member[1], depth)} if _is_pair(member) else _encoded(member, depth)
+def _keyed(member: Any) -> tuple[Config, object]:
+    """The key that a member of a chain was given, if it was, and the member."""
+    given = type(member) is tuple and len(member) == 2 and isinstance(member[0], str)
+    return ({"key": member[0]}, member[1]) if given else ({}, member)
 
 
-def _name(maker: Any, depth: int) -> str | dict[str, Any] | None:
+def _name(maker: object, depth: int) -> str | Config | None:
     """The name of a maker in a config, or the config of the call that made it."""
     if isinstance(call := getattr(maker, "call", None), Call):
         return _encoded_call(call, depth + 1)
     if (address := closures.address(maker)) is None:
         return None
     dotted = ".".join(address).removeprefix("adam_tx.")
-    return dotted if _named(dotted) is maker else ":".join(address)
-
-
-def _named(name: str) -> Any:
-    """What a name in a config stands for, or None."""
-    module, colon, qualname = name.partition(":")
-    if colon:
-        return closures.imported(module, qualname)
-    root, _, inside = name.partition(".")
-    return closures.imported("optax", inside) if root == "optax" else closures.imported("adam_tx", name)
+    return dotted if closures.imported(*address_of(dotted)) is maker else ":".join(address)
 
 
 def _escaped(argument: str) -> str:
@@ -224,8 +204,12 @@ def _unescaped(key: str) -> str:
     return key[:-1] if key.rstrip("_") in _WORDS and key.endswith("_") else key
 
 
-def _what(value: Any) -> str:
+def _what(value: object) -> str:
     """What something is that no config can hold."""
+    if isinstance(value, Tracer):
+        return f"a {value.dtype} array that is known only when it runs"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return f"a {value.dtype} array of shape {np.shape(value)}"
     if isinstance(value, optax.GradientTransformation):
         return f"the transformation {_where(value.update)}"
     if inspect.isroutine(value) or isinstance(value, type):
@@ -233,63 +217,81 @@ def _what(value: Any) -> str:
     return f"an object of {_where(type(value))}"
 
 
-def _where(value: Any) -> str:
+def _where(value: object) -> str:
     return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
-def _decoded(config: Any, at: Place) -> Any:
+def _decoded(config: object, at: ConfigPath) -> object:
     """What an entry of a config stands for; what is no data is itself."""
     if isinstance(config, list):
-        return [_decoded(item, at[i]) for i, item in enumerate(config)]
+        return _decoded_items(config, at)
     if not isinstance(config, dict):
         return config
-    if "unknown" in config:
+    entry = cast(Config, config)
+    if "unknown" in entry:
         raise ValueError(
-            f"{at}: {config['unknown']} cannot be made from a config. Put the object itself there before "
+            f"{at}: {entry['unknown']} cannot be made from a config. Put the object itself there before "
             f"from_config, as in {at} = ..., or give the optimizer what has a name: a function or class that can be "
             "imported, a schedule of optax or adam_tx.schedules, a number."
         )
-    if "name" in config:
-        return _decoded_call(config, at)
-    form = next((form for form in _FORMS if form in config), None)
-    if form is None:
-        return {key: _decoded(item, at[key]) for key, item in config.items()}
-    if extra := config.keys() - {form, "dtype", "weak_type"}:
-        raise ValueError(f"{at}: {sorted(extra)} cannot stand beside {form!r}; take one of them away.")
-    return _FORMS[form](config, at[form])
+    if "name" in entry:
+        return _decoded_call(entry, at)
+    name = next((name for name in _FORMS if name in entry), None)
+    if name is None:
+        return _decoded_dict(entry, at)
+    beside = {key: value for key, value in entry.items() if key != name}
+    if extra := beside.keys() - {*_FORMS[name].beside}:
+        raise ValueError(f"{at}: {sorted(extra)} cannot stand beside {name!r}; take one of them away.")
+    return _FORMS[name].decode(entry[name], at[name], beside)
 
 
-def _decoded_call(config: Mapping[str, Any], at: Place) -> Any:
+def _decoded_items(items: object, at: ConfigPath) -> list[object]:
+    if not isinstance(items, list):
+        raise ValueError(f"{at}: it must be a list, got a {type(items).__name__}.")
+    return [_decoded(item, at[i]) for i, item in enumerate(cast(list[object], items))]
+
+
+def _decoded_dict(named: Mapping[str, object], at: ConfigPath) -> Config:
+    return {key: _decoded(value, at[key]) for key, value in named.items()}
+
+
+def _decoded_call(config: Config, at: ConfigPath) -> object:
     """What the maker of that name gives for these arguments."""
-    maker = _maker(config["name"], at["name"])
+    name = config["name"]
+    maker = _decoded(name, at["name"]) if isinstance(name, dict) else None
+    if not callable(maker):
+        maker = at["name"].import_maker(name)
     signature = source.signature_of(maker)
     members = next((name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL), "links")
-    arguments = {}
+    arguments: Config = {}
     for key, value in config.items():
-        place = at[key]
         if key in ("name", "key"):
             continue
         argument = members if key == "links" else _unescaped(key)
         if argument not in signature.parameters:
             raise ValueError(
-                f"{place}: {config['name']} has no argument {argument!r}"
-                f"{_instead(argument, signature.parameters)}; it takes {list(signature.parameters)}."
+                f"{at[key]}: {name} has no argument {argument!r}"
+                f"{did_you_mean(argument, signature.parameters)}; it takes {list(signature.parameters)}."
             )
-        if key == "links":
-            arguments[argument] = [_decoded_member(link, place[i]) for i, link in enumerate(_listed(value, place))]
-        else:
-            arguments[argument] = _decoded(value, place)
+        decode = _decoded_members if key == "links" else _decoded
+        arguments[argument] = decode(value, at[key])
     return _called(maker, signature, arguments, at)
 
 
-def _called(maker: Callable[..., Any], signature: inspect.Signature, arguments: Mapping[str, Any], at: Place) -> Any:
+def _decoded_members(configs: object, at: ConfigPath) -> list[object]:
+    """The members of a chain, a pair where one has a key."""
+    made = _decoded_items(configs, at)
+    keys = [config.get("key") if isinstance(config, dict) else None for config in cast(list[Config], configs)]
+    return [member if key is None else (key, member) for key, member in zip(keys, made, strict=True)]
+
+
+def _called(maker: Callable[..., object], signature: inspect.Signature, given: Config, at: ConfigPath) -> object:
     """The maker's result, with the place in the config added to what it raises."""
-    given = collections.OrderedDict((name, arguments[name]) for name in signature.parameters if name in arguments)
     various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     needed = [name for name, p in signature.parameters.items() if p.default is p.empty and p.kind not in various]
     if missing := [name for name in needed if name not in given]:
         raise ValueError(f"{at}: give the arguments {missing}, which have no default.")
-    bound = inspect.BoundArguments(signature, given)
+    bound = inspect.BoundArguments(signature, collections.OrderedDict(given))
     try:
         return maker(*bound.args, **bound.kwargs)
     except Exception as error:
@@ -297,37 +299,21 @@ def _called(maker: Callable[..., Any], signature: inspect.Signature, arguments: 
         raise
 
 
-def _decoded_member(config: Any, at: Place) -> Any:
-    made = _decoded(config, at)
-    return (config["key"], made) if isinstance(config, dict) and "key" in config else made
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How a config holds what JSON has no form for: which values, as which data, and what may stand beside that."""
+
+    holds: Callable[[object], object]
+    encode: Callable[[Any, int], object]
+    decode: Callable[[Any, ConfigPath, Config], object]
+    beside: tuple[str, ...] = ()
 
 
-def _maker(name: Any, at: Place) -> Callable[..., Any]:
-    """The function of this name."""
-    if isinstance(name, dict) and callable(made := _decoded(name, at)):
-        return made
-    if isinstance(name, str) and (found := at.named(name)) is not None:
-        return found
-    if isinstance(name, str) and ":" in name:
-        raise ValueError(
-            f"{at}: {name!r} cannot be imported here; make the module {name.partition(':')[0]!r} importable."
-        )
-    known = [*closures.imported("adam_tx", "__all__"), *(f"optax.{public}" for public in dir(optax))]
-    raise ValueError(f"{at}: {name!r} is neither a name of adam_tx nor one of Optax's{_instead(str(name), known)}.")
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: type(value) is kind
 
 
-def _instead(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _listed(value: Any, at: Place) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"{at}: it must be a list, got a {type(value).__name__}.")
-    return cast(list[Any], value)
-
-
-def _converted(convert: Callable[..., Any], at: Place, *given: Any) -> Any:
+def _converted(convert: Callable[..., T], at: ConfigPath, *given: object) -> T:
     """What plain data stands for."""
     try:
         return convert(*given)
@@ -335,21 +321,37 @@ def _converted(convert: Callable[..., Any], at: Place, *given: Any) -> Any:
         raise ValueError(f"{at}: {given[0]!r} must be as get_config writes it, but {error}.") from None
 
 
-def _decoded_array(config: Mapping[str, Any], at: Place) -> Any:
-    form = next(form for form in ("array", "numpy", "numpy_scalar") if form in config)
-    dtype = _decoded_scalar_dtype(config.get("dtype", "missing"), at)
-    numbers = _decoded(config[form], at)
-    _converted(np.array, at, numbers, dtype)
-    if form != "array":
-        plain = np.array(numbers, dtype)
-        return plain if form == "numpy" else plain[()]
-    weak = config.get("weak_type", False)  # as are arrays from Python's own numbers, in the precision that is enabled
-    if (jnp.asarray(numbers).dtype if weak else jax.dtypes.canonicalize_dtype(dtype)) != dtype:
-        raise ValueError(f"{at}: an array of {dtype} needs jax_enable_x64 to be as it was when it was made.")
-    return jnp.asarray(numbers) if weak else jnp.array(numbers, dtype)
+def _of_numbers(kind: type, convert: Callable[[np.ndarray[Any, Any], object], Any]) -> _Form:
+    """The form of an array: its numbers, which float64 holds exactly, beside its dtype."""
+
+    def holds(value: object) -> bool:
+        dtype = getattr(value, "dtype", None)
+        known = isinstance(value, kind) and not isinstance(value, Tracer)
+        return known and isinstance(dtype, np.dtype) and dtype.kind not in "cOSUM"
+
+    def encode(value: Any, _: int) -> object:
+        plain = np.asarray(value)
+        exact = plain.astype(np.float64) if jnp.issubdtype(plain.dtype, jnp.floating) else plain
+        return _encoded(exact.tolist(), 0)
+
+    def decode(numbers: object, at: ConfigPath, beside: Config) -> object:
+        dtype = _decoded_numpy_dtype(beside.get("dtype", "missing"), at, {})
+        plain = _converted(np.array, at, _decoded(numbers, at), dtype)
+        made = convert(plain, beside.get("weak_type", False))
+        if made.dtype != plain.dtype:
+            raise ValueError(f"{at}: an array of {plain.dtype} needs jax_enable_x64 to be as it was when it was made.")
+        return made
+
+    return _Form(holds, encode, decode, ("dtype", "weak_type"))
 
 
-def _decoded_scalar_dtype(name: Any, at: Place) -> Any:
+def _dtype_beside(value: object) -> Config:
+    """What stands beside the numbers of an array."""
+    dtype = {"dtype": value.dtype.name} if isinstance(value, jax.Array | np.ndarray | np.generic) else {}
+    return {**dtype, **({"weak_type": True} if getattr(value, "weak_type", False) else {})}
+
+
+def _decoded_numpy_dtype(name: object, at: ConfigPath, _: Config) -> np.dtype[Any]:
     """A dtype of single numbers: one of text or of subarrays could ask for any memory."""
     dtype = _converted(jnp.dtype, at, name)
     if dtype.subdtype is not None or not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
@@ -357,36 +359,34 @@ def _decoded_scalar_dtype(name: Any, at: Place) -> Any:
     return dtype
 
 
-def _decoded_function(config: Mapping[str, Any], at: Place) -> Any:
-    name = config["function"]
-    found = at.named(name) if isinstance(name, str) and ":" in name else None
-    if found is None:
-        raise ValueError(f"{at}: {name!r} cannot be imported here; a function is written as 'module:name'.")
-    return found
-
-
-def _decoded_dtype(config: Mapping[str, Any], at: Place) -> Any:
-    name = config["dtype"]
+def _decoded_dtype(name: object, at: ConfigPath, _: Config) -> object:
     found = getattr(jnp, name, None) if isinstance(name, str) else None
     if source.scalar_type_name(found) is None:
         raise ValueError(f"{at}: {name!r} must be a dtype of JAX, such as 'bfloat16'.")
     return found
 
 
-def _decoded_dict(config: Mapping[str, Any], at: Place) -> dict[Any, Any]:
-    plain = _converted(dict, at, config["dict"])
-    return {key: _decoded(item, at[key]) for key, item in plain.items()}
+def _decoded_function(name: object, at: ConfigPath, _: Config) -> object:
+    found = at.import_name(name) if isinstance(name, str) and ":" in name else None
+    if found is None:
+        raise ValueError(f"{at}: {name!r} cannot be imported here; a function is written as 'module:name'.")
+    return found
 
 
-_FORMS: Mapping[str, Callable[[Mapping[str, Any], Place], Any]] = {
-    "array": _decoded_array,
-    "numpy": _decoded_array,
-    "numpy_scalar": _decoded_array,
-    "tuple": lambda config, at: tuple(_decoded(_listed(config["tuple"], at), at)),
-    "dict": _decoded_dict,
-    "items": lambda config, at: _converted(dict, at, _decoded(_listed(config["items"], at), at)),
-    "float": lambda config, at: _converted(float, at, config["float"]),
-    "function": _decoded_function,
-    "numpy_dtype": lambda config, at: _decoded_scalar_dtype(config["numpy_dtype"], at),
-    "dtype": _decoded_dtype,
+_FORMS: Mapping[str, _Form] = {
+    # weak are arrays of Python's own numbers, in the precision that is enabled
+    "array": _of_numbers(jax.Array, lambda plain, weak: jnp.asarray(plain.tolist() if weak else plain)),
+    "numpy": _of_numbers(np.ndarray, lambda plain, _: plain),
+    "numpy_scalar": _of_numbers(np.generic, lambda plain, _: plain[()]),
+    "tuple": _Form(_is(tuple), _encoded_items, lambda items, at, _: tuple(_decoded_items(items, at))),
+    "dict": _Form(_has_names, _encoded_dict, lambda named, at, _: _decoded_dict(_converted(dict, at, named), at)),
+    "items": _Form(
+        _is(dict),
+        lambda value, depth: [_encoded_items(pair, depth) for pair in value.items()],
+        lambda items, at, _: _converted(dict, at, _decoded_items(items, at)),
+    ),
+    "float": _Form(_is(float), lambda value, _: str(value), lambda text, at, _: _converted(float, at, text)),
+    "numpy_dtype": _Form(lambda value: isinstance(value, np.dtype), lambda value, _: value.name, _decoded_numpy_dtype),
+    "dtype": _Form(source.scalar_type_name, lambda value, _: source.scalar_type_name(value), _decoded_dtype),
+    "function": _Form(closures.address, lambda value, _: ":".join(closures.address(value) or ()), _decoded_function),
 }
