@@ -1,12 +1,13 @@
 """Whether two values are the same, functions too: those of equal code that closed over equal values."""
 
+import contextlib
 import dataclasses
 import dis
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from types import CodeType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import CodeType, FunctionType
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -15,53 +16,63 @@ from jax.core import Tracer
 _DEPTH = 12  # how far values that hold values are compared
 
 
-def closure_variables(function: Any) -> dict[str, Any]:
-    """The variables a closure closed over, or the attributes of a method's object, by name."""
+def closure_variables(function: object) -> dict[str, Any]:
+    """The variables that a closure closed over, or the attributes of a method's object, by name."""
     if inspect.ismethod(function):
         return {key.lstrip("_"): value for key, value in getattr(function.__self__, "__dict__", {}).items()}
     if not inspect.isfunction(function):
         return {}
-    found = {}
+    found: dict[str, Any] = {}
     for key, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
+        with contextlib.suppress(ValueError):  # a variable that was never assigned
             found[key] = cell.cell_contents
-        except ValueError:  # a variable that was never assigned
-            continue
     return found
 
 
-def same(one: Any, other: Any, depth: int = _DEPTH) -> bool:
+def same(one: object, other: object, depth: int = _DEPTH) -> bool:
     """Whether two values are provably the same: equal data, or functions of the same code that hold the same."""
     if one is other:
         return True
     if not depth or type(one) is not type(other) or isinstance(one, Tracer):
         return False
-    if inspect.ismethod(one):
-        return one.__func__ is other.__func__ and same(one.__self__, other.__self__, depth - 1)
-    if inspect.isfunction(one):
-        a, b = (
-            (function.__defaults__, function.__kwdefaults__, closure_variables(function)) for function in (one, other)
-        )
-        return same_code(one, other) and same(a, b, depth - 1)
-    if isinstance(one, functools.partial):
-        return all(same(getattr(one, part), getattr(other, part), depth - 1) for part in ("func", "args", "keywords"))
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key], depth - 1) for key in one)
-    if isinstance(one, tuple | list):
-        return len(one) == len(other) and all(same(a, b, depth - 1) for a, b in zip(one, other, strict=True))
-    if isinstance(one, jax.Array | np.ndarray):
-        return one.dtype == other.dtype and bool(np.array_equal(np.asarray(one), np.asarray(other)))
-    if dataclasses.is_dataclass(one) or type(one).__module__.startswith("optax."):  # they are what they hold
-        return same(_fields(one), _fields(other), depth - 1)
+    if inspect.isfunction(one) and inspect.isfunction(other) and not same_code(one, other):
+        return False
+    parts = _parts(one)
+    others = _parts(other)
+    if parts is not None and others is not None:
+        return parts.keys() == others.keys() and all(same(parts[key], others[key], depth - 1) for key in parts)
     if holds_nothing(one):
         return holds_nothing(other)
     try:
+        if isinstance(one, jax.Array | np.ndarray):
+            a, b = map(np.asarray, (one, other))
+            return a.dtype == b.dtype and np.array_equal(a, b)
         return not isinstance(one, Callable) and bool(one == other)
     except Exception:  # whatever its class makes of a comparison
         return False
 
 
-def same_code(one: Any, other: Any) -> bool:
+def _parts(value: object) -> Mapping[object, object] | None:
+    """The parts by which a value is compared, by name or place; None for what is compared as a whole."""
+    if inspect.ismethod(value):
+        return {"function": value.__func__, "object": value.__self__}
+    if inspect.isfunction(value):
+        return {"defaults": (value.__defaults__, value.__kwdefaults__), "variables": closure_variables(value)}
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    if isinstance(value, Mapping):
+        return cast(Mapping[object, object], value)
+    if isinstance(value, tuple | list):
+        return dict(enumerate(cast(Sequence[object], value)))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields: dict[object, object] = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return fields | getattr(value, "__dict__", {})
+    if type(value).__module__.startswith("optax."):  # its objects are what they hold
+        return getattr(value, "__dict__", {})
+    return None
+
+
+def same_code(one: FunctionType, other: FunctionType) -> bool:
     """Whether two functions have the same code, which refers to the same globals; unpickled ones have copies."""
     if one.__code__ is other.__code__ and one.__globals__ is other.__globals__:
         return True
@@ -74,12 +85,6 @@ def _global_names(code: CodeType) -> set[str]:
     return names.union(*(_global_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
-def _fields(thing: Any) -> dict[str, Any]:
-    """What an object holds, by name."""
-    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
-    return {field.name: getattr(thing, field.name) for field in fields} | getattr(thing, "__dict__", {})
-
-
-def holds_nothing(thing: Any) -> bool:
+def holds_nothing(thing: object) -> bool:
     """Whether it is an object of a class without arguments, on which nothing was set."""
     return type(thing).__init__ is object.__init__ and getattr(thing, "__dict__", None) == {}

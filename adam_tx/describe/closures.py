@@ -17,7 +17,7 @@ from adam_tx._core.same import closure_variables, holds_nothing, same, same_code
 
 T = TypeVar("T")
 
-_ADAPTED = optax.with_extra_args_support(optax.identity()).update
+_ADAPTED: Any = optax.with_extra_args_support(optax.identity()).update
 
 
 def maker_name(made: object) -> str:
@@ -248,7 +248,9 @@ _GUESSES: Mapping[str, Sequence[Guess]] = {
     ],
     "polynomial_schedule": [
         lambda v: _call(optax.linear_schedule, **{key: v[key] for key in _OF_LINEAR_SCHEDULE}),
-        lambda v: _call(optax.linear_schedule, v["init_value"], v["init_value"], transition_steps=0),
+        lambda v: _call(
+            optax.linear_schedule, init_value=v["init_value"], end_value=v["init_value"], transition_steps=0
+        ),
     ],
     "join_schedules": [_warmup_cosine],
     "piecewise_interpolate_schedule": [

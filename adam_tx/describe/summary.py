@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
     state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
     rows = _rows(tx, state, params)
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    count = sum(math.prod(leaf.shape) for leaf in _leaves(params))
     each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
     footer = [
         [["state"], [each], [], [], [f"{_bytes(state)}"]],
@@ -89,13 +89,13 @@ class Row(NamedTuple):
 
     label: str
     formula: str
-    hyperparams: Mapping[str, Any]
-    state: Mapping[str, Any]
+    hyperparams: Mapping[str, object]
+    state: Mapping[str, object]
     depth: int
 
-    def cells(self) -> list[list[str]]:
+    def cells(self) -> Cells:
         """The lines of each column."""
-        kept = {name: value for name, value in self.state.items() if jax.tree.leaves(value)}
+        kept = {name: value for name, value in self.state.items() if _leaves(value)}
         return [
             ["  " * self.depth + self.label],
             self.formula.split("; "),
@@ -221,7 +221,7 @@ def _is_default(value: Any, signature: inspect.Signature, name: str) -> bool:
     return name in signature.parameters and source.is_default(value, signature.parameters[name])
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A hyperparameter in few letters: a function by its name, a schedule by its maker's."""
     if isinstance(value, Tracer):
         return f"<{value.dtype}>"
@@ -230,7 +230,7 @@ def _short(value: Any) -> str:
     if type(value) is float:
         return f"{value:.7g}"
     if type(value) is tuple:
-        return f"({', '.join(map(_short, value))})"
+        return f"({', '.join(map(_short, cast(tuple[object, ...], value)))})"
     if (dtype := source.scalar_type_name(value)) is not None:
         return dtype
     if isinstance(value, Storage):
@@ -240,36 +240,44 @@ def _short(value: Any) -> str:
         named = closures.address(value if call is None else call.maker)
         return named[1] if named else source.placeholder(value)
     text = source.render(value)
-    if isinstance(value, Mapping) and len(text) > _WIDEST:
-        return (
-            f"{{{len(value)} keys}}"  # such as another framework's description, whose numbers stand in the rows below
-        )
-    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+    if len(text) <= _WIDEST:
+        return text
+    if isinstance(value, Mapping):  # such as another framework's description, whose numbers stand in the rows below
+        return f"{{{len(cast(Mapping[object, object], value))} keys}}"
+    return f"{text[: _WIDEST - 1]}…"
 
 
-def _shapes(tree: Any, most: int = 3) -> str:
+def _shapes(tree: object, most: int = 3) -> str:
     """The leaves of a tree by dtype and shape, `float32[10,2] 3×float32[2]`."""
-    counts = Counter(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(tree))
+    counts = Counter(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in _leaves(tree))
     shapes = [f"{n}×{shape}" if n > 1 else shape for shape, n in counts.items()]
     more = [f"(+{len(shapes) - most} more)"] if len(shapes) > most else []
     return " ".join(shapes[:most] + more)
 
 
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _bytes(tree: object) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in _leaves(tree))
 
 
-def _table(body: list[list[list[str]]], footer: list[list[list[str]]]) -> str:
-    header = [[title] for title in _HEADER]
-    cells = [header, *body, *footer]
-    widths = [max(len(line) for row in cells for line in row[column] or [""]) for column in range(len(header))]
+def _leaves(tree: object) -> list[jax.ShapeDtypeStruct]:
+    return jax.tree.leaves(tree)
 
-    def lines(row: list[list[str]]) -> Iterator[str]:
-        for line in itertools.zip_longest(*row, fillvalue=""):
-            *texts, number = line
-            padded = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
-            yield "  ".join([*padded, number.rjust(widths[-1])]).rstrip()
 
+Cells = list[list[str]]
+"""The lines of each column of a row."""
+
+
+def _table(body: Sequence[Cells], footer: Sequence[Cells]) -> str:
+    blocks: list[Sequence[Cells]] = [[[[title] for title in _HEADER]], body, footer]
+    rows = [row for block in blocks for row in block]
+    widths = [max(len(line) for row in rows for line in row[column] or [""]) for column in range(len(_HEADER))]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    inside, after = ([line for row in rows for line in lines(row)] for rows in (body, footer))
-    return "\n".join([*lines(header), rule, *inside, rule, *after])
+    return f"\n{rule}\n".join("\n".join(line for row in block for line in _lines(row, widths)) for block in blocks)
+
+
+def _lines(row: Cells, widths: Sequence[int]) -> Iterator[str]:
+    """A row with each column as wide as this; the last one, of numbers, stands at the right."""
+    for line in itertools.zip_longest(*row, fillvalue=""):
+        *texts, number = line
+        padded = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
+        yield "  ".join([*padded, number.rjust(widths[-1])]).rstrip()
