@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, SupportsFloat, TypeGuard, cast
 
 
-def check_keys(config: Mapping[str, Any], *, required: Collection[str], ignored: Collection[str], what: str) -> None:
+def check_keys(config: Mapping[str, object], *, required: Collection[str], ignored: Collection[str], what: str) -> None:
     """Raise unless the configuration has exactly the keys that are understood.
 
     Raises:
       ValueError: a key is missing, or one is there that would be dropped in silence.
     """
-    if not isinstance(config, Mapping):
+    if not is_settings(config):
         raise TypeError(f"{what}: the configuration must be a dict, got {type(config).__name__}.")
     if missing := [key for key in required if key not in config]:
         raise ValueError(f"{what}: missing {missing}; it must have {sorted(required)}.")
@@ -23,14 +23,14 @@ def check_keys(config: Mapping[str, Any], *, required: Collection[str], ignored:
         )
 
 
-def number(what: str, key: str, value: Any, low: float, high: float = math.inf) -> float:
+def number(what: str, key: str, value: object, low: float, high: float = math.inf) -> float:
     """The value as a float, if it is a number between the two, both allowed.
 
     Raises:
       ValueError: it is no number, or out of range.
     """
     try:
-        converted = float(value)
+        converted = float(cast(SupportsFloat, value))
     except (TypeError, ValueError):
         converted = math.nan
     if not low <= converted <= high:
@@ -38,7 +38,7 @@ def number(what: str, key: str, value: Any, low: float, high: float = math.inf) 
     return converted
 
 
-def check_int(what: str, key: str, value: Any, low: int) -> int:
+def check_int(what: str, key: str, value: object, low: int) -> int:
     """The value as an int, if it is a whole number of at least `low`.
 
     Raises:
@@ -49,7 +49,7 @@ def check_int(what: str, key: str, value: Any, low: int) -> int:
     return value
 
 
-def unsupported(what: str, key: str, value: Any, reason: str) -> ValueError:
+def unsupported(what: str, key: str, value: object, reason: str) -> ValueError:
     """An error for a key whose value cannot be honoured."""
     return ValueError(f"{what}: {key}={value!r} cannot be honoured: {reason}")
 
@@ -72,10 +72,10 @@ def check_scheduled(what: str, group: Mapping[str, Any], key: str) -> None:
       ValueError: there is no schedule in its place.
     """
     marks = [mark for mark in _SCHEDULED.get(key, ()) if mark in group]
-    value = group[key][0] if key == "betas" else group[key]
+    value, *others = group[key] if key == "betas" else [group[key]]
     if not marks or callable(value):
         return
-    scheduled = f"(schedule, {group[key][1]})" if key == "betas" else "schedule"
+    scheduled = f"(schedule, {others[0]})" if others else "schedule"
     raise unsupported(
         what,
         key,
@@ -91,31 +91,38 @@ def keras_class(name: object) -> str:
     return re.sub(r"_\d+$", "", str(name)).replace("_", "").lower()
 
 
-def keras_settings(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
+def is_settings(value: object) -> TypeGuard[Mapping[str, Any]]:
+    """Whether it is a dict, as configurations are."""
+    return isinstance(value, Mapping)
+
+
+def keras_settings(config: object, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
     """What to call one of Keras's optimizers, the key of its class, and its settings.
 
     Raises:
       TypeError: no configuration.
       ValueError: a serialised optimizer without one.
     """
-    if not isinstance(config, Mapping):
+    if not is_settings(config):
         raise TypeError(f"config must be the dict that get_config() returns, got {type(config).__name__}.")
+    settings: object = config
     if "class_name" in config:
-        optimizer, config = optimizer or str(config["class_name"]), config.get("config")
-    if not isinstance(config, Mapping):
-        raise unsupported(f"keras.optimizers.{optimizer}", "config", config, "it must be a dict of settings.")
-    name = optimizer or config.get("name")
-    return f"keras.optimizers.{name}", keras_class(name), config
+        optimizer = optimizer or str(config["class_name"])
+        settings = config.get("config")
+    if not is_settings(settings):
+        raise unsupported(f"keras.optimizers.{optimizer}", "config", settings, "it must be a dict of settings.")
+    name = optimizer or settings.get("name")
+    return f"keras.optimizers.{name}", keras_class(name), settings
 
 
-def keras_inner(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def keras_inner(config: Mapping[str, object]) -> Mapping[str, Any]:
     """The serialised optimizer inside a LossScaleOptimizer.
 
     Raises:
       ValueError: there is none.
     """
     inner = config.get("inner_optimizer")
-    if not isinstance(inner, Mapping) or not isinstance(inner.get("config"), Mapping):
+    if not is_settings(inner) or not is_settings(inner.get("config")):
         raise unsupported(
             "keras.optimizers.LossScaleOptimizer", "inner_optimizer", inner, "it must be a serialised optimizer."
         )

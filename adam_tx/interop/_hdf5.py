@@ -6,10 +6,16 @@ import contextlib
 import io
 import math
 from collections.abc import Generator, Sequence
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:  # it is no dependency
+    import h5py
+
+FilePath = str | PathLike[str]
 
 LARGEST = 10
 """How many times as large as a file what is read from it may be."""
@@ -19,13 +25,13 @@ class FileError(ValueError):
     """An error that names the file already."""
 
 
-def damaged(path: Any, problem: object) -> FileError:
+def damaged(path: FilePath, problem: object) -> FileError:
     """The error for a file that is not as Keras writes it."""
     return FileError(f"{path}: it is damaged, or no file that Keras saved: {problem}; take another copy.")
 
 
 @contextlib.contextmanager
-def opened(content: bytes, path: Any) -> Generator[Any]:
+def opened(content: bytes, path: FilePath) -> Generator[h5py.File]:
     """The file with this content; what goes wrong while it is open is a ValueError that names the path."""
     try:
         import h5py
@@ -40,62 +46,63 @@ def opened(content: bytes, path: Any) -> Generator[Any]:
         raise damaged(path, error) from None
 
 
-def numbered(file: Any, place: str, path: Any) -> list[Any]:
+def numbered(file: h5py.File, place: str, path: FilePath) -> list[h5py.Dataset]:
     """The datasets of a group in their order: their names are numbers, which the file has in the order of text.
 
     Raises:
       ValueError: a number that is missing; values that stand in another file; a size that the file cannot have.
     """
     group = _at(file, place, path)
-    if not _is(group, "Group"):
+    if not _is_group(group):
         raise damaged(path, f"{place} is no group")
     names = [str(i) for i in range(len(group))]
     if sorted(group) != sorted(names):
         raise damaged(path, f"of the optimizer's variables it has {sorted(group)[:20]}")
-    datasets = [_at(group, name, path) for name in names]
-    for name, dataset in zip(names, datasets, strict=True):
-        _check(dataset, f"{place}/{name}", path)
+    datasets = [_plain(_at(group, name, path), f"{place}/{name}", path) for name in names]
     _check_sizes(datasets, file, path)
     return datasets
 
 
-def _at(group: Any, place: str, path: Any) -> Any:
+def _at(node: object, place: str, path: FilePath) -> object:
     """What is at this place, to which only links inside of the file's own tree may lead."""
     import h5py
 
     for name in place.split("/"):
-        link = group.get(name, getlink=True) if _is(group, "Group") else None
-        if link is None:
+        link: object = node.get(name, getlink=True) if _is_group(node) else None
+        if not _is_group(node) or link is None:
             raise damaged(path, f"{place} is missing")
         if not isinstance(link, h5py.HardLink):
             raise FileError(
                 f"{path}: {place} is a {type(link).__name__} to elsewhere. Keras writes none, and it may point to any "
                 "file of this machine, so it is not followed; take another copy."
             )
-        group = group[name]
-    return group
+        node = node[name]
+    return node
 
 
-def _is(node: Any, kind: str) -> bool:
+def _is_group(node: object) -> TypeGuard[h5py.Group]:
     import h5py
 
-    return isinstance(node, getattr(h5py, kind))
+    return isinstance(node, h5py.Group)
 
 
-def _check(dataset: Any, place: str, path: Any) -> None:
-    """Refuse what is no plain array of numbers that stands in the file itself."""
-    if not _is(dataset, "Dataset") or dataset.shape is None:
+def _plain(node: object, place: str, path: FilePath) -> h5py.Dataset:
+    """The node, if it is a plain array of numbers that stands in the file itself."""
+    import h5py
+
+    if not isinstance(node, h5py.Dataset) or node.shape is None:
         raise damaged(path, f"{place} is no array")
-    if dataset.external or dataset.is_virtual:
+    if node.external or node.is_virtual:
         raise FileError(
             f"{path}: the values of {place} stand in another file. Keras writes no such thing, and it may be any file "
             "of this machine, so it is neither read nor written; take another copy."
         )
-    if dataset.dtype.kind not in "biuf" and not (is_bfloat16(dataset) and dataset.dtype == np.dtype("V2")):
-        raise damaged(path, f"{place} has no numbers, but {dataset.dtype}")
+    if node.dtype.kind not in "biuf" and not (is_bfloat16(node) and node.dtype == np.dtype("V2")):
+        raise damaged(path, f"{place} has no numbers, but {node.dtype}")
+    return node
 
 
-def _check_sizes(datasets: Sequence[Any], file: Any, path: Any) -> None:
+def _check_sizes(datasets: Sequence[h5py.Dataset], file: h5py.File, path: FilePath) -> None:
     """Refuse to read more than the file can honestly hold; a chunk is read whole, however little of it is asked for."""
     stored = file.id.get_filesize()
     sizes = [max(math.prod(d.shape), math.prod(d.chunks or ())) * d.dtype.itemsize for d in datasets]
@@ -104,21 +111,22 @@ def _check_sizes(datasets: Sequence[Any], file: Any, path: Any) -> None:
         raise damaged(path, f"its optimizer's variables would take {sum(sizes)} bytes, but the file has {stored}")
 
 
-def is_bfloat16(dataset: Any) -> bool:
+def is_bfloat16(dataset: h5py.Dataset) -> bool:
     """Whether Keras has marked the numbers as bfloat16, which HDF5 does not know."""
     mark = dataset.attrs.get("dtype")
     return isinstance(mark, str) and mark == "bfloat16"
 
 
-def value(dataset: Any) -> np.ndarray[Any, Any]:
+def value(dataset: h5py.Dataset) -> np.ndarray:
     """The numbers; bfloat16 as float32."""
     found = np.asarray(dataset)
     return found.view(jnp.bfloat16).astype(np.float32) if is_bfloat16(dataset) else found
 
 
-def put(dataset: Any, given: Any, content: bytearray, path: Any) -> None:
+def put(dataset: h5py.Dataset, given: np.ndarray, content: bytearray, path: FilePath) -> None:
     """Put numbers in their place in the content of the file. HDF5 itself cannot be trusted to write a damaged file."""
-    if (place := dataset.id.get_offset()) is None or place + dataset.size * dataset.dtype.itemsize > len(content):
+    place = dataset.id.get_offset()
+    if place is None or place + dataset.size * dataset.dtype.itemsize > len(content):
         raise FileError(f"{path}: {dataset.name} does not stand in one piece, as Keras writes it; take another copy.")
     given = np.asarray(given)
     stored = given.astype(jnp.bfloat16).view(dataset.dtype) if is_bfloat16(dataset) else given.astype(dataset.dtype)

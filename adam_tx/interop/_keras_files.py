@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adam_tx._core.files import replacing
 from adam_tx.interop import _hdf5
-from adam_tx.interop._config import keras_class
+from adam_tx.interop._config import is_settings, keras_class
+from adam_tx.interop._hdf5 import FilePath
 
-_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-_VARIABLES, _INNER = "optimizer/vars", "optimizer/inner_optimizer/vars"
+if TYPE_CHECKING:  # it is no dependency
+    import h5py
+
+_CONFIG = "config.json"
+_WEIGHTS = "model.weights.h5"
+_VARIABLES = "optimizer/vars"
+_INNER = "optimizer/inner_optimizer/vars"
 _OUTER = 4  # variables of a LossScaleOptimizer, before those of the one inside, which are saved twice
 
 
-def read_file(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, list[np.ndarray[Any, Any]]]:
+def read_file(path: FilePath) -> tuple[Mapping[str, object] | None, list[np.ndarray]]:
     """The optimizer of a saved Keras model: its configuration and its variables. It needs h5py.
 
     A file may come from a stranger: docs/security.md says what is looked at.
@@ -54,9 +59,7 @@ def read_file(path: str | PathLike[str]) -> tuple[Mapping[str, Any] | None, list
         return config and _around(config, wrapped=_INNER in file), [_hdf5.value(dataset) for dataset in datasets]
 
 
-def write_file(
-    path: str | PathLike[str], variables: Sequence[np.ndarray[Any, Any]], *, like: str | PathLike[str]
-) -> None:
+def write_file(path: FilePath, variables: Sequence[np.ndarray], *, like: FilePath) -> None:
     """A saved Keras model with other values of its optimizer's variables. It needs h5py.
 
     Mind that the *weights* of the model are those of `like`. Where they have moved since, the
@@ -83,16 +86,17 @@ def write_file(
     written = bytearray(members[_WEIGHTS])
     with _hdf5.opened(members[_WEIGHTS], like) as file:
         datasets = _datasets(file, like)
-        shapes, given = [d.shape for d in datasets], [np.shape(value) for value in variables]
+        shapes = [dataset.shape for dataset in datasets]
+        given = [np.shape(value) for value in variables]
         if shapes != given:
             raise _hdf5.FileError(
                 f"{like}: its optimizer has variables of the shapes {shapes}, but {given} came; give what to_variables "
                 "made for the same model and configuration."
             )
         again = _hdf5.numbered(file, _INNER, like) if _INNER in file else []
-        for copies, values in ((datasets, variables), (again, variables[_OUTER:] if again else ())):
-            for dataset, value in zip(copies, values, strict=True):
-                _hdf5.put(dataset, value, written, like)
+        copies = zip(again, variables[_OUTER:] if again else (), strict=True)
+        for dataset, value in [*zip(datasets, variables, strict=True), *copies]:
+            _hdf5.put(dataset, value, written, like)
     members[_WEIGHTS] = bytes(written)
     with replacing(path) as target:
         if len(members) == 1:
@@ -103,12 +107,12 @@ def write_file(
                 archive.writestr(name, content)
 
 
-def _members(path: str | PathLike[str]) -> dict[str, bytes]:
+def _members(path: FilePath) -> dict[str, bytes]:
     """What is in the file, by name; a file of weights is like an archive with nothing else in it."""
-    if not Path(path).is_file():
+    if not pathlib.Path(path).is_file():
         raise ValueError(f"{path}: there is no such file; give the path of one that Keras saved.")
     if str(path).endswith(".weights.h5"):
-        return {_WEIGHTS: Path(path).read_bytes()}
+        return {_WEIGHTS: pathlib.Path(path).read_bytes()}
     if not str(path).endswith(".keras"):
         raise ValueError(f"{path}: its name must end with .keras or .weights.h5; save the model anew in that format.")
     try:
@@ -124,7 +128,7 @@ def _members(path: str | PathLike[str]) -> dict[str, bytes]:
     return members
 
 
-def _config(members: Mapping[str, bytes], path: Any) -> Mapping[str, Any] | None:
+def _config(members: Mapping[str, bytes], path: FilePath) -> Mapping[str, object] | None:
     """The configuration of the optimizer; None for a file of weights."""
     if _CONFIG not in members:
         return None
@@ -133,31 +137,32 @@ def _config(members: Mapping[str, bytes], path: Any) -> Mapping[str, Any] | None
         optimizer = compiled.get("optimizer")
     except Exception as error:  # whatever json makes of a damaged file, and of lists or numbers in the place of dicts
         raise _hdf5.damaged(path, f"{_CONFIG} has no settings: {error}") from None
-    if not isinstance(optimizer, Mapping):
+    if not is_settings(optimizer):
         raise _without(path)
     return optimizer
 
 
-def _check_sizes(archive: zipfile.ZipFile, path: str | PathLike[str]) -> None:
+def _check_sizes(archive: zipfile.ZipFile, path: FilePath) -> None:
     """Refuse what would be unpacked to far more than the file; Keras does not compress. `read` goes no further."""
-    unpacked, stored = sum(info.file_size for info in archive.infolist()), Path(path).stat().st_size
+    unpacked = sum(info.file_size for info in archive.infolist())
+    stored = pathlib.Path(path).stat().st_size
     if unpacked > _hdf5.LARGEST * stored:
         raise _hdf5.damaged(path, f"it would be unpacked to {unpacked} bytes, but the file has {stored}")
 
 
-def _datasets(file: Any, path: Any) -> list[Any]:
+def _datasets(file: h5py.File, path: FilePath) -> list[h5py.Dataset]:
     if _VARIABLES not in file:
         raise _without(path)
     return _hdf5.numbered(file, _VARIABLES, path)
 
 
-def _without(path: Any) -> _hdf5.FileError:
+def _without(path: FilePath) -> _hdf5.FileError:
     return _hdf5.FileError(
         f"{path}: the model was saved without its optimizer; save it anew after compile and fit, or call init."
     )
 
 
-def _around(config: Mapping[str, Any], *, wrapped: bool) -> Mapping[str, Any]:
+def _around(config: Mapping[str, object], *, wrapped: bool) -> Mapping[str, object]:
     """The configuration with the LossScaleOptimizer around it, for which Keras leaves out what are its defaults."""
     if not wrapped or keras_class(config.get("class_name")) == "lossscaleoptimizer":
         return config

@@ -4,8 +4,8 @@ Reference: keras/src/optimizers/schedules/learning_rate_schedule.py in Keras 3.1
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from jax.typing import ArrayLike
 
 from adam_tx.interop._config import check_keys, unsupported
 
-Schedule = Callable[[ArrayLike], Any]
+Schedule = Callable[[ArrayLike], jax.Array]
 
 
-def from_config(config: Mapping[str, Any]) -> Schedule:
+def from_config(config: Mapping[str, object]) -> Schedule:
     """Build the schedule `step -> learning rate` from its serialised form.
 
     Args:
@@ -41,8 +41,8 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     return make(**{key: value for key, value in arguments.items() if key != "name"})
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
+def _listed(value: object) -> Sequence[object]:
+    return cast(Sequence[object], value) if isinstance(value, list | tuple) else [value]
 
 
 def _as_float(step: ArrayLike) -> jax.Array:
@@ -94,7 +94,8 @@ def _cosine(
     warmup_target: float | None = None,
     warmup_steps: int = 0,
 ) -> Schedule:
-    peak, warmup = (initial_learning_rate, 0) if warmup_target is None else (warmup_target, warmup_steps)
+    peak = initial_learning_rate if warmup_target is None else warmup_target
+    warmup = 0 if warmup_target is None else warmup_steps
 
     def schedule(step: ArrayLike) -> jax.Array:
         at = _as_float(step)

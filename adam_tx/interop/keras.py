@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from adam_tx._core.rule import Rule, Slot
 from adam_tx._link import Link, as_link, link
 from adam_tx._link import optimizer as made_by
 from adam_tx.interop import _keras_schedules
-from adam_tx.interop._config import check_int, check_keys, keras_inner, keras_settings, number, unsupported
+from adam_tx.interop._config import check_int, check_keys, is_settings, keras_inner, keras_settings, number, unsupported
 from adam_tx.interop._keras_files import read_file as read_file
 from adam_tx.interop._keras_files import write_file as write_file
 from adam_tx.interop._keras_state import from_variables as from_variables
@@ -49,6 +49,8 @@ __all__ = ["from_config", "from_variables", "read_file", "to_variables", "write_
 __dir__ = shows(__all__)
 
 Links = tuple[optax.GradientTransformation, ...]
+Settings = Mapping[str, float]
+"""The numbers of a configuration. The links check them."""
 
 _BASE_KEYS = (
     "learning_rate",
@@ -66,7 +68,7 @@ _BASE_KEYS = (
 
 @made_by
 def from_config(
-    config: Mapping[str, Any], optimizer: str | None = None, *, exclude_from_weight_decay: Sequence[str] = ()
+    config: Mapping[str, object], optimizer: str | None = None, *, exclude_from_weight_decay: Sequence[str] = ()
 ) -> Link:
     """Build one of Keras's optimizers from its configuration.
 
@@ -129,22 +131,21 @@ def from_config(
     >>> weights + tx.update(jnp.array([-0.1, 0.2]), tx.init(weights), weights)[0]
     Array([0.29771897, 0.12379974], dtype=float32)
     """
-    what, name, config = keras_settings(config, optimizer)
+    what, name, settings = keras_settings(config, optimizer)
     if name == "lossscaleoptimizer":
-        return _loss_scaled(config, exclude_from_weight_decay=exclude_from_weight_decay)
+        return _loss_scaled(settings, exclude_from_weight_decay)
     kind = _CLASSES.get(name)
     if kind is None:
         raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
-    check_keys(config, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
+    check_keys(settings, required=(*_BASE_KEYS, *kind.keys), ignored=("name",), what=what)
     mask = _decaying(exclude_from_weight_decay) if exclude_from_weight_decay else None
-    steps = config["gradient_accumulation_steps"]
+    steps = settings["gradient_accumulation_steps"]
     accumulate = 1 if steps is None else check_int(what, "gradient_accumulation_steps", steps, 2)
+    rate = _learning_rate(settings["learning_rate"], accumulate)
+    return _around(_decayed(kind, settings, rate, mask), settings, accumulate, what)
 
-    rate = _learning_rate(config["learning_rate"], accumulate)
-    return _around(_decayed(kind, config, rate, mask), config, accumulate, what)
 
-
-def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
+def _loss_scaled(config: Mapping[str, object], excluded: Sequence[str]) -> Link:
     """A guard around the optimizer inside."""
     what = "keras.optimizers.LossScaleOptimizer"
     check_keys(
@@ -154,16 +155,16 @@ def _loss_scaled(config: Mapping[str, Any], **options: Any) -> Link:
     every = check_int(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
     inner = keras_inner(config)
     inner = {**inner, "config": {**inner["config"], "loss_scale_factor": None}}
-    return guard(from_config(inner, **options), loss_scale=LossScale(initial, every=every))
+    return guard(from_config(inner, exclude_from_weight_decay=excluded), loss_scale=LossScale(initial, every=every))
 
 
-def _decaying(excluded: Sequence[str]) -> Callable[[Any], Any]:
+def _decaying(excluded: Sequence[str]) -> Callable[[optax.Params], optax.Params]:
     """The parameters that decay: those in the last part of whose path none of these is found."""
     if isinstance(excluded, str):
         raise TypeError(f"keras: exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
     searches = [re.compile(name).search for name in excluded]
 
-    def decays(params: Any) -> Any:
+    def decays(params: optax.Params) -> optax.Params:
         names = [slashed(path).split("/")[-1] for path, _ in leaves_with_paths(params, is_absent)]
         marks = [not any(search(name) for search in searches) for name in names]
         return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_absent), marks)
@@ -171,9 +172,10 @@ def _decaying(excluded: Sequence[str]) -> Callable[[Any], Any]:
     return decays
 
 
-def _decayed(kind: _Class, config: Mapping[str, Any], rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
+def _decayed(kind: _Class, config: Settings, rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
     """The class's chain, of parameters that have first decayed by the learning rate times the weight decay."""
-    links, weight_decay = kind.links(config, rate), config["weight_decay"]
+    links = kind.links(config, rate)
+    weight_decay = config["weight_decay"]
     if not weight_decay:
         return chain(*links)
     if kind.reads_params:
@@ -181,14 +183,15 @@ def _decayed(kind: _Class, config: Mapping[str, Any], rate: optax.ScalarOrSchedu
     return chain(*links, decay_weights(weight_decay, mask, times=rate))
 
 
-def _adam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _adam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
-    b1, b2 = config["beta_1"], config["beta_2"]
+    b1 = config["beta_1"]
+    b2 = config["beta_2"]
     correction = bias_correction(b1, b2)
     return scale_by_momentum(b1), rms(b2, config["epsilon"]), correction, scale_by_learning_rate(rate)
 
 
-def _nadam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _nadam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     """Dozat's schedule without its 250: the momentum has grown after a hundred updates."""
     read = schedules.nadam_decay(config["beta_1"], 1.0)
     momentum = scale_by_momentum(config["beta_1"], read=read, nesterov=True, debias=True)
@@ -196,31 +199,32 @@ def _nadam(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
     return momentum, rms, scale_by_learning_rate(rate)
 
 
-def _adamax(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _adamax(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     b1 = config["beta_1"]
     size = scale_by_max_norm(config["beta_2"], config["epsilon"], eps_stored=0.0)
     return scale_by_momentum(b1), size, bias_correction(b1), scale_by_learning_rate(rate)
 
 
-def _rmsprop(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _rmsprop(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     """The learning rate stands inside the momentum."""
     scale = scale_by_centered_rms if config["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(config["momentum"]),) if config["momentum"] else ()
     return scale(config["rho"], 0.0, eps_root=config["epsilon"]), scale_by_learning_rate(rate), *momentum
 
 
-def _adagrad(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _adagrad(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     rss = scale_by_summed_rms(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"])
     return rss, scale_by_learning_rate(rate)
 
 
-def _lamb(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _lamb(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     """The trust ratio is of Adam's direction, without the decay."""
-    b1, rms = config["beta_1"], scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
+    b1 = config["beta_1"]
+    rms = scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
     return scale_by_momentum(b1), rms, bias_correction(b1), scale_by_trust_ratio(), scale_by_learning_rate(rate)
 
 
-def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _adafactor(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     """`relative_step` makes no difference: the rate is bounded in any case."""
     decay = schedules.power_decay(-config["beta_2_decay"])
     return (
@@ -231,14 +235,14 @@ def _adafactor(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links
     )
 
 
-def _lion(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _lion(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     momentum = scale_by_lion_momentum(config["beta_1"], config["beta_2"])
     return momentum, optax.scale_by_sign(), scale_by_learning_rate(rate)
 
 
-def _sgd(config: Mapping[str, Any], rate: optax.ScalarOrSchedule) -> Links:
+def _sgd(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     """The learning rate stands inside the momentum."""
-    momentum = scale_by_heavy_ball(config["momentum"], nesterov=config["nesterov"])
+    momentum = scale_by_heavy_ball(config["momentum"], nesterov=bool(config["nesterov"]))
     return scale_by_learning_rate(rate), *([momentum] if config["momentum"] else [])
 
 
@@ -246,7 +250,7 @@ class _Class(NamedTuple):
     """The keys of a class beside the common ones, its chain without decay, and whether that reads the weights."""
 
     keys: tuple[str, ...]
-    links: Callable[[Mapping[str, Any], optax.ScalarOrSchedule], Links]
+    links: Callable[[Settings, optax.ScalarOrSchedule], Links]
     reads_params: bool = False
 
 
@@ -266,7 +270,7 @@ _CLASSES = {
 }
 
 
-def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> Link:
+def _around(tx: Link, config: Mapping[str, object], accumulate: int, what: str) -> Link:
     """What Keras's base class does to the gradient before and to the weights after an update."""
     clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
     if len(clips) > 1:
@@ -291,9 +295,9 @@ def _around(tx: Link, config: Mapping[str, Any], accumulate: int, what: str) -> 
     return tx
 
 
-def _learning_rate(value: Any, accumulate: int) -> optax.ScalarOrSchedule:
-    if not isinstance(value, Mapping):
-        return value
+def _learning_rate(value: object, accumulate: int) -> optax.ScalarOrSchedule:
+    if not is_settings(value):
+        return cast(float, value)  # the link checks it
     schedule = _keras_schedules.from_config(value)
     return lambda count: schedule(accumulate * (count + 1) - 1)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from adam_tx import schedules
@@ -39,6 +40,8 @@ __all__ = ["flax_axes", "from_param_group", "from_param_groups", "from_state_dic
 __dir__ = shows(__all__)
 
 Links = Sequence[optax.GradientTransformation]
+Settings = Mapping[str, optax.ScalarOrSchedule]
+"""The numbers of a group, and the schedules in their places."""
 
 _IRRELEVANT = (
     *("foreach", "fused", "capturable", "differentiable"),  # how it is computed, not what
@@ -53,7 +56,7 @@ _OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
 
 
 @made_by
-def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
+def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Link:
     """Build one of PyTorch's optimizers from one of its parameter groups.
 
     For Adam and AdamW, with g the gradient, negated if `maximize`, and t the number
@@ -112,7 +115,8 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
     decoupled = _is_decoupled(group, optimizer, what)
     values = _values(group, keys, what)
 
-    decay, rate = values["weight_decay"], _learning_rate(values)
+    decay = values["weight_decay"]
+    rate = _learning_rate(values["lr"], cast(float, values.get("lr_decay", 0.0)))
     links = (*kind.direction(values), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
     tx = chain(*links, *([decay_weights(decay, times=rate)] if decay and decoupled else []))
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
@@ -123,7 +127,7 @@ def from_param_group(group: Mapping[str, Any], optimizer: str = "Adam") -> Link:
 
 @made_by
 def from_param_groups(
-    groups: Sequence[Mapping[str, Any]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
+    groups: Sequence[Mapping[str, object]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
 ) -> Link:
     """Build one of PyTorch's optimizers from all of its parameter groups.
 
@@ -167,9 +171,10 @@ def from_param_groups(
     return by_pattern([pair for pair in pairs if pair[0] != ""], *rest)
 
 
-def _names_of(group: Mapping[str, Any], what: str, position: int) -> PathPattern:
+def _names_of(group: Mapping[str, object], what: str, position: int) -> PathPattern:
     """The pattern of the names that a group's parameters have in PyTorch."""
-    if not (names := group.get("param_names")):
+    names = cast(Sequence[str] | None, group.get("param_names"))
+    if not names:
         raise ValueError(
             f"{what}: groups[{position}] has no param_names to go by, which PyTorch keeps where the optimizer was "
             "given named_parameters(). Say which parameters are meant: patterns=[...], one for each group."
@@ -180,44 +185,46 @@ def _names_of(group: Mapping[str, Any], what: str, position: int) -> PathPattern
     return "|".join(map(glob.escape, paths))
 
 
-def _completed(group: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _completed(group: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     """The group with the flags that some lack, and without keys that nothing uses."""
     lacking = {key: value for key, value in _LACKING.items() if key in keys}
     unused = [key for key in _OF_ADEMAMIX if key not in keys and not group.get(key)]
     return {key: value for key, value in {**lacking, **group}.items() if key not in unused}
 
 
-def _values(group: Mapping[str, Any], keys: Sequence[str], what: str) -> dict[str, Any]:
+def _values(group: Mapping[str, object], keys: Sequence[str], what: str) -> Settings:
     """The group's numbers by name, each checked; a pair has a name for either."""
-    values: dict[str, Any] = {}
+    values: dict[str, optax.ScalarOrSchedule] = {}
     for key in keys:
         value = group[key]
         if key == "betas":
-            values["b1"], values["b2"] = (_number(what, key, beta, 1.0) for beta in _pair(what, key, value))
+            for name, beta in zip(("b1", "b2"), _pair(what, key, value), strict=True):
+                values[name] = _number(what, key, beta, 1.0)
         elif key == "eps" and "beta2_decay" in keys:
             least, scale = _pair(what, key, value)
-            values["eps"] = None if least is None else number(what, key, least, 0.0)
+            if least is not None:
+                values["eps"] = number(what, key, least, 0.0)
             values["eps_scale"] = number(what, key, scale, 0.0)
         elif key == "beta2_decay":
-            values[key] = number(what, key, value, -math.inf, 0.0)
+            values["exponent"] = -number(what, key, value, -math.inf, 0.0)
         else:
             values[key] = _number(what, key, value) if key in ("lr", "momentum") else number(what, key, value, 0.0)
         check_scheduled(what, group, key)
     return values
 
 
-def _number(what: str, key: str, value: Any, high: float = math.inf) -> Any:
+def _number(what: str, key: str, value: object, high: float = math.inf) -> optax.ScalarOrSchedule:
     """What a scheduler may vary: a number of at least 0, or a schedule as it is."""
-    return value if callable(value) else number(what, key, value, 0.0, high)
+    return cast(optax.Schedule, value) if callable(value) else number(what, key, value, 0.0, high)
 
 
-def _pair(what: str, key: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, tuple | list) or len(value) != 2:
+def _pair(what: str, key: str, value: object) -> Sequence[object]:
+    if not isinstance(value, tuple | list) or len(cast(Sequence[object], value)) != 2:
         raise unsupported(what, key, value, "it must be a pair.")
-    return value
+    return cast(Sequence[object], value)
 
 
-def _is_decoupled(group: Mapping[str, Any], optimizer: str, what: str) -> bool:
+def _is_decoupled(group: Mapping[str, object], optimizer: str, what: str) -> bool:
     """Whether weight decay bypasses the moments: a matter of the class, for some of a flag."""
     if optimizer in ("NAdam", "RAdam"):
         return bool(group.get("decoupled_weight_decay", False))
@@ -228,59 +235,62 @@ def _is_decoupled(group: Mapping[str, Any], optimizer: str, what: str) -> bool:
     return decoupled
 
 
-def _learning_rate(values: Mapping[str, Any]) -> optax.ScalarOrSchedule:
-    lr, lr_decay = values["lr"], values.get("lr_decay", 0.0)
-    if not lr_decay:
+def _learning_rate(lr: optax.ScalarOrSchedule, decay: float) -> optax.ScalarOrSchedule:
+    if not decay:
         return lr
 
-    def decayed(count: Any) -> Any:
-        return (lr(count) if callable(lr) else lr) / (1.0 + jax.numpy.asarray(count).astype(float) * lr_decay)
+    def decayed(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        return (lr(count) if callable(lr) else lr) / (1.0 + jnp.asarray(count).astype(float) * decay)
 
     return decayed
 
 
-def _adam(values: Mapping[str, Any]) -> Links:
+def _adam(values: Settings) -> Links:
     rms = scale_by_max_rms if values["amsgrad"] else scale_by_rms
-    b1, b2 = values["b1"], values["b2"]
+    b1 = values["b1"]
+    b2 = values["b2"]
     return scale_by_momentum(b1), rms(b2, values["eps"], debias=True), bias_correction(b1)
 
 
-def _nadam(values: Mapping[str, Any]) -> Links:
-    b1, read = values["b1"], schedules.nadam_decay(values["b1"], values["momentum_decay"])
+def _nadam(values: Settings) -> Links:
+    b1 = values["b1"]
+    read = schedules.nadam_decay(b1, values["momentum_decay"])
     rms = scale_by_rms(values["b2"], values["eps"], debias=True)
     return scale_by_momentum(b1, read=read, nesterov=True, debias=True), rms
 
 
-def _radam(values: Mapping[str, Any]) -> Links:
-    b1, b2 = values["b1"], values["b2"]
+def _radam(values: Settings) -> Links:
+    b1 = values["b1"]
+    b2 = values["b2"]
     return scale_by_momentum(b1), scale_by_rectified_rms(b2, values["eps"]), bias_correction(b1)
 
 
-def _adamax(values: Mapping[str, Any]) -> Links:
-    b1, b2 = values["b1"], values["b2"]
+def _adamax(values: Settings) -> Links:
+    b1 = values["b1"]
+    b2 = values["b2"]
     return scale_by_momentum(b1), scale_by_max_norm(b2, eps_stored=values["eps"]), bias_correction(b1)
 
 
-def _rmsprop(values: Mapping[str, Any]) -> Links:
+def _rmsprop(values: Settings) -> Links:
     scale = scale_by_centered_rms if values["centered"] else scale_by_rms
     momentum = (scale_by_heavy_ball(values["momentum"]),) if values["momentum"] else ()
     return scale(values["alpha"], values["eps"]), *momentum
 
 
-def _adagrad(values: Mapping[str, Any]) -> Links:
-    return (scale_by_summed_rms(values["eps"], initial=values["initial_accumulator_value"]),)
+def _adagrad(values: Settings) -> Links:
+    return (scale_by_summed_rms(values["eps"], initial=cast(float, values["initial_accumulator_value"])),)
 
 
-def _adafactor(values: Mapping[str, Any]) -> Links:
-    decay = schedules.power_decay(-values["beta2_decay"])
+def _adafactor(values: Settings) -> Links:
+    decay = schedules.power_decay(values["exponent"])
     return (
-        scale_by_row_column_rms(decay, values["eps"], eps_stored=0.0, axes=last_axes),
+        scale_by_row_column_rms(decay, values.get("eps"), eps_stored=0.0, axes=last_axes),
         clip_by_rms(values["d"]),
-        optax.scale_by_param_block_rms(values["eps_scale"]),
+        optax.scale_by_param_block_rms(cast(float, values["eps_scale"])),
     )
 
 
-def _sgd(values: Mapping[str, Any]) -> Links:
+def _sgd(values: Settings) -> Links:
     dampening = values["dampening"] if values["momentum"] else 0.0  # without momentum PyTorch dampens nothing
     return (scale_by_heavy_ball(values["momentum"], dampening=dampening, nesterov=bool(values["nesterov"])),)
 
@@ -289,7 +299,7 @@ class _Class(NamedTuple):
     """The keys of a class beside the common ones, its direction, and whether its rate is bounded by 1 / sqrt(t)."""
 
     keys: tuple[str, ...]
-    direction: Callable[[Mapping[str, Any]], Links]
+    direction: Callable[[Settings], Links]
     bounded: bool = False
 
 
