@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,14 @@ P = ParamSpec("P")
 
 def _schedule(maker: Callable[P, optax.Schedule]) -> Callable[P, optax.Schedule]:
     """Check the arguments of a function that makes schedules, and let each schedule remember its call."""
-    parameters, call_maker = hyperparams.Parameters(maker), cast(Any, maker)
+    parameters = hyperparams.Parameters(maker)
+    checked_maker: Callable[..., Any] = maker
 
     @functools.wraps(maker)
-    def make(*args: Any, **kwargs: Any) -> optax.Schedule:
-        made: Any = call_maker(**parameters.bind(*args, **kwargs))
-        made.call = Call(make, args, kwargs)
-        return made
+    def make(*args: P.args, **kwargs: P.kwargs) -> optax.Schedule:
+        schedule = checked_maker(**parameters.bind(*args, **kwargs))
+        schedule.call = Call(make, args, kwargs)
+        return schedule
 
     return hyperparams.readable(make)
 
@@ -154,7 +155,8 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
         if not 0.0 < decay < 1.0:
             raise ValueError(f"{name} must be in (0, 1), got {decay:g}.")
     hyperparams.check_int("steps", steps)
-    slow, fast = (math.log(0.5) / math.log(decay) for decay in (end, start))
+    slow = math.log(0.5) / math.log(end)
+    fast = math.log(0.5) / math.log(start)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         fraction = jnp.minimum(_update_number(count) / steps, 1.0)
@@ -192,10 +194,11 @@ def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(count).astype(jnp.result_type(float)) + 1.0
 
 
-def _at(value: Any, count: jax.typing.ArrayLike, like: jax.Array) -> Any:
+def _at(value: optax.ScalarOrSchedule, count: jax.typing.ArrayLike, like: jax.Array) -> numerics.Scalar:
     """A hyperparameter at this count, ready to meet an array."""
     return numerics.scalar(_value(value, count), like)
 
 
-def _value(value: Any, count: jax.typing.ArrayLike) -> Any:
-    return value(count) if hyperparams.is_schedule(value) else value
+def _value(value: optax.ScalarOrSchedule, count: jax.typing.ArrayLike) -> numerics.Scalar:
+    schedule: Any = value
+    return schedule(count) if hyperparams.is_schedule(value) else schedule

@@ -8,6 +8,7 @@ correction does, and which of the rules called Adam it is. For everything::
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -216,7 +217,7 @@ def create_optimizer(dialect: str) -> optax.GradientTransformation:
 
 def print_config(dialect: str, tx: optax.GradientTransformation) -> None:
     """In [9]: the optimizer's configuration, read back from it, as its own framework prints it."""
-    config = adam_tx.get_config(tx)
+    config = json.loads(json.dumps(adam_tx.get_config(tx)))
     if dialect == "keras":
         config = config["config"]["dict"]  # marked as a dict, for its key "name" would make it a link's config
     if dialect == "torch":

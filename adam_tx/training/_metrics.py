@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.states import State
@@ -19,7 +20,7 @@ from adam_tx.training._guard import usual
 from adam_tx.training.figures import FIGURES, UNKNOWN
 
 
-def metrics(state: optax.OptState) -> dict[str, Any]:
+def metrics(state: optax.OptState) -> dict[str, float | jax.Array]:
     """Read what is known of the last step out of a state, for any logger.
 
     Args:
@@ -45,7 +46,7 @@ def metrics(state: optax.OptState) -> dict[str, Any]:
     {'skipped': 0, 'skipped_in_a_row': 0}
     """
     state = unboxed(state)
-    found: dict[str, Any] = {}
+    found: dict[str, ArrayLike] = {}
     seen: Counter[str] = Counter()
     for kind, node in _reporting(state):
         seen[kind] += 1
@@ -63,11 +64,11 @@ def metrics(state: optax.OptState) -> dict[str, Any]:
     return _plain(dict(sorted((step | found).items(), key=lambda item: item[0] != "step")))
 
 
-def _plain(found: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(found: Mapping[str, ArrayLike]) -> dict[str, float | jax.Array]:
     """Python's numbers where they are known; what has no value yet, or many, as float32 arrays."""
     if not any(isinstance(value, Tracer) for value in found.values()):
-        found = jax.device_get(found)  # all at once
-    plain = {}
+        found = cast(Mapping[str, ArrayLike], jax.device_get(found))  # all at once
+    plain: dict[str, float | jax.Array] = {}
     for name, value in found.items():
         if np.ndim(value) or isinstance(value, Tracer):
             array = jnp.asarray(value, jnp.float32)
@@ -85,7 +86,7 @@ def _reporting(state: State) -> Iterator[tuple[str, Any]]:
             yield from _reporting(node.inner_state if kind == "inject_hyperparams" else node.inner)
 
 
-def _kind(node: Any) -> str:
+def _kind(node: object) -> str:
     """What kind of part says something, if it is one."""
     fields = getattr(node, "_fields", ())
     if {"hyperparams", "inner_state"} <= set(fields):
@@ -94,7 +95,7 @@ def _kind(node: Any) -> str:
     return link if link in ("monitor", "guard") else ""
 
 
-def _reported(kind: str, node: Any) -> dict[str, Any]:
+def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:
     """What such a part says."""
     if kind == "inject_hyperparams":
         return {name: value for name, value in node.hyperparams.items() if jnp.shape(value) == ()}

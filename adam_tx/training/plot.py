@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat
 
 import numpy as np
+from jax.typing import ArrayLike
 
 if TYPE_CHECKING:  # it is no dependency
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 class Panel(NamedTuple):
@@ -46,12 +50,17 @@ PANELS = (
     Panel("norm of the parameters", "steady growth wants weight decay", {"param_norm": ""}),
 )
 BAND = "10 % to 90 %"
-INK, PALE, LINE, BAD = "#22303c", "#77828c", "#2a7f86", "#b5302a"
+INK = "#22303c"
+PALE = "#77828c"
+LINE = "#2a7f86"
+BAD = "#b5302a"
 GROUPS = ("#e5922a", "#6a4c93", "#5b8c3a", "#3b6fb6", "#8d6e63", "#c2649a")
 """The colours of groups; all parameters together are `LINE`, what is skipped is `BAD`."""
 
 
-def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str = "") -> Figure:
+def plot_metrics(
+    history: Sequence[Mapping[str, SupportsFloat]] | Mapping[str, ArrayLike], *, title: str = ""
+) -> Figure:
     """Draw what `metrics` has said, step by step.
 
     Args:
@@ -83,30 +92,22 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
     except ImportError as error:
         raise ImportError(
             "plot_metrics: it draws with matplotlib, which is not installed: pip install matplotlib."
         ) from error
-    if isinstance(history, Mapping):  # stacked, as a scan returns them
-        figures = {key: np.atleast_1d(np.asarray(column, np.float64)) for key, column in history.items()}
-        history = [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)]
-    history = list(history)
-    if not history:
-        raise ValueError("plot_metrics: history is empty; append metrics(state) to it after every step.")
-    keys = list(dict.fromkeys(key for figures in history for key in figures))
-    columns = {key: np.array([_number(key, figures.get(key, np.nan)) for figures in history]) for key in keys}
+    columns = _columns(history)
     groups = list(dict.fromkeys(key.rpartition("/")[0] for key in columns))
     panels = [panel for panel in PANELS if any(_has(columns, f"{g}/{k}") for g in groups for k in panel.keys)]
     if not panels:
-        raise ValueError(f"plot_metrics: history needs a finite figure of metrics, but has only {keys}.")
-    steps, skips, skipped = _steps(columns, len(history))
+        raise ValueError(f"plot_metrics: history needs a finite figure of metrics, but has only {list(columns)}.")
+    colours = {group: GROUPS[k % len(GROUPS)] for k, group in enumerate(filter(None, groups))} | {"": LINE}
+    steps, skips, skipped = _steps(columns)
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 2.6 * rows + 0.6))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, weight="bold", color=INK)
-    colours = {group: GROUPS[k % len(GROUPS)] for k, group in enumerate(filter(None, groups))} | {"": LINE}
     for place, panel in enumerate(panels):
         ax = figure.add_subplot(rows, 2, place + 1)
         _draw(ax, panel, columns, colours, steps)
@@ -114,24 +115,37 @@ def plot_metrics(history: Sequence[Mapping[str, SupportsFloat]], *, title: str =
             ax.set_xlabel("step", loc="right", fontsize=8.5, color=INK)
         for step in steps[skipped]:
             ax.axvline(step, color=BAD, linewidth=0.8, alpha=0.5, zorder=0)
-    labels = [(name or "all parameters", colours[name]) for name in sorted(groups, key=bool)] if len(groups) > 1 else []
-    labels += [(f"skipped: {skips[-1]:.0f}", BAD)] if skips[-1] > 0 else []
+    labels = {name or "all parameters": colours[name] for name in sorted(groups, key=bool)} if len(groups) > 1 else {}
+    labels |= {f"skipped: {skips[-1]:.0f}": BAD} if skips[-1] > 0 else {}
     if labels:
-        lines = [Line2D([], [], color=colour, label=label) for label, colour in labels]
+        lines = [_line(label, color=colour) for label, colour in labels.items()]
         figure.legend(handles=lines, loc="outside lower left", ncols=6, frameon=False, fontsize=9.5, labelcolor=INK)
     return figure
 
 
-def _steps(columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _columns(history: Sequence[Mapping[str, SupportsFloat]] | Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """The figures by name, each with a number for every logged step."""
+    if isinstance(history, Mapping):  # stacked, as a scan returns them
+        columns = {key: np.atleast_1d(np.asarray(column, np.float64)) for key, column in history.items()}
+        history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if not history:
+        raise ValueError("plot_metrics: history is empty; append metrics(state) to it after every step.")
+    keys = dict.fromkeys(key for figures in history for key in figures)
+    return {key: np.array([_number(key, figures.get(key, np.nan)) for figures in history]) for key in keys}
+
+
+def _steps(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The place of every row, how many steps were skipped until then, and whether that one was."""
-    steps, skips = columns.get("step", np.arange(1.0, rows + 1)), columns.get("skipped", np.zeros(rows))
+    rows = len(next(iter(columns.values())))
+    steps = columns.get("step", np.arange(1.0, rows + 1))
+    skips = columns.get("skipped", np.zeros(rows))
     skipped = np.diff(skips, prepend=0.0 if skips[0] == 1.0 else skips[0]) > 0
     counted = np.diff(steps, prepend=0.0) > 0
     # a monitor inside of a guard does not count what that skips
     return (steps if counted[skipped].all() else steps + skips), skips, skipped
 
 
-def _number(key: str, value: Any) -> float:
+def _number(key: str, value: SupportsFloat) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -145,7 +159,9 @@ def _has(columns: Mapping[str, np.ndarray], key: str) -> bool:
     return bool(np.isfinite(columns.get(key.removeprefix("/"), np.nan)).any())
 
 
-def _draw(ax: Any, panel: Panel, columns: Mapping[str, np.ndarray], colours: Mapping[str, str], steps: Any) -> None:
+def _draw(
+    ax: Axes, panel: Panel, columns: Mapping[str, np.ndarray], colours: Mapping[str, str], steps: np.ndarray
+) -> None:
     """One panel: what is of all parameters in a thick line, what is of groups in thin ones."""
 
     def drawn(key: str) -> np.ndarray:
@@ -154,11 +170,13 @@ def _draw(ax: Any, panel: Panel, columns: Mapping[str, np.ndarray], colours: Map
     if panel.log:
         ax.set_yscale("log")
     for group, colour in colours.items():
-        prefix, width = (f"{group}/", 0.9) if group else ("", 1.4)
+        prefix = f"{group}/" if group else ""
+        width = 0.9 if group else 1.4
         for key, style in zip(panel.keys, ("-", "--"), strict=False):
             if _has(columns, prefix + key):
                 ax.plot(steps, drawn(prefix + key), color=colour, linewidth=width, linestyle=style)
-    labels = [_line(label, style) for label, style in zip(panel.keys.values(), ("-", "--"), strict=False) if label]
+    styles = zip(panel.keys.values(), ("-", "--"), strict=False)
+    labels: list[Artist] = [_line(label, color=INK, linewidth=1.2, linestyle=style) for label, style in styles if label]
     if panel.band and all(_has(columns, key) for key in panel.band):
         low, high = map(drawn, panel.band)
         labels.append(ax.fill_between(steps, low, high, color=LINE, alpha=0.2, linewidth=0, label=BAND))
@@ -168,12 +186,12 @@ def _draw(ax: Any, panel: Panel, columns: Mapping[str, np.ndarray], colours: Map
     ax.grid(color="#ebebeb", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
     if labels:  # under the axis, where it covers nothing
-        below = {"loc": "upper left", "bbox_to_anchor": (0, -0.1), "ncols": 3, "borderpad": 0}
+        below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, -0.1), "ncols": 3, "borderpad": 0}
         ax.legend(handles=labels, frameon=False, fontsize=8.5, labelcolor=INK, **below)
 
 
-def _line(label: str, style: Any) -> Any:
-    """What stands in a legend for a line of any colour."""
+def _line(label: str, **style: Any) -> Line2D:
+    """What stands in a legend for a line."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=INK, linewidth=1.2, linestyle=style, label=label)
+    return Line2D([], [], label=label, **style)
