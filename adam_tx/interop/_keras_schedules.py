@@ -3,6 +3,7 @@
 Reference: keras/src/optimizers/schedules/learning_rate_schedule.py in Keras 3.15.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -31,14 +32,16 @@ def from_config(config: Mapping[str, object]) -> Schedule:
             f"learning_rate: the Keras schedule {name!r} is not known, only {sorted(_SCHEDULES)}. "
             "Pass a dict with its class_name and config, or replace learning_rate by a number."
         )
-    make, keys = _SCHEDULES[name]
+    make = _SCHEDULES[name]
     arguments: Any = config.get("config")
-    required = [key for key in keys if not key.startswith("warmup")]
-    check_keys(arguments, required=required, ignored=["name", *keys], what=f"keras schedule {name}")
-    for key, value in arguments.items():
-        if key != "name" and not all(isinstance(number, float | int | None) for number in _listed(value)):
+    parameters = inspect.signature(make).parameters
+    required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
+    check_keys(arguments, required=required, ignored=["name", *parameters], what=f"keras schedule {name}")
+    settings = {key: value for key, value in arguments.items() if key != "name"}
+    for key, value in settings.items():
+        if not all(isinstance(number, float | int | None) for number in _listed(value)):
             raise unsupported(f"keras schedule {name}", key, value, "it must be a number, or a list of them.")
-    return make(**{key: value for key, value in arguments.items() if key != "name"})
+    return make(**settings)
 
 
 def _listed(value: object) -> Sequence[object]:
@@ -49,20 +52,18 @@ def _as_float(step: ArrayLike) -> jax.Array:
     return jnp.asarray(step).astype(jnp.result_type(float))
 
 
-def _exponential(initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool) -> Schedule:
-    def schedule(step: ArrayLike) -> jax.Array:
-        periods = _as_float(step) / decay_steps
-        return initial_learning_rate * decay_rate ** (jnp.floor(periods) if staircase else periods)
+def _periods(step: ArrayLike, length: int, whole: bool) -> jax.Array:
+    """How many periods of this length are over, counted whole or with the part of the one that is not."""
+    periods = _as_float(step) / length
+    return jnp.floor(periods) if whole else periods
 
-    return schedule
+
+def _exponential(initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool) -> Schedule:
+    return lambda step: initial_learning_rate * decay_rate ** _periods(step, decay_steps, staircase)
 
 
 def _inverse_time(initial_learning_rate: float, decay_steps: int, decay_rate: float, staircase: bool) -> Schedule:
-    def schedule(step: ArrayLike) -> jax.Array:
-        periods = _as_float(step) / decay_steps
-        return initial_learning_rate / (1.0 + decay_rate * (jnp.floor(periods) if staircase else periods))
-
-    return schedule
+    return lambda step: initial_learning_rate / (1.0 + decay_rate * _periods(step, decay_steps, staircase))
 
 
 def _piecewise_constant(boundaries: list[int], values: list[float]) -> Schedule:
@@ -124,17 +125,11 @@ def _cosine_restarts(
     return schedule
 
 
-_SCHEDULES: Mapping[str, tuple[Callable[..., Schedule], tuple[str, ...]]] = {
-    "ExponentialDecay": (_exponential, ("initial_learning_rate", "decay_steps", "decay_rate", "staircase")),
-    "InverseTimeDecay": (_inverse_time, ("initial_learning_rate", "decay_steps", "decay_rate", "staircase")),
-    "PiecewiseConstantDecay": (_piecewise_constant, ("boundaries", "values")),
-    "PolynomialDecay": (
-        _polynomial,
-        ("initial_learning_rate", "decay_steps", "end_learning_rate", "power", "cycle"),
-    ),
-    "CosineDecay": (_cosine, ("initial_learning_rate", "decay_steps", "alpha", "warmup_target", "warmup_steps")),
-    "CosineDecayRestarts": (
-        _cosine_restarts,
-        ("initial_learning_rate", "first_decay_steps", "t_mul", "m_mul", "alpha"),
-    ),
+_SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+    "ExponentialDecay": _exponential,
+    "InverseTimeDecay": _inverse_time,
+    "PiecewiseConstantDecay": _piecewise_constant,
+    "PolynomialDecay": _polynomial,
+    "CosineDecay": _cosine,
+    "CosineDecayRestarts": _cosine_restarts,
 }

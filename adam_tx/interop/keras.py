@@ -53,16 +53,8 @@ Settings = Mapping[str, float]
 """The numbers of a configuration. The links check them."""
 
 _BASE_KEYS = (
-    "learning_rate",
-    "weight_decay",
-    "clipnorm",
-    "global_clipnorm",
-    "clipvalue",
-    "use_ema",
-    "ema_momentum",
-    "ema_overwrite_frequency",
-    "loss_scale_factor",
-    "gradient_accumulation_steps",
+    *("learning_rate", "weight_decay", "clipnorm", "global_clipnorm", "clipvalue"),
+    *("use_ema", "ema_momentum", "ema_overwrite_frequency", "loss_scale_factor", "gradient_accumulation_steps"),
 )
 
 
@@ -185,10 +177,9 @@ def _decayed(kind: _Class, config: Settings, rate: optax.ScalarOrSchedule, mask:
 
 def _adam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
-    b1 = config["beta_1"]
-    b2 = config["beta_2"]
-    correction = bias_correction(b1, b2)
-    return scale_by_momentum(b1), rms(b2, config["epsilon"]), correction, scale_by_learning_rate(rate)
+    correction = bias_correction(config["beta_1"], config["beta_2"])
+    momentum = scale_by_momentum(config["beta_1"])
+    return momentum, rms(config["beta_2"], config["epsilon"]), correction, scale_by_learning_rate(rate)
 
 
 def _nadam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:

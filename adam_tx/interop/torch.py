@@ -219,9 +219,10 @@ def _number(what: str, key: str, value: object, high: float = math.inf) -> optax
 
 
 def _pair(what: str, key: str, value: object) -> Sequence[object]:
-    if not isinstance(value, tuple | list) or len(cast(Sequence[object], value)) != 2:
+    pair: Sequence[object] = value if isinstance(value, tuple | list) else ()
+    if len(pair) != 2:
         raise unsupported(what, key, value, "it must be a pair.")
-    return cast(Sequence[object], value)
+    return pair
 
 
 def _is_decoupled(group: Mapping[str, object], optimizer: str, what: str) -> bool:
@@ -247,28 +248,23 @@ def _learning_rate(lr: optax.ScalarOrSchedule, decay: float) -> optax.ScalarOrSc
 
 def _adam(values: Settings) -> Links:
     rms = scale_by_max_rms if values["amsgrad"] else scale_by_rms
-    b1 = values["b1"]
-    b2 = values["b2"]
-    return scale_by_momentum(b1), rms(b2, values["eps"], debias=True), bias_correction(b1)
+    return scale_by_momentum(values["b1"]), rms(values["b2"], values["eps"], debias=True), bias_correction(values["b1"])
 
 
 def _nadam(values: Settings) -> Links:
-    b1 = values["b1"]
-    read = schedules.nadam_decay(b1, values["momentum_decay"])
-    rms = scale_by_rms(values["b2"], values["eps"], debias=True)
-    return scale_by_momentum(b1, read=read, nesterov=True, debias=True), rms
+    read = schedules.nadam_decay(values["b1"], values["momentum_decay"])
+    momentum = scale_by_momentum(values["b1"], read=read, nesterov=True, debias=True)
+    return momentum, scale_by_rms(values["b2"], values["eps"], debias=True)
 
 
 def _radam(values: Settings) -> Links:
-    b1 = values["b1"]
-    b2 = values["b2"]
-    return scale_by_momentum(b1), scale_by_rectified_rms(b2, values["eps"]), bias_correction(b1)
+    rms = scale_by_rectified_rms(values["b2"], values["eps"])
+    return scale_by_momentum(values["b1"]), rms, bias_correction(values["b1"])
 
 
 def _adamax(values: Settings) -> Links:
-    b1 = values["b1"]
-    b2 = values["b2"]
-    return scale_by_momentum(b1), scale_by_max_norm(b2, eps_stored=values["eps"]), bias_correction(b1)
+    size = scale_by_max_norm(values["b2"], eps_stored=values["eps"])
+    return scale_by_momentum(values["b1"]), size, bias_correction(values["b1"])
 
 
 def _rmsprop(values: Settings) -> Links:
