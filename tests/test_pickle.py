@@ -15,7 +15,8 @@ from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from rebuild import program
 
 import adam_tx
-from adam_tx.describe import closures, source
+from adam_tx._core.call import maker_name
+from adam_tx.describe import source
 
 CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
@@ -55,7 +56,7 @@ def test_a_pickled_wrapper_of_optax_around_it_is_still_known(name):
     tx = CATALOGUE[name]()
     for wrapped in (optax.chain(optax.clip(1.0), tx), optax.masked(tx, {"w": True, "b": False})):
         again = cloudpickle.loads(cloudpickle.dumps(wrapped))
-        assert source.render(again) == source.render(wrapped) != f"<{closures.maker_name(wrapped)}>"
+        assert source.render(again) == source.render(wrapped) != f"<{maker_name(wrapped)}>"
         assert adam_tx.summary(again, PARAMS) == adam_tx.summary(wrapped, PARAMS)
 
 

@@ -20,12 +20,8 @@ import numpy as np
 import optax
 
 _PARTS = (
-    "adam_tx._chain",
-    "adam_tx.interop.keras",
-    "adam_tx.interop.torch",
-    "adam_tx._link",
-    "adam_tx._parallel",
-    "adam_tx._with_gradient",
+    *("adam_tx._chain", "adam_tx._link", "adam_tx._parallel", "adam_tx._with_gradient"),
+    *("adam_tx.interop.keras", "adam_tx.interop.torch"),
     "adam_tx.links",
     "adam_tx.optimizers",
     "adam_tx.schedules",

@@ -12,21 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_tx._core.call import Call
+from adam_tx._core.call import Call, maker_name
 from adam_tx._core.same import closure_variables, holds_nothing, same, same_code
 
 T = TypeVar("T")
 
 _ADAPTED: Any = optax.with_extra_args_support(optax.identity()).update
-
-
-def maker_name(made: object) -> str:
-    """The name of the function that made this: `scale` for `scale.<locals>.update_fn`; a method's class."""
-    function: object = made.update if isinstance(made, optax.GradientTransformation) else made
-    if inspect.ismethod(function):
-        return type(function.__self__).__name__
-    qualname = getattr(function, "__qualname__", type(function).__name__)
-    return qualname.split(".<locals>")[0].split(".")[-1]
 
 
 def variables(made: object) -> dict[str, Any]:

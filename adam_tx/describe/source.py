@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from adam_tx._core.call import Call
+from adam_tx._core.call import Call, maker_name
 from adam_tx.describe import closures
 
 _DEPTH = 24  # how far calls within calls are followed
@@ -125,7 +125,7 @@ def render(value: object, depth: int = _DEPTH) -> str:
     if inspect.isfunction(value):
         return placeholder(value)
     opaque = isinstance(value, Callable | optax.GradientTransformation) or type(value).__repr__ is object.__repr__
-    return f"<{closures.maker_name(value)}>" if opaque else repr(value)
+    return f"<{maker_name(value)}>" if opaque else repr(value)
 
 
 _Container = tuple[object, ...] | list[object] | dict[object, object]

@@ -158,22 +158,6 @@ def alike(paths: Sequence[str]) -> Iterator[str]:
         yield f"{count}×{path}" if count > 1 else next(p for p in paths if re.sub(r"\d+", "#", p) == path)
 
 
-def _foreign_rows(tx: Any, state: Any, params: Any, key: str, depth: int, formula: str) -> Iterator[Row]:
-    """The rows of a transformation that is no link."""
-    maker, call = closures.maker_name(tx.update), closures.call_of(tx)
-    label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, key)
-    hyperparams = {} if call is None else _worth_showing(*source.bound_arguments(call))
-    parts = visit.parts(tx, state)
-    if parts is None:
-        yield Row(label, formula, hyperparams, {}, depth)
-        yield Row("opaque", f"what {maker} keeps is not known", {}, {"": state}, depth + 1)
-        return
-    own, members = parts
-    yield Row(label, formula, hyperparams, own, depth)
-    for inner_key, inner, part in members:
-        yield from _rows(inner, part, params, inner_key, depth + 1)
-
-
 def made_by(link: AbstractLink) -> str:
     """What made a link, or the transformation from elsewhere that it stands for."""
     tx = visit.uncovered(link)

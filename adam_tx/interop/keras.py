@@ -16,7 +16,7 @@ from adam_tx._chain import chain
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.leaf_step import Now
-from adam_tx._core.leaves import Mask, is_absent
+from adam_tx._core.leaves import Mask, Tree, is_absent
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows
@@ -150,13 +150,13 @@ def _loss_scaled(config: Mapping[str, object], excluded: Sequence[str]) -> Link:
     return guard(from_config(inner, exclude_from_weight_decay=excluded), loss_scale=LossScale(initial, every=every))
 
 
-def _decaying(excluded: Sequence[str]) -> Callable[[optax.Params], optax.Params]:
+def _decaying(excluded: Sequence[str]) -> Callable[[Tree], optax.Params]:
     """The parameters that decay: those in the last part of whose path none of these is found."""
     if isinstance(excluded, str):
         raise TypeError(f"keras: exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
     searches = [re.compile(name).search for name in excluded]
 
-    def decays(params: optax.Params) -> optax.Params:
+    def decays(params: Tree) -> optax.Params:
         names = [slashed(path).split("/")[-1] for path, _ in leaves_with_paths(params, is_absent)]
         marks = [not any(search(name) for search in searches) for name in names]
         return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_absent), marks)
