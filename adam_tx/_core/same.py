@@ -73,7 +73,7 @@ def _parts(value: object) -> Mapping[object, object] | None:
 
 
 def same_code(one: FunctionType, other: FunctionType) -> bool:
-    """Whether two functions have the same code, which refers to the same globals; unpickled ones have copies."""
+    """Whether two functions have equal code that refers to the same globals. Unpickled ones have copies of both."""
     if one.__code__ is other.__code__ and one.__globals__ is other.__globals__:
         return True
     names = _global_names(one.__code__)
@@ -86,5 +86,5 @@ def _global_names(code: CodeType) -> set[str]:
 
 
 def holds_nothing(thing: object) -> bool:
-    """Whether it is an object of a class without arguments, on which nothing was set."""
+    """Whether its class takes no arguments, and nothing was set on it."""
     return type(thing).__init__ is object.__init__ and getattr(thing, "__dict__", None) == {}

@@ -1,8 +1,8 @@
 """What the names in a config may stand for: a part of an optimizer, and nothing that reaches further.
 
 A config may come from a stranger, and a name in it is imported and called. So a name is
-looked up only in modules that are allowed, on a way that leaves them nowhere, and what is
-found must have been defined in them.
+looked up only in modules that are allowed. The look-up never leaves them, and what it finds
+must have been defined in them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PARTS = (
     *("adam_tx.training._groups", "adam_tx.training._guard", "adam_tx.training._monitor"),
     *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
 )
-"""Where parts of optimizers are defined. What reads configs or files, or computes with trees, is elsewhere."""
+"""Where parts of optimizers are defined. Functions that read configs or files, or compute with trees, are elsewhere."""
 _DATA = ("functools:partial", "collections:OrderedDict", *(f"numpy:{kind.__name__}" for kind in np.sctypeDict.values()))
-"""What is from elsewhere, and only holds what is given to it."""
+"""Classes from elsewhere that only hold what is given to them."""
 _OWN = ("adam_tx", "optax")
 
 
@@ -54,7 +54,7 @@ class ConfigPath:
         return self.path
 
     def import_name(self, name: str) -> Callable[..., object] | None:
-        """What a name such as `adam`, `optax.sgd` or `module:name` stands for; None if nothing has it.
+        """The function of a name such as `adam`, `optax.sgd` or `module:name`; None if nothing has that name.
 
         Raises:
           ValueError: a module that is not allowed, of which nothing was imported, or what is no part of an optimizer.
@@ -84,7 +84,7 @@ class ConfigPath:
         return found
 
     def import_maker(self, name: object) -> Callable[..., object]:
-        """What a name stands for.
+        """The function of a name.
 
         Raises:
           ValueError: nothing has that name, or it is not allowed.
@@ -106,13 +106,13 @@ class ConfigPath:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question whether the nearest of these was meant, if one is near."""
+    """The question whether the known name nearest to this one was meant, if one is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def address_of(name: str) -> tuple[str, str]:
-    """The module of a name, and what stands behind it."""
+    """The module of a name, and the name in that module."""
     module, colon, qualname = name.partition(":")
     if colon:
         return module, qualname
@@ -126,7 +126,7 @@ def _within(module: object, packages: Sequence[str]) -> bool:
 
 
 def _leads_on(thing: object, allow: Sequence[str]) -> bool:
-    """Whether a name may go on inside of this: a module or a class of those that are allowed."""
+    """Whether a name may look inside of this: an allowed module, or a class of one."""
     if isinstance(thing, ModuleType):
         return _within(thing.__name__, (*_OWN, *allow))
     return inspect.isclass(thing) and _within(thing.__module__, (*_PARTS, *allow))

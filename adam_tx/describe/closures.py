@@ -1,11 +1,11 @@
-"""What functions that are not ours tell of themselves: their maker's name, its arguments, their closure variables."""
+"""What the functions of others tell of themselves: their closure variables, and the call that made them."""
 
 import dataclasses
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,12 @@ from adam_tx._core.same import closure_variables, holds_nothing, same, same_code
 T = TypeVar("T")
 
 _ADAPTED: Any = optax.with_extra_args_support(optax.identity()).update
+
+
+def is_transformation(thing: object) -> TypeGuard[optax.GradientTransformation]:
+    """Whether it has an init and an update; `optax.MultiSteps` has, and is no `GradientTransformation`."""
+    parts = (getattr(thing, "init", None), getattr(thing, "update", None))
+    return all(map(callable, parts)) and not isinstance(thing, Mapping | type)
 
 
 def variables(made: object) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def _local_to(function: object) -> tuple[str, str] | None:
 
 
 def without_extra_args_support(transformation: T) -> T:
-    """What `optax.with_extra_args_support` was put around; what it was not put around as it is."""
+    """The transformation inside of `optax.with_extra_args_support`; any other as it is."""
     update = getattr(transformation, "update", None)
     if inspect.isfunction(update) and same_code(update, _ADAPTED):
         inside = closure_variables(update).get("tx")
@@ -63,7 +69,7 @@ def _without_support_inside(value: object) -> object:
 
 
 def address(thing: object) -> tuple[str, str] | None:
-    """The module and the name in it under which this can be imported; of ours and Optax's the public ones."""
+    """The module and the name under which this can be imported. For adam_tx and Optax they are the public ones."""
     module = getattr(thing, "__module__", None)
     qualname = getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str) or "<" in qualname:
@@ -94,7 +100,7 @@ def call_of(made: object) -> Call | None:
 
 
 def _remembered(made: object) -> Call | None:
-    """The call that an object has under `call`, or the one whose methods init and update are."""
+    """The call that this, or the object whose methods are its init and update, has under `call`."""
     if isinstance(made, partial):
         return Call(partial, (made.func, *made.args), made.keywords)
     owner, other = (getattr(getattr(made, method, None), "__self__", None) for method in ("update", "init"))

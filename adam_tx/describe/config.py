@@ -68,7 +68,7 @@ def get_config(tx: optax.GradientTransformation) -> dict[str, object]:
     {'name': 'scale_by_momentum', 'decay': 0.9, 'nesterov': False, 'read': None, 'debias': False, 'dtype': None}
     {'key': 'step', 'name': 'scale_by_learning_rate', 'learning_rate': 0.001, 'flip_sign': True}
     """
-    if not _is_transformation(tx):
+    if not closures.is_transformation(tx):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
     return cast(Config, _encoded(tx, 0))
 
@@ -115,15 +115,9 @@ def from_config(config: dict[str, object], *, allow: Sequence[str] = ()) -> opta
         made = _decoded(config, ConfigPath("config", tuple(allow)))
     except RecursionError:
         raise ValueError("config: it is no optimizer, but dicts in dicts without end; take another copy.") from None
-    if not _is_transformation(made):
+    if not closures.is_transformation(made):
         raise TypeError(f"config['name']: {config['name']!r} makes no transformation, but {type(made).__name__}.")
     return made
-
-
-def _is_transformation(thing: object) -> TypeGuard[optax.GradientTransformation]:
-    """Whether it has an init and an update; `optax.MultiSteps` has, and is no `GradientTransformation`."""
-    parts = (getattr(thing, "init", None), getattr(thing, "update", None))
-    return all(map(callable, parts)) and not isinstance(thing, Mapping | type)
 
 
 def _encoded(value: object, depth: int) -> object:
@@ -171,7 +165,7 @@ def _encoded_call(call: Call, depth: int) -> Config:
 
 
 def _are_members(values: Iterable[object]) -> bool:
-    return all(_is_transformation(_keyed(value)[1]) for value in values)
+    return all(closures.is_transformation(_keyed(value)[1]) for value in values)
 
 
 def _encoded_member(member: object, depth: int) -> Config:
@@ -196,7 +190,7 @@ def _name(maker: object, depth: int) -> str | Config | None:
 
 
 def _escaped(argument: str) -> str:
-    """The argument's name in a config, where some words mean something else."""
+    """The argument's name in a config, in which some words have a meaning of their own."""
     return f"{argument}_" if argument.rstrip("_") in _WORDS else argument
 
 
@@ -205,7 +199,7 @@ def _unescaped(key: str) -> str:
 
 
 def _what(value: object) -> str:
-    """What something is that no config can hold."""
+    """The description of a value that no config can hold."""
     if isinstance(value, Tracer):
         return f"a {value.dtype} array that is known only when it runs"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
@@ -222,7 +216,7 @@ def _where(value: object) -> str:
 
 
 def _decoded(config: object, at: ConfigPath) -> object:
-    """What an entry of a config stands for; what is no data is itself."""
+    """The value of an entry of a config. An object that a user put there is its own value."""
     if isinstance(config, list):
         return _decoded_items(config, at)
     if not isinstance(config, dict):
@@ -256,7 +250,7 @@ def _decoded_dict(named: Mapping[str, object], at: ConfigPath) -> Config:
 
 
 def _decoded_call(config: Config, at: ConfigPath) -> object:
-    """What the maker of that name gives for these arguments."""
+    """The result of calling the maker of that name with these arguments."""
     name = config["name"]
     maker = _decoded(name, at["name"]) if isinstance(name, dict) else None
     if not callable(maker):
@@ -301,7 +295,7 @@ def _called(maker: Callable[..., object], signature: inspect.Signature, given: C
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How a config holds what JSON has no form for: which values, as which data, and what may stand beside that."""
+    """A form in which a config holds what JSON cannot: which values, as which data, beside which keys."""
 
     holds: Callable[[object], object]
     encode: Callable[[Any, int], object]
@@ -314,7 +308,7 @@ def _is(kind: type) -> Callable[[object], bool]:
 
 
 def _converted(convert: Callable[..., T], at: ConfigPath, *given: object) -> T:
-    """What plain data stands for."""
+    """The value of plain data, or an error that names its place."""
     try:
         return convert(*given)
     except Exception as error:  # whatever NumPy makes of what is no data of this form
@@ -346,7 +340,7 @@ def _of_numbers(kind: type, convert: Callable[[np.ndarray[Any, Any], object], An
 
 
 def _dtype_beside(value: object) -> Config:
-    """What stands beside the numbers of an array."""
+    """The keys beside the numbers of an array."""
     dtype = {"dtype": value.dtype.name} if isinstance(value, jax.Array | np.ndarray | np.generic) else {}
     return {**dtype, **({"weak_type": True} if getattr(value, "weak_type", False) else {})}
 

@@ -21,7 +21,8 @@ _LARGEST = 64  # the most elements of an array that are written out
 def render_call(call: Call, depth: int = _DEPTH) -> str:
     """The call as Python would write it.
 
-    The first argument of a function is always written, of others and of a class only what is not the default.
+    A function's first argument is always written. Other arguments, and those of a class, are written
+    if they are not the defaults.
     """
     positional, named = _written(call)
     if positional and _is_method(call.maker):
@@ -35,7 +36,7 @@ def render_call(call: Call, depth: int = _DEPTH) -> str:
 
 
 def signature_of(maker: object) -> inspect.Signature:
-    """A function's signature; of those that do not tell theirs, such as some of C, one that takes anything."""
+    """A function's signature. Some functions written in C have none; theirs is one that takes anything."""
     try:
         return inspect.signature(maker)  # pyright: ignore[reportArgumentType]
     except (TypeError, ValueError):
@@ -101,7 +102,7 @@ def qualified_name(function: object, depth: int = _DEPTH) -> str:
 
 
 def render(value: object, depth: int = _DEPTH) -> str:
-    """A value as code, as far as it can be written; what cannot is named in angle brackets."""
+    """A value as code. What has no code is named in angle brackets."""
     if depth <= 0:
         return "..."
     if isinstance(value, Tracer):
@@ -154,7 +155,7 @@ def _array(value: jax.Array | np.ndarray | np.generic) -> str:
 
 
 def placeholder(function: object) -> str:
-    """What a function of which no code is known was called where it was defined, `<lambda>` for instance."""
+    """A function that no code makes, by the name that its definition gave it, such as `<lambda>`."""
     return f"<{getattr(function, '__name__', type(function).__name__).strip('<>')}>"
 
 

@@ -62,7 +62,7 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     parameters                                                                12 numbers          48
     gradients                 as the parameters                                                   48
     """
-    if isinstance(tx, Mapping | type) or not all(callable(getattr(tx, part, None)) for part in ("init", "update")):
+    if not closures.is_transformation(tx):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
     state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
     rows = _rows(tx, state, params)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # it is no dependency
 FilePath = str | PathLike[str]
 
 LARGEST = 10
-"""How many times as large as a file what is read from it may be."""
+"""What is read from a file may be this many times as large as the file."""
 
 
 class FileError(ValueError):
@@ -47,7 +47,7 @@ def opened(content: bytes, path: FilePath) -> Generator[h5py.File]:
 
 
 def numbered(file: h5py.File, place: str, path: FilePath) -> list[h5py.Dataset]:
-    """The datasets of a group in their order: their names are numbers, which the file has in the order of text.
+    """The datasets of a group, in the order of the numbers that are their names.
 
     Raises:
       ValueError: a number that is missing; values that stand in another file; a size that the file cannot have.
@@ -64,7 +64,7 @@ def numbered(file: h5py.File, place: str, path: FilePath) -> list[h5py.Dataset]:
 
 
 def _at(node: object, place: str, path: FilePath) -> object:
-    """What is at this place, to which only links inside of the file's own tree may lead."""
+    """The node at this place. Only links inside of the file's own tree may lead there."""
     import h5py
 
     for name in place.split("/"):
@@ -103,7 +103,7 @@ def _plain(node: object, place: str, path: FilePath) -> h5py.Dataset:
 
 
 def _check_sizes(datasets: Sequence[h5py.Dataset], file: h5py.File, path: FilePath) -> None:
-    """Refuse to read more than the file can honestly hold; a chunk is read whole, however little of it is asked for."""
+    """Refuse to read more than the file can hold. HDF5 reads whole chunks, however small a part is asked for."""
     stored = file.id.get_filesize()
     sizes = [max(math.prod(d.shape), math.prod(d.chunks or ())) * d.dtype.itemsize for d in datasets]
     never_written = any(d.size and not d.id.get_storage_size() for d in datasets)

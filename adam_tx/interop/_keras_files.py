@@ -108,7 +108,7 @@ def write_file(path: FilePath, variables: Sequence[np.ndarray], *, like: FilePat
 
 
 def _members(path: FilePath) -> dict[str, bytes]:
-    """What is in the file, by name; a file of weights is like an archive with nothing else in it."""
+    """The contents of the file by name. A file of weights counts as an archive with one member."""
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path}: there is no such file; give the path of one that Keras saved.")
     if str(path).endswith(".weights.h5"):
@@ -143,7 +143,7 @@ def _config(members: Mapping[str, bytes], path: FilePath) -> Mapping[str, object
 
 
 def _check_sizes(archive: zipfile.ZipFile, path: FilePath) -> None:
-    """Refuse what would be unpacked to far more than the file; Keras does not compress. `read` goes no further."""
+    """Refuse an archive that would grow far beyond its file. Keras does not compress; `read` stops at these sizes."""
     unpacked = sum(info.file_size for info in archive.infolist())
     stored = pathlib.Path(path).stat().st_size
     if unpacked > _hdf5.LARGEST * stored:
@@ -163,7 +163,7 @@ def _without(path: FilePath) -> _hdf5.FileError:
 
 
 def _around(config: Mapping[str, object], *, wrapped: bool) -> Mapping[str, object]:
-    """The configuration with the LossScaleOptimizer around it, for which Keras leaves out what are its defaults."""
+    """The configuration with the LossScaleOptimizer around it that Keras leaves out, which has its defaults."""
     if not wrapped or keras_class(config.get("class_name")) == "lossscaleoptimizer":
         return config
     settings = {"inner_optimizer": config, "initial_scale": 2.0**15, "dynamic_growth_steps": 2000}

@@ -53,7 +53,7 @@ def _as_float(step: ArrayLike) -> jax.Array:
 
 
 def _periods(step: ArrayLike, length: int, whole: bool) -> jax.Array:
-    """How many periods of this length are over, counted whole or with the part of the one that is not."""
+    """The number of periods of this length that are over, whole ones or with the part of the current one."""
     periods = _as_float(step) / length
     return jnp.floor(periods) if whole else periods
 

@@ -151,7 +151,7 @@ def _loss_scaled(config: Mapping[str, object], excluded: Sequence[str]) -> Link:
 
 
 def _decaying(excluded: Sequence[str]) -> Callable[[Tree], optax.Params]:
-    """The parameters that decay: those in the last part of whose path none of these is found."""
+    """A mask of the parameters that decay. In the last part of their path none of these is found."""
     if isinstance(excluded, str):
         raise TypeError(f"keras: exclude_from_weight_decay must be a list of names, such as [{excluded!r}], got a str.")
     searches = [re.compile(name).search for name in excluded]
@@ -165,7 +165,7 @@ def _decaying(excluded: Sequence[str]) -> Callable[[Tree], optax.Params]:
 
 
 def _decayed(kind: _Class, config: Settings, rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
-    """The class's chain, of parameters that have first decayed by the learning rate times the weight decay."""
+    """The class's chain. Before it, parameters decay by the learning rate times the weight decay."""
     links = kind.links(config, rate)
     weight_decay = config["weight_decay"]
     if not weight_decay:
@@ -262,7 +262,7 @@ _CLASSES = {
 
 
 def _around(tx: Link, config: Mapping[str, object], accumulate: int, what: str) -> Link:
-    """What Keras's base class does to the gradient before and to the weights after an update."""
+    """The optimizer with the steps of Keras's base class: on the gradient before an update, on the weights after it."""
     clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
     if len(clips) > 1:
         raise unsupported(what, *next(iter(clips.items())), f"only one of {sorted(clips)} may be given.")

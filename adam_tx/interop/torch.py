@@ -50,9 +50,9 @@ _IRRELEVANT = (
     "decoupled_weight_decay",  # checked against the class below
 )
 _LACKING = {"maximize": False, "amsgrad": False}
-"""What PyTorch takes for granted of older groups; those of bitsandbytes and torchao have no such flags either."""
+"""The flags that older groups lack, as PyTorch fills them in. Groups of bitsandbytes and torchao lack them, too."""
 _OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
-"""What all groups of bitsandbytes have, and only its AdEMAMix uses."""
+"""Keys in all groups of bitsandbytes that only its AdEMAMix uses."""
 
 
 @made_by
@@ -193,7 +193,7 @@ def _completed(group: Mapping[str, object], keys: Sequence[str]) -> dict[str, ob
 
 
 def _values(group: Mapping[str, object], keys: Sequence[str], what: str) -> Settings:
-    """The group's numbers by name, each checked; a pair has a name for either."""
+    """The group's numbers by name, each checked. Each number of a pair has its own name."""
     values: dict[str, optax.ScalarOrSchedule] = {}
     for key in keys:
         value = group[key]
@@ -214,7 +214,7 @@ def _values(group: Mapping[str, object], keys: Sequence[str], what: str) -> Sett
 
 
 def _number(what: str, key: str, value: object, high: float = math.inf) -> optax.ScalarOrSchedule:
-    """What a scheduler may vary: a number of at least 0, or a schedule as it is."""
+    """A setting that a scheduler may vary: a number of at least 0, or a schedule as it is."""
     return cast(optax.Schedule, value) if callable(value) else number(what, key, value, 0.0, high)
 
 
@@ -226,7 +226,7 @@ def _pair(what: str, key: str, value: object) -> Sequence[object]:
 
 
 def _is_decoupled(group: Mapping[str, object], optimizer: str, what: str) -> bool:
-    """Whether weight decay bypasses the moments: a matter of the class, for some of a flag."""
+    """Whether weight decay bypasses the moments. The class decides; for NAdam and RAdam a flag does."""
     if optimizer in ("NAdam", "RAdam"):
         return bool(group.get("decoupled_weight_decay", False))
     decoupled = optimizer in ("AdamW", "Adafactor")

@@ -65,7 +65,7 @@ def metrics(state: optax.OptState) -> dict[str, float | jax.Array]:
 
 
 def _plain(found: Mapping[str, ArrayLike]) -> dict[str, float | jax.Array]:
-    """Python's numbers where they are known; what has no value yet, or many, as float32 arrays."""
+    """Known numbers as Python's; traced values and batches as float32 arrays."""
     if not any(isinstance(value, Tracer) for value in found.values()):
         found = cast(Mapping[str, ArrayLike], jax.device_get(found))  # all at once
     plain: dict[str, float | jax.Array] = {}
@@ -79,7 +79,7 @@ def _plain(found: Mapping[str, ArrayLike]) -> dict[str, float | jax.Array]:
 
 
 def _reporting(state: State) -> Iterator[tuple[str, Any]]:
-    """The parts of a state that say something, from the outside in."""
+    """The parts of a state that report numbers, from the outside in, each with its kind."""
     for node in jax.tree.leaves(state, is_leaf=lambda node: bool(_kind(node))):
         if kind := _kind(node):
             yield kind, node
@@ -87,7 +87,7 @@ def _reporting(state: State) -> Iterator[tuple[str, Any]]:
 
 
 def _kind(node: object) -> str:
-    """What kind of part says something, if it is one."""
+    """Which kind of reporting part this is; empty if it is none."""
     fields = getattr(node, "_fields", ())
     if {"hyperparams", "inner_state"} <= set(fields):
         return "inject_hyperparams"
@@ -96,7 +96,7 @@ def _kind(node: object) -> str:
 
 
 def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:
-    """What such a part says."""
+    """The numbers that such a part reports."""
     if kind == "inject_hyperparams":
         return {name: value for name, value in node.hyperparams.items() if jnp.shape(value) == ()}
     if kind == "monitor":

@@ -55,7 +55,7 @@ PALE = "#77828c"
 LINE = "#2a7f86"
 BAD = "#b5302a"
 GROUPS = ("#e5922a", "#6a4c93", "#5b8c3a", "#3b6fb6", "#8d6e63", "#c2649a")
-"""The colours of groups; all parameters together are `LINE`, what is skipped is `BAD`."""
+"""The colours of groups. All parameters together have `LINE`, skipped steps have `BAD`."""
 
 
 def plot_metrics(
@@ -135,7 +135,7 @@ def _columns(history: Sequence[Mapping[str, SupportsFloat]] | Mapping[str, Array
 
 
 def _steps(columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The place of every row, how many steps were skipped until then, and whether that one was."""
+    """For every row its place, the number of steps skipped so far, and whether its own was."""
     rows = len(next(iter(columns.values())))
     steps = columns.get("step", np.arange(1.0, rows + 1))
     skips = columns.get("skipped", np.zeros(rows))
@@ -162,7 +162,7 @@ def _has(columns: Mapping[str, np.ndarray], key: str) -> bool:
 def _draw(
     ax: Axes, panel: Panel, columns: Mapping[str, np.ndarray], colours: Mapping[str, str], steps: np.ndarray
 ) -> None:
-    """One panel: what is of all parameters in a thick line, what is of groups in thin ones."""
+    """Draw one panel: all parameters in a thick line, groups in thin ones."""
 
     def drawn(key: str) -> np.ndarray:
         return np.where(columns[key] > 0, columns[key], np.nan) if panel.log else columns[key]
@@ -191,7 +191,7 @@ def _draw(
 
 
 def _line(label: str, **style: Any) -> Line2D:
-    """What stands in a legend for a line."""
+    """A line for a legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=label, **style)
