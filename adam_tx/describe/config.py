@@ -377,7 +377,7 @@ _FORMS: Mapping[str, _Form] = {
     "items": _Form(
         _is(dict),
         lambda value, depth: [_encoded_items(pair, depth) for pair in value.items()],
-        lambda items, at, _: _converted(dict, at, _decoded_items(items, at)),
+        lambda items, at, _: _converted(dict[object, object], at, _decoded_items(items, at)),
     ),
     "float": _Form(_is(float), lambda value, _: str(value), lambda text, at, _: _converted(float, at, text)),
     "numpy_dtype": _Form(lambda value: isinstance(value, np.dtype), lambda value, _: value.name, _decoded_numpy_dtype),

@@ -64,7 +64,11 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     """
     if not closures.is_transformation(tx):
         raise TypeError(f"tx must be a transformation, with init and update, got {type(tx).__name__}.")
-    state, params = jax.eval_shape(lambda params: (tx.init(params), params), params)
+
+    def begun(params: optax.Params) -> tuple[optax.OptState, optax.Params]:
+        return tx.init(params), params
+
+    state, params = jax.eval_shape(begun, params)
     rows = _rows(tx, state, params)
     count = sum(math.prod(leaf.shape) for leaf in _leaves(params))
     each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
