@@ -133,7 +133,7 @@ def within_training(contender: Contender) -> dict[str, dict[str, float]]:
         return jnp.mean(x.astype(jnp.float32) ** 2)
 
     def train(params: Any, state: Any, x: jax.Array) -> Any:
-        return contender.update_leaves(params, state, jax.grad(loss)(params, x))
+        return contender.step(params, state, jax.grad(loss)(params, x))
 
     count = EQUAL_LEAVES[1]
     params = [jax.ShapeDtypeStruct(EQUAL_LEAF, contender.dtype)] * count

@@ -95,7 +95,8 @@ def place_params(shapes: Any, mesh: Mesh | AbstractMesh, layout: Layout, min_siz
     whole = NamedSharding(mesh, P())
     places = jax.tree.map(lambda _: whole, shapes)
     if layout.split:  # as ZeRO-1 splits what is like the parameters
-        places = adam_tx.state_sharding(optax.trace(0.9), shapes, zero1="data", mesh=mesh, min_size=min_size).trace
+        state: Any = adam_tx.state_sharding(optax.trace(0.9), shapes, zero1="data", mesh=mesh, min_size=min_size)
+        places = state.trace
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
