@@ -19,7 +19,6 @@ from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.call import Call
 from adam_tx._core.facts import changed_before_a_reader, combined
 from adam_tx._core.leaf_step import Leaf
-from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
@@ -218,7 +217,7 @@ def _closed(members: Mapping[str, AbstractLink]) -> dict[str, AbstractLink]:
     """The members, in which a correction that names no decays has those of the averages before it."""
     closed: dict[str, AbstractLink] = {}
     for name, member in members.items():
-        if isinstance(member, Leafwise) and member.is_open:
+        if member.is_open:
             member = member.closed(combined([before.facts for before in closed.values()], in_turn=True))
         closed[name] = member
     return closed

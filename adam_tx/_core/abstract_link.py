@@ -176,6 +176,20 @@ class AbstractLink:
         del name
         return True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is a correction that takes its decays from the averages that stand before it."""
+        return False
+
+    def closed(self, before: Facts) -> AbstractLink:
+        """What it is behind links of these facts."""
+        del before
+        return self
+
+    def debiased_square(self) -> tuple[str, str] | None:
+        """The slot in which it keeps a debiased average of squares, and the name of its weight; None without one."""
+        return None
+
     # One leaf's step without the tree, for what runs a leaf or a tile at a time.
 
     def fusing_obstacles(self) -> Iterator[str]:

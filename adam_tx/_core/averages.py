@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leaf_step import CountProbe, NowByDtype
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves
@@ -60,18 +59,17 @@ def weight_of(link: Leafwise, fields: Fields, decay: str) -> jax.Array:
     return jnp.sum(getattr(fields, link.declaration.weights[decay]))
 
 
-def debiased_square(link: AbstractLink) -> tuple[str, str] | None:
-    """The slot in which a link keeps a debiased average of squares, and the name of its weight; None without one."""
-    if isinstance(link, Leafwise):
-        for name, slot in link.declaration.slots.items():
-            if slot.kind == "square" and slot.decay is not None and slot.decay in link.rule.debias:
-                return name, link.declaration.weights[slot.decay]
-    return None
-
-
-@functools.cache
 def reads_count(link: Leafwise) -> bool:
     """Whether the rule itself depends on the count. It is run on a small leaf to see; if that fails, it may."""
+    if link not in _READ_COUNT:
+        _READ_COUNT[link] = _reads_count(link)
+    return _READ_COUNT[link]
+
+
+_READ_COUNT: WeakKeyDictionary[Leafwise, bool] = WeakKeyDictionary()
+
+
+def _reads_count(link: Leafwise) -> bool:
     probes: list[CountProbe] = []
 
     def at(count: jax.Array, fields: Fields) -> tuple[NowByDtype, dict[str, jax.Array]]:

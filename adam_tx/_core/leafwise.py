@@ -16,7 +16,6 @@ from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, MoveSlot, requ
 from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
-from adam_tx._core.hyperparams import Value
 from adam_tx._core.leaf_step import (
     At,
     Hyperparams,
@@ -104,6 +103,13 @@ class Leafwise(AbstractLink):
         decays = bias.to_correct(before.averages, unknown)
         arguments = {self.rule.corrects[kind]: decay for kind, decay in decays.items() if kind in self.rule.corrects}
         return self.call.maker(**arguments).implementation
+
+    def debiased_square(self) -> tuple[str, str] | None:
+        """The first such slot."""
+        for name, slot in self.declaration.slots.items():
+            if slot.kind == "square" and slot.decay is not None and slot.decay in self.rule.debias:
+                return name, self.declaration.weights[slot.decay]
+        return None
 
     def init_leaves(self, leaves: Leaves) -> State:
         """Slots for every leaf, and zeros where something is debiased."""
@@ -347,10 +353,6 @@ class Leafwise(AbstractLink):
         if any(slot.kind == "square" for slot in self.declaration.slots.values()):
             return updates.marked("scaled")
         return updates if self.facts.passes_gradient else updates.marked("changed")
-
-    def hyperparams_at(self, count: jax.Array) -> dict[str, Value]:
-        """The values of the hyperparameters at this count; a decay as `DecayNow`."""
-        return self.numbers.values(count)
 
     def _checked(self, state: State) -> Fields:
         fields = states.checked(self.name, state, self._type)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx._core import hyperparams, numerics
+from adam_tx._core import blocks, hyperparams, numerics
 from adam_tx._core.call import Reconstructible
 
 Noise = Callable[[jax.Array], jax.Array]
@@ -40,11 +40,15 @@ class Storage(Reconstructible):
       scaled: whether it keeps scales beside the values.
       optional: whether it may keep nothing of a leaf.
       as_is: whether a number of the dtype that a leaf is worked with in is kept as it is.
+      at_random: whether it rounds at random, or may do so.
+      is_narrow: whether it has less than 32 bits, and rounds to nearest.
     """
 
     scaled: bool = False
     optional: bool = False
     as_is: bool = False
+    at_random: bool = True
+    is_narrow: bool = False
 
     def scales_of(self, slot: str) -> str:
         """The name of a slot's scales in the state; it says what they cannot be read without."""
@@ -96,6 +100,10 @@ class Storage(Reconstructible):
         """Whether each number that is kept is finite; None where no other could be kept."""
         return jnp.isfinite(stored.values) if numerics.is_inexact(numerics.dtype_of(stored.values)) else None
 
+    def pieces(self, shape: blocks.Shape, scales: blocks.Shape) -> blocks.Shape:
+        """In how many pieces each dimension of what is kept may be cut, where there are scales of this shape."""
+        return scales if blocks.divides(scales, shape) else (1,) * len(shape)
+
     def full_precision(self, param: jax.Array, residual: Stored) -> jax.Array:
         """A parameter joined with what is kept of it beyond its dtype, for a slot of the kind "residual"."""
         raise NotImplementedError
@@ -109,15 +117,12 @@ class DtypeStorage(Storage):
     """
 
     as_is = True
+    at_random = False
 
     def __init__(self, given: DTypeLike | None = None) -> None:
         self.given = None if given is None else jnp.dtype(given)
         self._fewest_bytes = 4 if self.given is None else min(self.given.itemsize, 4)
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether it has less than 32 bits."""
-        return self._fewest_bytes < 4
+        self.is_narrow = self._fewest_bytes < 4
 
     def check(self, slot: str, kind: str, decay: ScalarOrSchedule | None) -> None:
         """Refuse a dtype in which a moving average would stand still."""

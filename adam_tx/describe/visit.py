@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adam_tx._core import states
 from adam_tx._core.abstract_link import AbstractLink, implementation_of
-from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.call import maker_name
 from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves, Tree, mask_of
-from adam_tx._core.paths import slashed
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.states import State
-from adam_tx._core.storage import DtypeStorage, Storage, Stored
 from adam_tx.describe import closures
 
 Transformation = AbstractLink | optax.GradientTransformation
@@ -103,6 +98,11 @@ class Part:
     def link(self) -> AbstractLink | None:
         """What runs, if it is a link of adam_tx."""
         return self.tx if isinstance(self.tx, AbstractLink) else None
+
+    @property
+    def leafwise(self) -> Leafwise | None:
+        """The same, if it is made from the rule of a leaf."""
+        return self.tx if isinstance(self.tx, Leafwise) else None
 
     @functools.cached_property
     def apart(self) -> Apart | None:
@@ -236,68 +236,6 @@ def mask_of_member(tx: Any, key: str, params: Any) -> Any:
         labels = found["param_labels"]
         return jax.tree.map(lambda label: str(label) == key, labels(params) if callable(labels) else labels)
     return None
-
-
-class Kept(NamedTuple):
-    """An array of a state.
-
-    Attributes:
-      path: where it stands in the state, such as `scale_by_rms/nu/dense/kernel`.
-      stored: the array, and beside codes their scales.
-      storage: what knows its numbers.
-      starts_finite: whether it is known that all were so at first.
-    """
-
-    path: str
-    stored: Stored
-    storage: Storage
-    starts_finite: bool = False
-
-    @property
-    def numbers(self) -> jax.Array:
-        """The array, or the numbers that its codes stand for."""
-        if self.stored.scales is None:
-            return self.stored.values
-        return self.storage.decode(self.stored, jnp.dtype(jnp.float32))
-
-
-def arrays(tx: object, state: State) -> list[Kept]:
-    """Every array by which a state goes on; what is for people to read is left out."""
-    found: list[Kept] = []
-
-    def enter(part: Part) -> None:
-        apart = part.apart
-        own = {"": part.state} if apart is None else apart.own
-        told: Sequence[str] = () if part.link is None else part.link.told
-        if isinstance(part.link, Leafwise):
-            told = ("scales", *part.link.declaration.slots)
-            for name in part.link.declaration.slots if part.state is not None else ():
-                found.extend(_slot(part.link, part.state, name, part.place))
-        for name, tree in own.items():
-            if name not in told:
-                found.extend(Kept(path, Stored(x), _AS_IT_IS) for path, x in _arrays(tree, *part.place, name))
-
-    visit(tx, state, enter)
-    return found
-
-
-_AS_IT_IS = DtypeStorage()
-
-
-def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterator[Kept]:
-    """What is kept of a slot."""
-    key = link.scaled.get(name)
-    scales = {} if key is None else dict(_arrays(state.scales[key], *place, name))
-    start = link.rule.start.get(name, 0.0)
-    finite = isinstance(start, int | float) and math.isfinite(start)
-    for path, x in _arrays(getattr(state, name), *place, name):
-        yield Kept(path, Stored(x, scales.get(path)), link.storage[name], finite)
-
-
-def _arrays(tree: Tree, *place: str) -> Iterator[tuple[str, Any]]:
-    """The arrays of a tree with their paths."""
-    for path, leaf in leaves_with_paths(tree, lambda _: False):
-        yield "/".join(filter(None, (*place, slashed(path)))), leaf
 
 
 def holds_back(link: AbstractLink) -> bool:

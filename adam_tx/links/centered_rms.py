@@ -9,7 +9,7 @@ from adam_tx._core.hyperparams import Decay, NonNegative, fixed
 from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
+from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx._link import link
 
 
@@ -68,7 +68,7 @@ def scale_by_centered_rms(
     """
     fixed("initial", initial)
 
-    if not isinstance(as_storage("nu", dtype), DtypeStorage):
+    if as_storage("nu", dtype).at_random:
         raise TypeError(
             f"scale_by_centered_rms: dtype cannot be {dtype!r}: nu - |mean|² is a small difference, of which rounding "
             "at random leaves noise, and zero to divide by. Use a dtype or None."

@@ -9,7 +9,7 @@ from adam_tx._core.hyperparams import Decay, NonNegative
 from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import DtypeStorage, StorageLike, as_storage
+from adam_tx._core.storage import StorageLike, as_storage
 from adam_tx._link import link
 
 
@@ -62,7 +62,7 @@ def scale_by_max_rms(
         raise ValueError(
             f'scale_by_max_rms: max_of must be "raw", or "debiased" together with debias=True, got {max_of!r}.'
         )
-    if not isinstance(as_storage("nu", dtype), DtypeStorage):
+    if as_storage("nu", dtype).at_random:
         raise TypeError(
             f"scale_by_max_rms: dtype cannot be {dtype!r}: the maximum over time keeps what was rounded up at random, "
             "so it grows for ever and steps become shorter. Use a dtype or None here, and the storage for the momentum "

@@ -11,7 +11,6 @@ import optax
 from adam_tx._chain import Chain
 from adam_tx._core import blocks, hyperparams
 from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.averages import debiased_square
 from adam_tx._core.call import Call
 from adam_tx._core.hyperparams import NonNegative, Positive, ScalarOrSchedule
 from adam_tx._core.leaves import Column, Leaves
@@ -82,7 +81,7 @@ class Surprise(AbstractLink):
         self._eps = hyperparams.number("scale_by_surprise: eps", eps)
         self._threshold = hyperparams.reader("scale_by_surprise: threshold", threshold, above)
         self._first, first = next(iter(self.members.items()))
-        found = debiased_square(first)
+        found = first.debiased_square()
         if found is None:
             raise ValueError(
                 f"scale_by_surprise: {self._first} keeps no debiased average of the squared gradient to measure the "

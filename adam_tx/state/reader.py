@@ -131,8 +131,8 @@ class Reader(NumberedState):
         """What a link keeps itself."""
         if part.state is None and not link.facts.keeps:
             return
-        if isinstance(link, Leafwise):
-            yield from self._leafwise(link, part)
+        if part.leafwise is not None:
+            yield from self._leafwise(part.leafwise, part)
             return
         try:
             own = part.apart.own if part.apart else {}
@@ -140,9 +140,8 @@ class Reader(NumberedState):
             raise foreign.of_another(link.name, part.state) from None
         leaves = self.leaves_of(part)
         for name, tree in own.items():
-            if name == "count" and isinstance(
-                tree, Numbered
-            ):  # a link whose members count by themselves may hold steps back from them
+            if name == "count" and isinstance(tree, Numbered):
+                # a link whose members count by themselves may hold steps back from them
                 yield SharedEntry(STEPS if visit.holds_back(link) else COUNT, leaves, tree.number)
             else:
                 found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from adam_tx._core import blocks, hyperparams, numerics
+from adam_tx._core import hyperparams, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.leaves import Leaves, Tree
 from adam_tx.state.entries import LeafEntry, arrays_of
 from adam_tx.state.placement import Axes, MeshPlacement
 from adam_tx.state.reader import entries_of
 from adam_tx.state.roles import Role
-from adam_tx.storage.eight_bit import EightBit
 
 
 def state_sharding(
@@ -121,15 +120,10 @@ class _SlotArrays(NamedTuple):
     def of(cls, entry: LeafEntry, leaves: list[Any]) -> _SlotArrays:
         """What an entry has among these leaves of a state."""
         shape = leaves[entry.values].shape
-        pieces = shape if entry.scales is None else _pieces(entry, shape, leaves[entry.scales].shape)
+        pieces = shape
+        if entry.scales is not None and entry.link is not None:
+            pieces = entry.link.storage[entry.slot].pieces(shape, leaves[entry.scales].shape)
         return cls(entry.role, entry.leaf, arrays_of(entry), shape, pieces)
-
-
-def _pieces(entry: LeafEntry, shape: Shape, scales: Shape) -> Shape:
-    storage = entry.link.storage[entry.slot] if entry.link else None
-    if isinstance(storage, EightBit) and shape[-1] % storage.block:  # the last block is shorter than the others
-        return (*shape[:-1], 1)
-    return scales if blocks.divides(scales, shape) else (1,) * len(shape)
 
 
 def _follows(entry: LeafEntry, leaves: list[Any], placement: MeshPlacement) -> bool:

@@ -20,6 +20,7 @@ from jax.core import Tracer
 from optax import ScalarOrSchedule
 
 from adam_tx._core import hyperparams, numerics, rounding, sharding
+from adam_tx._core.blocks import Shape
 from adam_tx._core.storage import Noise, Storage, Stored
 
 _DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbers from each power of two to the next
@@ -134,6 +135,10 @@ class EightBit(Storage):
             )
         decode = _decode_sizes if codes.dtype == jnp.uint8 else _decode_signed
         return numerics.cast(decode(codes, scales, self.block), dtype)
+
+    def pieces(self, shape: Shape, scales: Shape) -> Shape:
+        """Blocks stay whole; where the last is shorter than the others, the last dimension does."""
+        return (*shape[:-1], 1) if shape[-1] % self.block else super().pieces(shape, scales)
 
     def finite(self, stored: Stored) -> jax.Array | None:
         """All but the codes of NaN."""

@@ -18,6 +18,7 @@ from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import WATCH, Column, Leaves, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import visit
+from adam_tx.describe.arrays import arrays_of
 
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
 _STATE, _NEW_STATE, _INTO = "state", "new state", "into "
@@ -127,7 +128,7 @@ def _spoilt(tx: Any, state: Any, params: Any, link: str) -> list[Row]:
     """A row for every part of a state that has numbers which are not finite, though they were so at first."""
 
     def found(state: Any) -> list[Row]:
-        every = [kept for kept in visit.arrays(tx, state) if kept.storage.finite(kept.stored) is not None]
+        every = [kept for kept in arrays_of(tx, state) if kept.storage.finite(kept.stored) is not None]
         return [row for row in (_row(link, kept.path, kept.numbers) for kept in every) if not row.finite]
 
     rows = found(state)

@@ -19,7 +19,7 @@ from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.states import Fields, State
 from adam_tx._link import optimizer
 from adam_tx._wrapper import Wrapper
-from adam_tx.describe import visit
+from adam_tx.describe.arrays import arrays_of
 
 _LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
 _LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
@@ -190,7 +190,7 @@ class Guard(Wrapper):
             places.setdefault(first.shape, []).append(i)
         # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
         turns = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}
-        pairs = zip(visit.arrays(self.inner, old), visit.arrays(self.inner, new), strict=True)
+        pairs = zip(arrays_of(self.inner, old), arrays_of(self.inner, new), strict=True)
         for number, (was, now) in enumerate(pairs, len(leaves)):
             if (still := now.storage.finite(now.stored)) is None:
                 continue

@@ -63,11 +63,12 @@ def known_of(link: AbstractLink, state: State, leaves: Leaves, count: jax.Array 
     known: dict[int, dict[str, Any]] = {i: {} for i in leaves.present}
 
     def enter(part: visit.Part) -> None:
-        if isinstance(part.link, Leafwise) and part.count is not None and part.acts:
+        link = part.leafwise
+        if link is not None and part.count is not None and part.acts:
             own = [known[i] for i in leaves.present if part.leaves is None or i in part.leaves]
-            given = part.link.hyperparams_at(jnp.maximum(part.count - 1, 0))  # those of the update that was made
-            _know_scalars(part.link, part.state, own, given)
-            _know_averages(part, leaves, known, given)
+            given = link.numbers.values(jnp.maximum(part.count - 1, 0))  # those of the update that was made
+            _know_scalars(link, part.state, own, given)
+            _know_averages(link, part, leaves, known, given)
 
     visit.visit(link, state, enter, tree=leaves, count=count)
     return known
@@ -85,12 +86,11 @@ def _know_scalars(link: Leafwise, state: Any, own: Iterable[dict[str, Any]], giv
 
 
 def _know_averages(
-    part: visit.Part, leaves: Leaves, known: dict[int, dict[str, Any]], given: Mapping[str, Any]
+    link: Leafwise, part: visit.Part, leaves: Leaves, known: dict[int, dict[str, Any]], given: Mapping[str, Any]
 ) -> None:
     """The first averages of a kind and of a leaf's shape."""
-    assert isinstance(part.link, Leafwise)
     try:
-        found = list(averages.kept_by(part.link, leaves, cast(Fields, part.state)))
+        found = list(averages.kept_by(link, leaves, cast(Fields, part.state)))
     except ValueError:  # a wrapper has made another tree of it
         return
     for average in found:
