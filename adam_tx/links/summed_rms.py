@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative, fixed
@@ -54,7 +53,7 @@ def scale_by_summed_rms(
 
     if as_storage("nu", dtype).is_narrow:
         raise ValueError(
-            f"scale_by_summed_rms: nu cannot be stored as {np.dtype(dtype)}: rounded to nearest, a sum soon stops "
+            f"scale_by_summed_rms: nu cannot be stored as {dtype}: rounded to nearest, a sum soon stops "
             "growing. Use adam_tx.storage.StochasticBFloat16() or float32."
         )
     return Rule(rule, formula="v += |g|²; u / (sqrt(v + eps_root) + eps)", dtype=dtype, start={"nu": initial})
