@@ -9,12 +9,14 @@ from adam_tx import schedules as schedules
 from adam_tx import storage as storage
 from adam_tx._chain import chain
 from adam_tx._core import former
+from adam_tx._core.facts import Facts
 from adam_tx._core.hyperparams import (
     Decay,
     Finite,
     NonNegative,
     Positive,
 )
+from adam_tx._core.leaves import Leaves
 from adam_tx._core.public import shows
 from adam_tx._core.rule import (
     Reduction,
@@ -153,7 +155,9 @@ __all__ = [
     "Decay",
     "Eigenbasis",
     "Explanation",
+    "Facts",
     "Finite",
+    "Leaves",
     "Link",
     "LossScale",
     "NonNegative",

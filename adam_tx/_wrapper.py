@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
-from typing import ClassVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import optax
@@ -12,7 +12,9 @@ import optax
 from adam_tx._core import states
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.facts import combined
+from adam_tx._core.hyperparams import is_schedule
 from adam_tx._core.leaves import Column, Leaves, increment
+from adam_tx._core.numerics import Scalar
 from adam_tx._core.states import Fields, State
 from adam_tx._link import implementation_in
 
@@ -20,24 +22,33 @@ from adam_tx._link import implementation_in
 class Wrapper(AbstractLink):
     """A link around one other: subclass it, and return an instance from a function with `adam_tx.optimizer`.
 
-    A subclass says in `init_own` what it keeps itself, and in `update_leaves` what it does
-    with the link inside, which `run_inner` runs. All else follows: that `repr`, `get_config`,
-    `summary`, `export_state`, `migrate` and `state_sharding` see the link inside; that what
-    others need to know of it is handed on (its averages, whether it reads the gradient, …);
-    that in `groups` and under `master_weights` it does what it should.
+    A subclass says two things. `init_own` says what it keeps itself. `update_leaves` says
+    what it does, and lets the link inside make its step with `run_inner`. All else follows:
+    `repr`, `get_config`, `summary`, `export_state`, `migrate` and `state_sharding` see the
+    link inside; a chain knows what the link inside averages and reads; `groups` and
+    `master_weights` treat it as they should. `examples/own_links.py` has a longer one,
+    `clip_to_average_norm`, step by step.
+
+    Trees come as columns: a list with one array for each leaf, in float32 or wider. Where a
+    leaf is frozen or masked out something else stands in its place, so go through a column
+    with `leaves.each`. What `update_leaves` returns is a column, too.
 
     Args:
-      inner: the link, or another transformation.
+      inner: the link inside, or another transformation.
       name: the key of its state in a chain, and of the type of its state.
       keeps: the names of what it keeps itself, in their order in the state.
-      facts: what is otherwise than of the link inside, such as `elementwise=False`;
-        see `adam_tx.Facts`.
+      hyperparams: its hyperparameters by name, as they were given; `at` reads them.
+      facts: where it is otherwise than the link inside, the fields of `adam_tx.Facts` by
+        name. Ask of each field there whether it still holds: `elementwise=False` for one
+        that looks at more than one element, `changes_gradient=True` for one that clips.
 
     Attributes:
       inner: what runs behind the link inside.
       counts_inner: whether the link inside counts its updates by itself, because it may not
         see every one.
       member: the name of the link inside.
+      told: the names of what it keeps for people to read, and no step depends on.
+      formula: what it emits, in one line, for `summary`.
 
     A wrapper that lets the link inside make its step only every few updates, and emits
     nothing else:
@@ -57,10 +68,11 @@ class Wrapper(AbstractLink):
     ...
     ...     def update_leaves(self, leaves, updates, state):
     ...         due = leaves.count % self.every == 0
-    ...         emitted, inner = self.run_inner(leaves, updates, state.inner)
-    ...         emitted = [jnp.where(due, u, jnp.zeros_like(u)) for u in emitted]
-    ...         inner = jax.tree.map(lambda new, old: jnp.where(due, new, old), inner, state.inner)
-    ...         return emitted, self.state(inner, left_out=state.left_out + jnp.where(due, 0, 1))
+    ...         fields = self.fields(state)
+    ...         emitted, inner = self.run_inner(leaves, updates, fields.inner)
+    ...         emitted = leaves.each(lambda u: jnp.where(due, u, jnp.zeros_like(u)), emitted)
+    ...         inner = jax.tree.map(lambda new, old: jnp.where(due, new, old), inner, fields.inner)
+    ...         return emitted, self.state(inner, left_out=fields.left_out + jnp.where(due, 0, 1))
     >>> @adam_tx.optimizer
     ... def seldom(inner, every=2):
     ...     return Seldom(inner, every)
@@ -76,12 +88,19 @@ class Wrapper(AbstractLink):
     member: ClassVar[str] = "inner"
 
     def __init__(
-        self, inner: optax.GradientTransformation, *, name: str, keeps: tuple[str, ...] = (), **facts: object
+        self,
+        inner: optax.GradientTransformation,
+        *,
+        name: str,
+        keeps: Sequence[str] = (),
+        hyperparams: Mapping[str, object] = {},
+        **facts: object,
     ) -> None:
         self.name = name
+        self.hyperparams = hyperparams
         self.inner = implementation_in(inner)
         self.members = {self.member: self.inner}
-        self.keeps = keeps
+        self.keeps = tuple(keeps)
         self._type = states.wrapper_type(name, *keeps, self.member)
         of_inner = combined([self.inner.facts])
         holds_back = self.counts_inner or of_inner.holds_back
@@ -107,6 +126,11 @@ class Wrapper(AbstractLink):
     def fields(self, state: State) -> Fields:
         """A state that came, once it is known to be one of this link's."""
         return states.checked(self.name, state, self._type)
+
+    def at(self, hyperparam: str, leaves: Leaves) -> Scalar:
+        """A hyperparameter at this update: the number that was given, or what the schedule says of the count."""
+        given: Any = self.hyperparams[hyperparam]
+        return given(leaves.count) if is_schedule(given) else given
 
     def run_inner(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The step of the link inside, which sees `leaves`, and its new state."""

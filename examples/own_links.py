@@ -1,4 +1,4 @@
-"""Six optimizers written with what `adam_tx` exports, in at most twenty lines of code each.
+"""Six optimizers and a wrapper, written with what `adam_tx` exports, in at most twenty lines of code each.
 
 The rule of one leaf is all that a link needs: dtypes, checks, debiasing and errors
 come with it. Each optimizer here shows another thing that a rule can do:
@@ -9,6 +9,7 @@ come with it. Each optimizer here shows another thing that a rule can do:
 - `muon`: treat a matrix as a whole, and give what is no matrix to another optimizer.
 - `prodigy`: share numbers between all leaves, from sums over the whole tree.
 - `galore`: run Adam in a basis of your own.
+- `clip_to_average_norm`: stand around any optimizer, and look at all leaves together.
 
 To train a small network with each, and see the losses and the sizes of the states::
 
@@ -275,6 +276,52 @@ def galore(
     )
 
 
+class ClipToAverageNorm(adam_tx.Wrapper):
+    """What runs behind `clip_to_average_norm`."""
+
+    formula = "inner(u), u no longer than factor · its average norm"
+
+    def init_own(self, leaves: adam_tx.Leaves) -> dict[str, jax.Array]:
+        """No norm was seen yet."""
+        return {"mean_norm": jnp.zeros((), leaves.scalar_dtype)}
+
+    def update_leaves(self, leaves: adam_tx.Leaves, updates: list[Any], state: Any) -> tuple[list[Any], Any]:
+        """Clip, let the inner optimizer step, and average."""
+        mean = self.fields(state).mean_norm
+        norm = root(sum((jnp.sum(square(updates[i])).astype(mean.dtype) for i in leaves.present), jnp.zeros_like(mean)))
+        most = jnp.where(leaves.count == 0, norm, self.at("factor", leaves) * mean)
+        scale = jnp.where(norm > most, divide(most, norm, 0.0), 1.0)
+        clipped = leaves.each(lambda u: u * scale.astype(u.real.dtype), updates)
+        if leaves.grad is updates:  # what comes in is the raw gradient; so is what goes in
+            leaves = leaves.replace(grad=clipped)
+        emitted, inner = self.run_inner(leaves, clipped, state.inner)
+        step = jnp.maximum(1.0 - self.at("decay", leaves), 1.0 / (leaves.count + 1).astype(mean.dtype))
+        return emitted, self.state(inner, mean_norm=ema(mean, norm * scale, step))
+
+
+@optimizer
+def clip_to_average_norm(inner: Any, factor: Positive = 2.0, decay: Decay = 0.98) -> adam_tx.Wrapper:
+    """Give `inner` a gradient that is not much longer than gradients have been so far.
+
+    With G the norm of the gradient g over the whole tree, t the number of updates, this
+    one included, and no clipping at the first::
+
+        c     = min(1, factor · mean / G)
+        g    <- c · g                                          what `inner` sees
+        mean <- mean + max(1 - decay, 1 / t) · (c · G - mean)
+
+    So a spike moves neither the moments nor the limit by much, and no limit has to be
+    chosen by hand. Where gradients lastingly grow, the limit grows with them. A gradient
+    that is not finite is not mended: put `adam_tx.guard` around it all.
+
+    After AdaGC, which does this for each tensor by itself (Wang et al., 2025,
+    https://arxiv.org/abs/2502.11034).
+    """
+    hyperparams = {"factor": factor, "decay": decay}
+    facts: Any = {"changes_gradient": True, "elementwise": False}  # where it is otherwise than `inner`
+    return ClipToAverageNorm(inner, name="clip_to_average_norm", keeps=["mean_norm"], hyperparams=hyperparams, **facts)
+
+
 class Own(NamedTuple):
     """An optimizer, and what was written for it."""
 
@@ -290,6 +337,7 @@ OWN = {
     "muon": Own(muon(3e-2, adam_tx.adamw(3e-2)), (orthogonalize, muon)),
     "prodigy": Own(prodigy(), (prodigy,)),
     "galore": Own(galore(3e-2, rank=4, every=20), (GradientSubspace, galore)),
+    "clipped adam": Own(clip_to_average_norm(adam_tx.adam(3e-2)), (ClipToAverageNorm, clip_to_average_norm)),
 }
 
 

@@ -27,6 +27,7 @@ MAKE = {
     "muon": lambda: own.muon(0.01, adam_tx.adamw(0.01)),
     "prodigy": own.prodigy,
     "galore": partial(own.galore, 0.01, rank=1, every=2),
+    "clipped adam": lambda: own.clip_to_average_norm(adam_tx.adam(0.01)),
 }
 
 
@@ -257,6 +258,10 @@ def test_the_moments_of_galore_are_as_small_as_its_rank():
         (lambda: own.muon(-1.0, adam_tx.adamw(0.01)), r"muon: learning_rate must be in \[0, inf\), got -1"),
         (lambda: own.prodigy(d0=0.0), r"prodigy: d0 must be in \(0, inf\), got 0"),
         (lambda: own.galore(0.01, b2=jnp.float32(1.0)), r"galore: b2 must be in \[0, 1\), got 1"),
+        (
+            lambda: own.clip_to_average_norm(adam_tx.sgd(1.0), 0.0),
+            r"clip_to_average_norm: factor must be in \(0, inf\)",
+        ),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_its_name(wrong, message):
@@ -313,6 +318,7 @@ HYPERPARAMETERS = {
     "muon": (own.muon, {"learning_rate": 0.01, "b1": 0.9}, {"others": adam_tx.adamw(0.01)}),
     "prodigy": (own.prodigy, {"learning_rate": 1.0, "b1": 0.9, "b2": 0.99, "eps": 1e-8, "d0": 1e-3}, {}),
     "galore": (own.galore, {"learning_rate": 0.01, "b1": 0.9, "b2": 0.99}, {"rank": 1, "every": 2}),
+    "clipped adam": (own.clip_to_average_norm, {"factor": 1.1, "decay": 0.5}, {"inner": adam_tx.adam(0.01)}),
 }
 
 

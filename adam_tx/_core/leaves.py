@@ -215,6 +215,10 @@ class Leaves:
         """The tree whose leaves these are."""
         return jax.tree.unflatten(self.treedef, column)
 
+    def each(self, function: Callable[[jax.Array], jax.Array], column: Column) -> Column:
+        """The function of every leaf of a column that is there; what is absent stays."""
+        return [function(x) if i in self.present else x for i, x in enumerate(column)]
+
     def given(self, name: str) -> Tree:
         """The updates or params before they were lifted; None where they did not come."""
         return self._given.trees.get(name)

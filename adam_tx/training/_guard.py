@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -140,7 +140,7 @@ class Guard(Wrapper):
             hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if loss_scale is not None and not isinstance(loss_scale, LossScale):
             raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
-        changed = {} if loss_scale is None else {"changes_gradient": True}
+        changed: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
         keeps = _keeps(deviations is not None, loss_scale is not None)
         super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **changed)
         self._deviations = deviations
@@ -162,11 +162,11 @@ class Guard(Wrapper):
         grad = None if leaves.grad is updates else leaves.grad
         if self._loss_scale is not None:
             by = functools.partial(_divided, by=fields.scale)
-            updates = _each(leaves, by, updates)
-            grad = None if grad is None else _each(leaves, by, grad)
+            updates = leaves.each(by, updates)
+            grad = None if grad is None else leaves.each(by, grad)
         # what is not finite comes no further: a derivative through a step that is skipped would be NaN
-        safe = _each(leaves, _finite_or_zero, updates)
-        safe_grad = safe if grad is None else _each(leaves, _finite_or_zero, grad)
+        safe = leaves.each(_finite_or_zero, updates)
+        safe_grad = safe if grad is None else leaves.each(_finite_or_zero, grad)
         inside = leaves.replace(updates=safe, grad=None if leaves.grad is None else safe_grad)
         emitted, inner = self.run_inner(inside, safe, fields.inner)
         lowered = emitted
@@ -177,7 +177,7 @@ class Guard(Wrapper):
         norm = _norm(leaves, updates)
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
-        emitted = _each(leaves, lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
+        emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
         inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, fields.inner)
         own = self._counted(fields, ok, norm) | self._scaled(fields, finite)
         return emitted, self.state(inner, **own)
@@ -245,11 +245,6 @@ class Guard(Wrapper):
 def usual(state: Fields) -> tuple[jax.Array, jax.Array]:
     """The mean of the norms, and their spread around it."""
     return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
-
-
-def _each(leaves: Leaves, function: Callable[[jax.Array], jax.Array], column: Column) -> Column:
-    """The function of every leaf that is there."""
-    return [function(x) if i in leaves.present else x for i, x in enumerate(column)]
 
 
 def _divided(x: jax.Array, by: jax.Array) -> jax.Array:

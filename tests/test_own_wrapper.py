@@ -1,0 +1,174 @@
+"""The wrapper of `examples/own_links.py` is its formula, and goes with all else without a line of its own."""
+
+import json
+import pathlib
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+import run
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import adam_tx
+
+own = run.load_script(pathlib.Path(__file__).parents[1] / "examples" / "own_links.py")
+
+PARAMS = {"enc": {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}, "head": jnp.array([0.5, -2.0])}
+SIZES = (1.0, 1.2, 30.0, 0.9, 0.0, 1.0)
+GRADS = [jax.tree.map(lambda x, size=size: size * (x + 0.25), PARAMS) for size in SIZES]
+
+
+def adam():
+    return adam_tx.adam(0.01)
+
+
+def clipped(inner=None, **settings):
+    return own.clip_to_average_norm(adam() if inner is None else inner, **settings)
+
+
+def stepped(tx, grads=GRADS):
+    """The updates of each step, and the state after them."""
+    state = tx.init(PARAMS)
+    emitted = []
+    for grad in grads:
+        updates, state = jax.jit(tx.update)(grad, state, PARAMS)
+        emitted.append(updates)
+    return emitted, state
+
+
+def assert_same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def by_formula(norms, factor, decay):
+    """What each gradient is multiplied by, and the average norm after it."""
+    mean = 0.0
+    for t, norm in enumerate(norms, start=1):
+        c = 1.0 if t == 1 or norm == 0 else min(1.0, factor * mean / norm)
+        mean += max(1 - decay, 1 / t) * (c * norm - mean)
+        yield c, mean
+
+
+@pytest.mark.parametrize(("factor", "decay"), [(2.0, 0.98), (1.1, 0.5)])
+def test_what_is_inside_sees_gradients_no_longer_than_the_average_allows(factor, decay, x64):
+    """Sixty float64 steps of SGD, whose update is the gradient that it sees, to 1e-12."""
+    params, grads = oracles.problem(steps=60)
+    grads = grads * np.random.default_rng(0).lognormal(sigma=2.0, size=(60, 1))
+    norms = np.linalg.norm(grads, axis=1)
+    expected = np.array([c for c, _ in by_formula(norms, factor, decay)])
+    assert 10 < (expected < 1).sum() < 50
+    tx = clipped(adam_tx.sgd(1.0), factor=factor, decay=decay)
+    _, emitted = jax.lax.scan(lambda state, g: tx.update(g, state, params)[::-1], tx.init(params), jnp.asarray(grads))
+    np.testing.assert_allclose(emitted, -grads * expected[:, None], rtol=1e-12)
+
+
+def test_the_norm_is_of_all_leaves_together_and_its_average_is_kept():
+    _, state = stepped(clipped())
+    norms = [float(optax.global_norm(grad)) for grad in GRADS]
+    *_, (_, mean) = by_formula(norms, 2.0, 0.98)
+    np.testing.assert_allclose(state.mean_norm, mean, rtol=1e-6)
+
+
+def test_a_link_inside_that_reads_the_raw_gradient_sees_it_clipped():
+    whole = adam_tx.chain(clipped(adam_tx.scale_by_rms(0.9)), adam_tx.scale_by_learning_rate(1.0))
+    inside = clipped(adam_tx.chain(adam_tx.scale_by_rms(0.9), adam_tx.scale_by_learning_rate(1.0)))
+    assert_same(stepped(whole)[0], stepped(inside)[0])
+
+
+def test_a_chain_refuses_it_before_a_link_that_reads_the_raw_gradient():
+    with pytest.raises(ValueError, match="'clip_to_average_norm' stands first, but 'scale_by_rms' reads the gradient"):
+        adam_tx.chain(clipped(optax.identity()), adam_tx.scale_by_rms())
+
+
+def test_a_correction_behind_it_knows_what_is_averaged_inside():
+    average = adam_tx.scale_by_momentum(0.9)
+    corrected = adam_tx.chain(clipped(average), adam_tx.bias_correction())
+    assert repr(corrected.links["bias_correction"]) == "adam_tx.bias_correction(0.9)"
+    with pytest.raises(ValueError, match="decays by 0.9"):
+        adam_tx.chain(clipped(average), adam_tx.bias_correction(0.5))
+
+
+def test_a_group_clips_by_the_norm_of_its_own_leaves_and_may_freeze_others():
+    emitted, _ = stepped(adam_tx.groups({"enc/*": clipped()}, adam_tx.sgd(1.0)))
+    alone, state = stepped(adam_tx.groups({"enc/*": clipped()}, optax.set_to_zero()))
+    for both, one, grad in zip(emitted, alone, GRADS, strict=True):
+        assert_same(both["enc"], one["enc"])
+        np.testing.assert_allclose(both["head"], -grad["head"], rtol=1e-6)
+    norms = [float(jnp.linalg.norm(grad["enc"]["w"])) for grad in GRADS]
+    *_, (_, mean) = by_formula(norms, 2.0, 0.98)
+    found = [x for path, x in jax.tree_util.tree_leaves_with_path(state) if "mean_norm" in jax.tree_util.keystr(path)]
+    np.testing.assert_allclose(found, [mean], rtol=1e-6)
+
+
+def test_a_guard_around_it_leaves_its_average_as_it_was_where_a_step_is_bad():
+    tx = adam_tx.guard(clipped())
+    _, state = stepped(tx)
+    bad = {**GRADS[0], "head": GRADS[0]["head"].at[0].set(jnp.nan)}
+    _, after = tx.update(bad, state, PARAMS)
+    assert_same(after.inner, state.inner)
+    assert int(after.skipped) == 1
+
+
+def test_a_guard_inside_it_and_a_monitor_on_either_side_change_no_update():
+    plain, _ = stepped(clipped())
+    for tx in (clipped(adam_tx.guard(adam())), clipped(adam_tx.monitor(adam())), adam_tx.monitor(clipped())):
+        for one, other in zip(jax.tree.leaves(stepped(tx)[0]), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2**-21)  # XLA rounds a product and a sum once or twice
+
+
+def test_a_monitor_inside_sees_the_clipped_gradient_and_one_outside_the_raw_one():
+    grads = GRADS[:3]  # the last one is a spike
+    _, inside = stepped(clipped(adam_tx.monitor(adam())), grads)
+    _, outside = stepped(adam_tx.monitor(clipped()), grads)
+    raw, seen = (float(adam_tx.metrics(state)["grad_norm"]) for state in (outside, inside))
+    np.testing.assert_allclose(raw, float(optax.global_norm(grads[-1])), rtol=1e-6)
+    assert seen < raw / 5
+    assert adam_tx.metrics(outside)["learning_rate"] == pytest.approx(0.01)
+
+
+def test_its_state_is_exported_imported_and_migrated():
+    tx = clipped()
+    _, state = stepped(tx)
+    exported = adam_tx.export_state(state, PARAMS, tx)
+    assert exported["clip_to_average_norm.mean_norm"] == state.mean_norm
+    assert_same(adam_tx.import_state(tx, PARAMS, exported), state)
+    there = adam_tx.migrate(state, tx, adam(), PARAMS, report=None)
+    for name in ("scale_by_momentum", "scale_by_rms"):
+        assert_same(there[name], state.inner[name])
+    back = adam_tx.migrate(there, adam(), tx, PARAMS, report=None)
+    assert_same(back.inner, state.inner)
+
+
+def test_its_moments_follow_the_layout_of_the_parameters_and_its_average_is_everywhere():
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    layout = NamedSharding(mesh, PartitionSpec("data"))
+    found = adam_tx.state_sharding(clipped(), jax.device_put(PARAMS, layout))
+    assert jax.tree.structure(found) == jax.tree.structure(clipped().init(PARAMS))
+    assert jax.tree.leaves(found.inner["scale_by_momentum"].mu) == [layout, layout]
+    assert found.mean_norm.spec == PartitionSpec()
+
+
+def test_config_pickle_and_repr_make_it_anew():
+    tx = clipped(factor=1.5)
+    config = json.loads(json.dumps(adam_tx.get_config(tx)))
+    for again in (adam_tx.from_config(config, allow=["own_links"]), pickle.loads(pickle.dumps(tx))):
+        assert repr(again) == repr(tx) == "own_links.clip_to_average_norm(adam_tx.adam(0.01), factor=1.5)"
+        assert_same(stepped(again), stepped(tx))
+
+
+def test_a_summary_shows_it_and_what_is_inside():
+    shown = adam_tx.summary(clipped(factor=1.5), PARAMS)
+    for part in ("clip_to_average_norm", "factor=1.5", "mean_norm float32[]", "scale_by_momentum"):
+        assert part in shown
+
+
+def test_explain_goes_through_it_to_the_links_inside():
+    tx = clipped()
+    _, state = stepped(tx)
+    rows = adam_tx.explain(tx, GRADS[0], state, PARAMS, show=False).rows
+    assert {"clip_to_average_norm", "scale_by_momentum"} <= {part for row in rows for part in row.link.split("/")}
