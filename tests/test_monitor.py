@@ -112,6 +112,11 @@ def test_every_figure_is_that_of_float64_from_outside(case):
         np.testing.assert_allclose(found[name], wanted[name], rtol=2e-5, err_msg=name)
 
 
+def test_the_docstring_says_what_each_figure_is():
+    words = adam_tx.monitor.__doc__.split()
+    assert not [name for name in FIGURES if name not in words and "step_size" not in name]  # of which it lists one
+
+
 def test_quantiles_of_a_large_leaf_are_of_every_kth_element():
     params = {"w": jnp.ones((300, 200)), "bias": jnp.ones(50)}
     state, seen = after(adam_tx.monitor(adam_tx.adam(0.01)), 2, params)

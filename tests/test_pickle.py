@@ -15,6 +15,7 @@ from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
 from rebuild import program
 
 import adam_tx
+from adam_tx._core import states
 from adam_tx._core.call import maker_name
 from adam_tx.describe import source
 
@@ -111,3 +112,24 @@ def test_a_pickle_and_a_config_serve_in_another_process(tmp_path):
         assert bits == [np.asarray(leaf).tobytes().hex() for leaf in jax.tree.leaves((updates, state))], name
         if name == "config":
             assert theirs == adam_tx.get_config(config)
+
+
+def test_a_state_that_was_pickled_before_a_field_was_renamed_loads_under_its_name_of_today(monkeypatch):
+    tx = adam_tx.scale_by_momentum(0.9)
+    state = tx.init(jnp.ones(2))
+
+    class Former:
+        """What is pickled as an earlier version, which called the average `m`, would pickle the state."""
+
+        def __reduce__(self):
+            make, (link, fields, module, values) = state.__reduce__()
+            return make, (link, tuple("m" if field == "mu" else field for field in fields), module, values)
+
+    pickled = pickle.dumps(Former())
+    assert pickle.loads(pickled)._fields == ("count", "m")
+    with pytest.raises(ValueError, match=r"its state is a ScaleByMomentumState of \['mu'\]"):
+        tx.update(jnp.ones(2), pickle.loads(pickled))
+    monkeypatch.setitem(states.FORMER, ("scale_by_momentum", "m"), "mu")
+    loaded = pickle.loads(pickled)
+    assert type(loaded) is type(state)
+    tx.update(jnp.ones(2), loaded)

@@ -21,6 +21,12 @@ STORAGES = {"stochastic": StochasticBFloat16(), "eight bit": TINY}
 KINDS = {"square": jnp.uint8, "gradient": jnp.int8}
 
 
+def test_every_storage_of_the_library_is_tried():
+    public = [getattr(adam_tx.storage, name) for name in adam_tx.storage.__all__]
+    made = {kind for kind in public if inspect.isclass(kind) and issubclass(kind, adam_tx.storage.Storage)}
+    assert {type(storage) for storage in STORAGES.values()} == made - {adam_tx.storage.Storage}
+
+
 def noise_of(seed):
     return lambda like: rounding.bits(like, jnp.uint32(seed))
 
