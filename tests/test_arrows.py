@@ -30,3 +30,9 @@ def test_a_part_imports_what_contributing_says_and_no_more():
         if source and source != target:
             found[source].add(target)
     assert found == said()
+
+
+def test_no_modules_import_each_other_in_a_circle_and_none_is_hidden():
+    """Hidden is an import within the package that is made for types alone, or late, in a function."""
+    assert not arrows.circles(arrows.arrows(PACKAGE))
+    assert set(arrows.hidden_imports(PACKAGE)["own"].values()) == {0}
