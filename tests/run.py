@@ -74,6 +74,7 @@ def public_links():
     return found
 
 
+@functools.cache  # once, so that what a name stands for is the same in every file of tests
 def load_script(path):
     """A script, such as an example, as a module, which is found by its name when what it made is unpickled."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
