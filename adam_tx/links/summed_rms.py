@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative, fixed
@@ -51,9 +53,10 @@ def scale_by_summed_rms(
         nu = nu + abs_sq(grad)
         return root_and_divide(updates, nu, now.eps, now.eps_root), nu
 
-    if as_storage("nu", dtype).is_narrow:
+    stored_as: Any = as_storage("nu", dtype)
+    if stored_as.is_narrow:
         raise ValueError(
-            f"scale_by_summed_rms: nu cannot be stored as {dtype}: rounded to nearest, a sum soon stops "
+            f"scale_by_summed_rms: nu cannot be stored as {stored_as.given}: rounded to nearest, a sum soon stops "
             "growing. Use adam_tx.storage.StochasticBFloat16() or float32."
         )
     return Rule(rule, formula="v += |g|²; u / (sqrt(v + eps_root) + eps)", dtype=dtype, start={"nu": initial})
