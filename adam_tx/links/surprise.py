@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._chain import Chain
+from adam_tx._chain import Chain, refuse_terminal
 from adam_tx._core import blocks, hyperparams
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
@@ -76,6 +76,7 @@ class Surprise(AbstractLink):
         self.hyperparams = {"eps": eps, "threshold": threshold}
         self._chain = Chain(self.name, (rms, *members), call)
         self.members = self._chain.members
+        refuse_terminal(self.name, self.members)
         self.facts = dataclasses.replace(self._chain.facts, reads_grad=True, elementwise=False)
         above = hyperparams.Range(0.0, float("inf"), low_allowed=False)
         self._eps = hyperparams.number("scale_by_surprise: eps", eps)
