@@ -47,10 +47,10 @@ def own(inner):
     return Own(inner)
 
 
-@adam_tx.link(slots={"sum": adam_tx.Slot("gradient")})
+@adam_tx.link(slots={"seen": adam_tx.Slot("gradient")})
 def plain():
     """A link with no fact to hand on."""
-    return adam_tx.Rule(lambda now, updates, sum: (updates, sum + updates))
+    return adam_tx.Rule(lambda now, updates, seen: (updates, seen + updates))
 
 
 COMPOSITES = {

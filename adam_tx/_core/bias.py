@@ -152,9 +152,9 @@ def to_correct(averages: Sequence[Average], unknown: Sequence[str]) -> dict[str,
     """
     if unknown:
         raise ValueError(
-            f"bias_correction(): what {' and '.join(dict.fromkeys(unknown))} averages is not known, so it is not clear what to "
-            "correct. Name the decays, as in bias_correction(0.9, 0.999); or make the links inside members of the "
-            "chain, with adam_tx.groups or guard around the whole chain."
+            f"bias_correction(): what {' and '.join(dict.fromkeys(unknown))} averages is not known, so it is not "
+            "clear what to correct. Name the decays, as in bias_correction(0.9, 0.999); or make the links inside "
+            "members of the chain, with adam_tx.groups or guard around the whole chain."
         )
     left = {kind: [a for a in averages if a.kind == kind and not a.corrected] for kind in MOMENTS}
     if not any(left.values()):
