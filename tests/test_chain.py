@@ -1,5 +1,9 @@
 """`chain` gives every member the gradient that entered it, and keys its state by name."""
 
+import copy
+import json
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -126,3 +130,94 @@ def test_swapping_one_link_gives_another_optimizer(replacement):
         return updates
 
     assert run(links) != run(swapped)
+
+
+def named(tx):
+    @adam_tx.optimizer
+    def mine():
+        return tx
+
+    return mine()
+
+
+TAKEN_OUT = {
+    "as it is": lambda tx: tx,
+    "config": lambda tx: adam_tx.from_config(json.loads(json.dumps(adam_tx.get_config(tx)))),
+    "pickle": lambda tx: pickle.loads(pickle.dumps(tx)),
+    "repr": lambda tx: eval(repr(tx)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "optimizer": named,
+}
+
+
+@pytest.mark.parametrize("way", TAKEN_OUT)
+def test_a_link_taken_out_of_a_chain_keeps_its_numbers_however_it_is_made_again(way):
+    momentum, rms = adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_rms(0.999)
+    correction = adam_tx.chain(momentum, adam_tx.bias_correction()).links["bias_correction"]
+    assert repr(correction) == "adam_tx.bias_correction(0.9)"
+    grad = jnp.array([1.0])
+    again = TAKEN_OUT[way]
+    for tx in (adam_tx.chain(momentum, rms, again(correction)), again(adam_tx.chain(momentum, rms, correction))):
+        np.testing.assert_allclose(tx.update(grad, tx.init(grad))[0], [1000**0.5], rtol=1e-6)  # 1 / sqrt(0.001)
+    alone = again(correction)
+    np.testing.assert_allclose(alone.update(grad, alone.init(grad))[0], [10.0], rtol=1e-6)
+
+
+def test_a_correction_that_names_no_decays_takes_those_of_each_chain_anew():
+    open_correction = adam_tx.bias_correction()
+    for decay in (0.5, 0.9):
+        tx = adam_tx.chain(adam_tx.scale_by_momentum(decay), open_correction)
+        assert tx.links["bias_correction"].hyperparams["b1"] == decay
+        assert repr(tx).endswith("bias_correction())")
+    assert repr(open_correction) == "adam_tx.bias_correction()"
+
+
+def test_optimizers_in_optimizers_are_each_made_once():
+    made = []
+
+    def chained(learning_rate):
+        made.append("chain")
+        return adam_tx.chain(adam_tx.scale_by_learning_rate(learning_rate))
+
+    def maker(depth):
+        @adam_tx.optimizer
+        def wrapped(learning_rate: adam_tx.NonNegative):
+            made.append(depth)
+            inner = maker(depth - 1) if depth else chained
+            return inner(learning_rate)
+
+        return wrapped
+
+    maker(3)(0.1)
+    assert made == [3, 2, 1, 0, "chain"]
+
+
+def clip():
+    return adam_tx.clip_by_norm(1.0)
+
+
+CHANGERS = {
+    "parallel": lambda: [adam_tx.parallel(clip())],
+    "on_decayed_weights": lambda: [adam_tx.on_decayed_weights(clip(), 0.0)],
+    "with_gradient": lambda: [adam_tx.with_gradient(clip(), lambda grad, updates: grad)],
+    "in_eigenbasis": lambda: [adam_tx.in_eigenbasis(clip())],
+    "a chain with an identity": lambda: [adam_tx.chain(clip(), optax.identity())],
+    "a chain with a factor": lambda: [adam_tx.chain(clip(), adam_tx.scale_by_learning_rate(1.0, flip_sign=False))],
+    "a chain with a momentum": lambda: [adam_tx.chain(clip(), adam_tx.scale_by_momentum(0.9))],
+    "a factor before it": lambda: [adam_tx.scale_by_learning_rate(1.0, flip_sign=False), clip()],
+    "a correction before it": lambda: [adam_tx.bias_correction(0.9), clip()],
+}
+
+
+@pytest.mark.parametrize("between", [[], [adam_tx.scale_by_momentum(0.9)]], ids=["", "momentum"])
+@pytest.mark.parametrize("name", CHANGERS)
+def test_a_clip_before_a_link_that_reads_the_raw_gradient_is_refused_wherever_it_is(name, between):
+    with pytest.raises(ValueError, match="but 'scale_by_rms' reads the gradient as it entered the chain"):
+        adam_tx.chain(*CHANGERS[name](), *between, adam_tx.scale_by_rms(0.999))
+
+
+def test_a_clip_behind_what_makes_a_direction_of_the_gradient_is_a_part_of_the_algorithm():
+    adam_tx.chain(adam_tx.scale_by_momentum(0.9), clip(), adam_tx.scale_by_rms(0.999))
+    adam_tx.chain(adam_tx.as_link(clip(), formula="clipped, and meant so"), adam_tx.scale_by_rms(0.999))
+    adam_tx.chain(adam_tx.chain(adam_tx.as_link(clip(), formula="meant"), optax.identity()))

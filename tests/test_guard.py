@@ -349,3 +349,16 @@ def test_a_state_of_another_guard_is_refused():
 def test_what_changes_the_gradient_cannot_hide_in_first_place(first):
     with pytest.raises(ValueError, match="stands first, but 'scale_by_rms' reads the gradient"):
         adam_tx.chain(first(), adam_tx.scale_by_rms())
+
+
+@pytest.mark.parametrize("settings", [{}, {"deviations": 4.0}, {"loss_scale": adam_tx.LossScale(1.0)}])
+def test_a_correction_behind_a_guard_corrects_what_is_inside(settings):
+    rms, grad = adam_tx.scale_by_rms(0.999), jnp.array([1.0])
+    tx = adam_tx.chain(rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9), **settings), adam_tx.bias_correction())
+    np.testing.assert_allclose(tx.update(grad, tx.init(grad))[0], [1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="b1 would correct the momentum of scale_by_momentum twice"):
+        adam_tx.chain(
+            rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9, debias=True), **settings), adam_tx.bias_correction(0.9)
+        )
+    with pytest.raises(ValueError, match=r"b1 is 0.5, but the momentum .* decays by 0.9"):
+        adam_tx.chain(rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9), **settings), adam_tx.bias_correction(0.5))

@@ -305,3 +305,38 @@ def test_a_weight_that_starts_fresh_with_its_average_is_in_the_account():
     del exported["weight_nu"]
     import_state(adam, PARAMS, exported, fresh="nu", report=said.append)
     assert "started fresh:  nu (1), weight_nu" in said[0]
+
+
+def corrected_by_count(read):
+    """A second moment that is corrected by the count of updates, as `read` gets it."""
+
+    @adam_tx.link(slots={"nu": adam_tx.Slot("square", decay="decay")})
+    def scale_by_counted_rms(decay: adam_tx.Decay = 0.9):
+        def rule(now, updates, grad, nu):
+            nu = adam_tx.numerics.ema(nu, adam_tx.numerics.abs_sq(grad), now.decay.step)
+            return updates * read(now) / jnp.sqrt(nu + 1e-8), nu
+
+        return adam_tx.Rule(rule)
+
+    return adam_tx.chain(adam_tx.scale_by_momentum(0.9), scale_by_counted_rms())
+
+
+def weight(now):
+    return 1.0 - 0.9 ** (now.count + 1).astype(jnp.float32)
+
+
+READS = {
+    "in a helper": weight,
+    "in the helper of a helper": lambda now: weight(now),
+    "under another name": lambda now: getattr(now, "co" + "unt").astype(jnp.float32) + 1.0,
+    "of the next update": lambda now: now.next.count.astype(jnp.float32),
+    "not at all": lambda now: 1.0,
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_count_that_a_rule_reads_is_known_wherever_it_reads_it(how):
+    old, new, said = adam_tx.chain(adam_tx.scale_by_momentum(0.9)), corrected_by_count(READS[how]), []
+    migrate(after(old, 1), old, new, PARAMS, report=said.append)
+    note = "note: nu of w starts from zero, but its count is 1, so a correction of its start"
+    assert (note in said[0]) == (how != "not at all")

@@ -147,18 +147,28 @@ class CountProbe(NowByDtype):
         self.now = self._probed
 
     def _probed(self, values: Mapping[str, Value], count: jax.Array, following: Callable[[], Now]) -> Now:
-        """`Now` whose count is found only if it is asked for."""
-        made = _Probed.__new__(_Probed)
-        made.__dict__.update(values, _following=following, _count=count, _probe=self)
-        return made
+        """`Now` whose count is found only if it is asked for, and that of the next update, too."""
+        return _Probed(values, count, following).of(self)
 
 
 class _Probed(Now):
+    def of(self, probe: CountProbe) -> Now:
+        """The same, seen by a probe."""
+        self.__dict__["_probe"] = probe
+        return self
+
     @property
     def count(self) -> jax.Array:
         """The count, at the cost of being found out."""
         self.__dict__["_probe"].was_read = True
-        return self.__dict__["_count"]
+        return self.__dict__["count"]
+
+    @property
+    def next(self) -> Now:
+        """The next update."""
+        later = _Probed.__new__(_Probed)
+        later.__dict__.update(vars(super().next))
+        return later.of(self.__dict__["_probe"])
 
 
 class Leaf(NamedTuple):
