@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
 
 from adam_tx._core import blocks, boxes, numerics, paths
 
@@ -32,7 +33,6 @@ Column = list[jax.Array]
 """One array for each leaf of a tree, and in the place of one that is absent what stands for it."""
 ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
 """The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
-
 
 Watch = Callable[[tuple[str, ...], "Member", "Leaves", Column, bool], None]
 """Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
@@ -118,7 +118,7 @@ class Leaves:
             return column
         return [node if i in self.present else nodes[i] for i, node in enumerate(column)]
 
-    def _lift(self, i: int, row: Mapping[str, Any], lifted: Mapping[str, Column]) -> None:
+    def _lift(self, i: int, row: Mapping[str, ArrayLike], lifted: Mapping[str, Column]) -> None:
         """Convert what came of a leaf to the dtype to work in."""
         dtypes = {name: self._dtype(i, name, leaf) for name, leaf in row.items()}
         if len(row) > 1:
@@ -202,7 +202,7 @@ class Leaves:
     def _spread(self, tree: Tree, name: str) -> Column:
         """The nodes of a tree in which what is absent may stand above the leaves, as Optax puts it there."""
 
-        def below(node: Any, part: Tree) -> Tree:
+        def below(node: object, part: Tree) -> Tree:
             return jax.tree.map(lambda _: node, part, is_leaf=is_absent) if is_absent(node) else node
 
         ours = self.treedef.unflatten(self.nodes)
@@ -211,7 +211,7 @@ class Leaves:
         except ValueError:
             raise ValueError(self._different(tree, name)) from None
 
-    def tree(self, column: Sequence[Any]) -> Tree:
+    def tree(self, column: Sequence[object]) -> Tree:
         """The tree whose leaves these are."""
         return jax.tree.unflatten(self.treedef, column)
 
@@ -231,7 +231,7 @@ class Leaves:
                 column[i] = self.lowered(i, column[i])
         return self.treedef.unflatten(column)
 
-    def lowered(self, i: int, update: Any) -> Any:
+    def lowered(self, i: int, update: jax.Array) -> jax.Array:
         """The emitted update of a leaf in the dtype in which Optax would emit it."""
         return numerics.cast(update, self._results[i])
 
@@ -283,7 +283,7 @@ class Leaves:
         """The same for the link that stands under this name."""
         return self.replace(place=(*self.place, name)) if name else self
 
-    def replace(self, **changed: Any) -> "Leaves":
+    def replace(self, **changed: object) -> "Leaves":
         """The same with other columns, or another count, for links inside."""
         other = Leaves.__new__(Leaves)
         other.__dict__.update(self.__dict__, **changed)
@@ -293,9 +293,7 @@ class Leaves:
         """The path of a leaf as Python would index it, such as `['dense']['kernel']`."""
         return path_str(self._given.keys[i])
 
-    def check_shapes(
-        self, i: int, row: Mapping[str, Any], block_slots: Mapping[str, Any] | tuple[str, ...] = ()
-    ) -> None:
+    def check_shapes(self, i: int, row: Mapping[str, ArrayLike], block_slots: Collection[str] = ()) -> None:
         """Refuse leaves of different shapes; slots named in `block_slots` need only divide the first."""
         lead = None
         for name, leaf in row.items():
@@ -368,7 +366,7 @@ def is_absent(node: object) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def mask_of(mask: Any, params: Tree) -> Tree:
+def mask_of(mask: Mask, params: Tree) -> Tree:
     """The mask for these parameters: what a function makes of them, or the tree that it is.
 
     A tree may be callable too, as a module is whose leaves are booleans; only a function's leaves are callable.
@@ -376,7 +374,7 @@ def mask_of(mask: Any, params: Tree) -> Tree:
     return mask(params) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
 
 
-def _marked(mark: Any) -> bool:
+def _marked(mark: object) -> bool:
     if isinstance(mark, str):  # which would be True, whatever it says
         raise TypeError(mark)
     return bool(mark)
@@ -392,7 +390,7 @@ def path_str(path: Any) -> str:
     return jax.tree_util.keystr(path) or "(the tree itself)"
 
 
-def _is_leaf(node: Any) -> bool:
+def _is_leaf(node: object) -> bool:
     return not is_absent(node) and jax.tree_util.all_leaves([node])
 
 

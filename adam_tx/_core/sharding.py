@@ -15,7 +15,7 @@ def gathered(x: jax.Array) -> jax.Array:
     return x if mesh is None else jax.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
-def placed_like(x: jax.Array, leaf: Any) -> jax.Array:
+def placed_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
     """The array sharded as a leaf of its shape is under an explicit mesh; as it is without one, or of another shape."""
     if x.shape != leaf.shape or _explicit_mesh(leaf) is None:
         return x

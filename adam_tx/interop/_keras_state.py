@@ -101,12 +101,12 @@ class Variable(NamedTuple):
 
 
 def from_variables(
-    variables: Sequence[Any],
-    config: Mapping[str, Any],
+    variables: Sequence[object],
+    config: Mapping[str, object],
     params: optax.Params,
     names: Sequence[str],
     optimizer: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a Keras optimizer keeps, for `adam_tx.import_state`.
 
     Args:
@@ -186,8 +186,8 @@ def _check_variable(what: str, variable: Variable, name: str, value: Array) -> N
 
 
 def to_variables(
-    exported: Mapping[str, Any],
-    config: Mapping[str, Any],
+    exported: Mapping[str, object],
+    config: Mapping[str, object],
     params: optax.Params,
     names: Sequence[str],
     optimizer: str | None = None,

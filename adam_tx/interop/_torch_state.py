@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optax
@@ -43,13 +43,13 @@ _BETAS = (roles.MU, roles.NU)
 
 
 def from_state_dict(
-    state_dict: Mapping[str, Any],
+    state_dict: Mapping[str, object],
     params: optax.Params,
     optimizer: str = "Adam",
     *,
     names: Sequence[str] | Mapping[str, str] | None = None,
     axes: Axes = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a PyTorch optimizer keeps, for `adam_tx.import_state`.
 
     Args:
@@ -91,19 +91,20 @@ def from_state_dict(
     groups = _groups(what, optimizer, state_dict)
     ids, parameters = [i for group in groups for i in group["params"]], _parameters(what, groups, params, names, axes)
     group_of = {i: group for group in groups for i in group["params"]}
-    if strangers := [i for i in state_dict["state"] if i not in ids]:
+    state = _state(state_dict)
+    if strangers := [i for i in state if i not in ids]:
         raise ValueError(
             f"{what}: state has entries for {strangers[:3]}, but the parameters in param_groups are {ids[:3]}...; give "
             "state_dict as PyTorch made it, with whole numbers as keys."
         )
-    if not any(map(_entry, state_dict["state"].values())):
+    if not any(map(_entry, state.values())):
         raise ValueError(
             f"{what}: its state is empty, because it has made no step, or keeps nothing. Call init instead."
         )
     found: dict[Key, Any] = {}
     shared: dict[Key, dict[str, Any]] = {}
     for i, path in zip(ids, parameters.paths, strict=True):
-        if not (entry := _entry(state_dict["state"].get(i))):
+        if not (entry := _entry(state.get(i))):
             continue  # it is frozen, or had no gradient yet
         group = group_of[i]
         for slot, role in _expected(what, optimizer, group, path, entry).items():
@@ -139,21 +140,26 @@ def _decays(what: str, group: Mapping[str, Any], kept: Collection[Role]) -> dict
     return {Key(role, about="decay"): decay for role, decay in decays.items() if role in kept}
 
 
+def _state(state_dict: Mapping[str, object]) -> Mapping[object, Any]:
+    """What is kept of each parameter, by its number."""
+    return cast(Mapping[object, Any], state_dict["state"])
+
+
 def _decay(what: str, key: str, value: Any) -> Any:
     return value if callable(value) else np.asarray(number(what, key, value, 0.0, 1.0))
 
 
 def to_state_dict(
-    exported: Mapping[str, Any],
-    state_dict: Mapping[str, Any],
+    exported: Mapping[str, object],
+    state_dict: Mapping[str, object],
     params: optax.Params,
     optimizer: str = "Adam",
     *,
     names: Sequence[str] | Mapping[str, str] | None = None,
     axes: Axes = None,
     drop: str = "",
-    tensor: Callable[[Array], Any] | None = None,
-) -> dict[str, Any]:
+    tensor: Callable[[Array], object] | None = None,
+) -> dict[str, object]:
     """What `load_state_dict` of a PyTorch optimizer takes, from what `adam_tx.export_state` gave.
 
     Args:
@@ -190,11 +196,12 @@ def to_state_dict(
     used = set[Key]()
     made: dict[Any, dict[str, Any]] = {}
     make = tensor or np.asarray
+    state = _state(state_dict)
     for group in groups:
         for i, path in zip(group["params"], paths, strict=False):
             slots = _expected(what, optimizer, group, path, None)
             keys = {Key(role, path) for role in _SLOTS[optimizer].values()} & entries.keys()
-            if slots and not keys and not _entry(state_dict["state"].get(i)):
+            if slots and not keys and not _entry(state.get(i)):
                 continue  # it is frozen on both sides
             entry = _numbers(what, optimizer, entries, group, path)
             for slot, role in slots.items():

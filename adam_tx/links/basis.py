@@ -68,12 +68,12 @@ class Basis(Reconstructible):
         del n, dtype
         return None
 
-    def see(self, memory: Any, grad: jax.Array, axis: int, count: jax.Array) -> Any:
+    def see(self, memory: jax.Array, grad: jax.Array, axis: int, count: jax.Array) -> jax.Array:
         """What is remembered after this gradient."""
         del grad, axis, count
         return memory
 
-    def find(self, basis: jax.Array, memory: Any, grad: jax.Array, axis: int, count: jax.Array) -> Turn:
+    def find(self, basis: jax.Array, memory: jax.Array, grad: jax.Array, axis: int, count: jax.Array) -> Turn:
         """The new basis of an axis, before this gradient is used; called every `every` updates."""
         raise NotImplementedError
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from adam_tx._chain import chain
 from adam_tx._core.hyperparams import Decay, NonNegative, Positive, is_schedule
-from adam_tx._core.leaves import Mask, mask_of
+from adam_tx._core.leaves import Mask, Tree, mask_of
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import Link, optimizer
 from adam_tx.links.learning_rate import scale_by_learning_rate
@@ -79,14 +78,14 @@ class _Corrected:
         return weight_decay * rate / largest
 
 
-def _both(mask: Mask, marks: Mask, *, inverted: bool = False) -> Callable[[Any], Any]:
+def _both(mask: Mask, marks: Mask, *, inverted: bool = False) -> Mask:
     """Where both masks mark a leaf, or the first does and the second does not."""
 
-    def tree_of(given: Mask, params: Any) -> Any:
+    def tree_of(given: Mask, params: Tree) -> Tree:
         prefix = True if given is None else mask_of(given, params)
         return jax.tree.map(lambda marked, part: jax.tree.map(lambda _: bool(marked), part), prefix, params)
 
-    def marked(params: Any) -> Any:
+    def marked(params: optax.Params) -> optax.Params:
         return jax.tree.map(lambda a, b: a and b != inverted, tree_of(mask, params), tree_of(marks, params))
 
     return marked

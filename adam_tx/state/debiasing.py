@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jax.typing import DTypeLike
 
 from adam_tx.state.arrays import Array
 
-Decay = float | Callable[..., Any]
+Decay = float | Callable[[jax.Array], object]
 """A number, or a schedule of the number of earlier updates."""
 _AT_ONCE = 2**20  # values of a schedule
 

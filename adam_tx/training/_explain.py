@@ -15,11 +15,12 @@ from jax.core import Tracer
 from adam_tx._core.abstract_link import implementation_of
 from adam_tx._core.boxes import leaves_with_paths, unboxed
 from adam_tx._core.call import maker_name
-from adam_tx._core.leaves import WATCH, Column, Leaves, is_absent
+from adam_tx._core.leaves import WATCH, Column, Leaves, Tree, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import visit
 from adam_tx.describe.arrays import arrays_of
 
+Tx = optax.GradientTransformation
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
 _STATE, _NEW_STATE, _INTO = "state", "new state", "into "
 _HEADER = ("", "leaf", "from", "to", "rms", "zero", "NaN", "Inf")
@@ -78,7 +79,7 @@ def explain(
     params: optax.Params | None = None,
     *,
     show: bool = True,
-    **extra: Any,
+    **extra: object,
 ) -> Explanation:
     """Run one update outside of jit, and say what every link of it emitted.
 
@@ -124,10 +125,10 @@ def explain(
     return explanation
 
 
-def _spoilt(tx: Any, state: Any, params: Any, link: str) -> list[Row]:
+def _spoilt(tx: Tx, state: Tree, params: optax.Params | None, link: str) -> list[Row]:
     """A row for every part of a state that has numbers which are not finite, though they were so at first."""
 
-    def found(state: Any) -> list[Row]:
+    def found(state: Tree) -> list[Row]:
         every = [kept for kept in arrays_of(tx, state) if kept.storage.finite(kept.stored) is not None]
         return [row for row in (_row(link, kept.path, kept.numbers) for kept in every) if not row.finite]
 
@@ -137,7 +138,7 @@ def _spoilt(tx: Any, state: Any, params: Any, link: str) -> list[Row]:
 
 
 def _updated(
-    tx: Any, grads: Any, state: Any, params: Any, place: tuple[str, ...], extra: Mapping[str, Any]
+    tx: Tx, grads: Any, state: Any, params: Any, place: tuple[str, ...], extra: Mapping[str, object]
 ) -> Iterator[Row]:
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
     maker = maker_name(tx)
@@ -185,24 +186,24 @@ def _watch(
     rows.extend(_row(name, path, leaf) for path, leaf in found if not isinstance(leaf, Tracer))
 
 
-def _only(mask: Any, tree: Any) -> Any:
+def _only(mask: Tree, tree: Tree) -> Tree:
     """The tree as Optax masks it for a member: what is not its own is absent, also whole parts."""
     return jax.tree.map(lambda marked, part: part if marked else optax.MaskedNode(), mask, tree)
 
 
-def _name(member: Any) -> str:
+def _name(member: Tx) -> str:
     link = implementation_of(member)
     return maker_name(member) if link is None else link.name
 
 
-def _rows_of(link: str, tree: Any) -> Iterator[Row]:
+def _rows_of(link: str, tree: Tree) -> Iterator[Row]:
     """A row for every leaf of numbers."""
     for path, leaf in leaves_with_paths(tree, is_absent):
         if not is_absent(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             yield _row(link, slashed(path), leaf)
 
 
-def _row(link: str, path: str, leaf: Any) -> Row:
+def _row(link: str, path: str, leaf: jax.Array) -> Row:
     wide = np.asarray(leaf)
     x = np.abs(wide) if np.iscomplexobj(wide) else wide.astype(np.float64)
     finite, size = x[np.isfinite(x)].astype(np.float64), max(x.size, 1)

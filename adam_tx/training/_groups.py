@@ -24,7 +24,7 @@ from adam_tx._link import Link, implementation_in, link_of
 from adam_tx.describe import summary, visit
 
 FREEZE = "freeze"
-Setting = Mapping[str, Any] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
+Setting = Mapping[str, object] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
 """What becomes of a group: other arguments, an optimizer, one with a name, or "freeze"."""
 PatternT = TypeVar("PatternT", bound=PathPattern)  # the keys of a dict are of one type: all str, all functions, or both
 
@@ -35,7 +35,7 @@ def groups(
     default: Setting | None = None,
     *,
     optimizer: Callable[..., optax.GradientTransformation] | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> Link:
     """Treat parameters by their paths: with other settings, another optimizer, or not at all.
 
@@ -320,7 +320,12 @@ def _pairs(patterns: Any) -> list[tuple[PathPattern, Setting]]:
     return [tuple(pair) for pair in pairs]
 
 
-def _made(label: str, setting: Any, optimizer: Any, settings: Mapping[str, object]) -> tuple[str, AbstractLink | None]:
+def _made(
+    label: str,
+    setting: Any,
+    optimizer: Callable[..., optax.GradientTransformation] | None,
+    settings: Mapping[str, object],
+) -> tuple[str, AbstractLink | None]:
     """The name and link that a setting stands for; no link if it freezes."""
     if isinstance(setting, str):
         if setting != FREEZE:
