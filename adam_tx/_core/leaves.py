@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from adam_tx._core import blocks, boxes, numerics, paths
 Tree = object
 """Any pytree."""
 if TYPE_CHECKING:
-    Mask = optax.Params | Callable[[Tree], optax.Params] | None
+    Mask = optax.Params | Callable[[optax.Params], optax.Params] | None
     """Which parameters are meant: a tree of booleans, or a function from params to one; None for all."""
 else:
     Mask = Any  # the annotations of links are read, and inside optax.Params is a name that only chex can resolve
@@ -371,7 +371,7 @@ def mask_of(mask: Mask, params: Tree) -> Tree:
 
     A tree may be callable too, as a module is whose leaves are booleans; only a function's leaves are callable.
     """
-    return mask(params) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
+    return mask(cast(optax.Params, params)) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
 
 
 def _marked(mark: object) -> bool:

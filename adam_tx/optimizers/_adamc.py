@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import optax
 
 from adam_tx._chain import chain
 from adam_tx._core.hyperparams import Decay, NonNegative, Positive, is_schedule
