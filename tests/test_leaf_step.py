@@ -11,7 +11,6 @@ import pytest
 import adam_tx
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Leaves
-from adam_tx._core.rounding import Bits
 from adam_tx.storage import EightBit, StochasticBFloat16
 
 SHAPES = {"kernel": (32, 128), "bias": (128,), "scale": ()}
@@ -52,8 +51,10 @@ def leaf_of(leaves, i, positions):
         leaves.updates[i],
         leaves.updates[i],
         leaves.params[i],
-        functools.partial(Bits, leaves.count, i),
-        functools.partial(leaves.path, i),
+        leaves.count,
+        i,
+        leaves.path,
+        None,
         leaves.param_dtypes[i],
         positions=positions,
     )
@@ -107,7 +108,7 @@ def test_the_step_of_a_tile_is_that_part_of_the_whole_leafs_step(name):
         updates=whole.updates[rows],
         grad=whole.grad[rows],
         params=whole.params[rows],
-        bits=lambda what: Bits(leaves.count, 0, what, ((8, 0), whole.updates.shape)),
+        tile=((8, 0), whole.updates.shape),
     )
     cut = functools.partial(jax.tree.map, lambda x: x[rows])
     emitted, kept = link.leaf_step(numbers, tile, cut(link.kept_of_leaves(leaves, state)[0]))

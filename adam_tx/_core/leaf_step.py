@@ -21,6 +21,7 @@ from adam_tx._core import bias, blocks, numerics, sharding
 from adam_tx._core.bias import DecayNow
 from adam_tx._core.hyperparams import Parameters, Value
 from adam_tx._core.leaves import increment
+from adam_tx._core.rounding import Bits, Tile
 from adam_tx._core.rule import INPUTS, Declaration, Reduction, Rule
 from adam_tx._core.states import Fields
 from adam_tx._core.storage import Noise, Storage, Stored
@@ -179,9 +180,10 @@ class Leaf(NamedTuple):
       updates: what comes in.
       grad: the raw gradient; None if it is not there.
       params: the parameters; None if they are not there.
-      bits: from the name of an array, such as "scale_by_rms.nu", to its random bits, which depend
-        on the count, the leaf and the place of each element alone: `rounding.Bits`.
-      path: gives the leaf's path, for errors.
+      updates_before: the number of earlier updates.
+      number: that of the leaf in its tree.
+      path_of: from that number to the leaf's path, for errors.
+      tile: where a tile begins in the whole leaf, and the shape of that; None for the whole leaf.
       param_dtype: the dtype in which the parameter came; None if it did not, or nothing asks for it.
       spread: whether the arrays may lie differently on an explicit mesh.
       place: the names of what the link stands in, and its own.
@@ -192,16 +194,22 @@ class Leaf(NamedTuple):
     updates: jax.Array
     grad: jax.Array | None
     params: jax.Array | None
-    bits: Callable[[str], Noise]
-    path: Callable[[], str]
+    updates_before: jax.Array
+    number: int
+    path_of: Callable[[int], str]
+    tile: Tile | None = None
     param_dtype: jnp.dtype | None = None
     spread: bool = False
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
 
     def noise(self, link: str, what: str) -> Noise:
-        """Random bits for what a link rounds."""
-        return self.bits(f"{self.positions.get(self.place, link)}.{what}")
+        """Random bits for what a link rounds, which depend on the count, the leaf and each element's place alone."""
+        return Bits(self.updates_before, self.number, f"{self.positions.get(self.place, link)}.{what}", self.tile)
+
+    def path(self) -> str:
+        """The leaf's path, for errors."""
+        return self.path_of(self.number)
 
 
 class LeafStep:
@@ -270,7 +278,7 @@ class LeafStep:
 
     def write(self, now: Now, numbers: Row, leaf: Leaf, kept: Slots, row: Row) -> tuple[jax.Array, Slots]:
         """Apply the rule to what was read, and encode what is to be kept."""
-        values: dict[str, Any] = {**row, "now": now, **numbers} if numbers else {**row, "now": now}
+        values: dict[str, Any] = dict(row, now=now, **numbers)
         for name, statistic in self._of_leaf.items():
             values[name] = self.reduced(name, statistic, values)
         try:
@@ -283,11 +291,11 @@ class LeafStep:
         except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
             raise FloatingPointError(f"{self._name}: leaf {leaf.path()}: {error}") from error
         update, *slots = out if isinstance(out, tuple) else (out,)
-        if len(slots) != len(kept) or jnp.shape(update) != leaf.updates.shape:
+        if len(slots) != len(kept) or getattr(update, "shape", ()) != leaf.updates.shape:
             self._refuse(out, leaf, row)
         new: dict[str, Stored | None] = {}
         for (name, like), slot in zip(kept.items(), slots, strict=True):
-            if like is None or slot is None or jnp.shape(slot) != values[name].shape:
+            if like is None or slot is None or getattr(slot, "shape", ()) != values[name].shape:
                 if like is not slot:
                     self._refuse(out, leaf, row)
                 new[name] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -210,7 +209,7 @@ class Leafwise(AbstractLink):
         emitted = list(updates)
         for i, (leaf, slots) in read.items():
             real = numerics.real_dtype(leaf.dtype)
-            given = {name: numerics.cast(value, real) for name, value in numbers.items()}
+            given = {name: numerics.cast(value, real) for name, value in numbers.items()} if numbers else numbers
             row = rows[i] if rows else step.read(leaf, slots)
             emitted[i], new = step.write(now.made.get(real) or now.at(real), given, leaf, slots, row)
             for name, slot in new.items():
@@ -238,8 +237,10 @@ class Leafwise(AbstractLink):
             update if update.dtype == dtype else numerics.cast(update, dtype),
             grad if grad is None or grad.dtype == dtype else numerics.cast(grad, dtype),
             param if param is None or param.dtype == dtype else numerics.cast(param, dtype),
-            functools.partial(Bits, leaves.count, i),
-            functools.partial(leaves.path, i),
+            leaves.count,
+            i,
+            leaves.path,
+            None,
             leaves.param_dtypes[i] if self._optional else None,
             leaves.on_explicit_mesh,
             leaves.place,

@@ -236,7 +236,7 @@ class Leaves:
         return numerics.cast(update, self._results[i])
 
     def merged(self, owners: Sequence[int], trees: Sequence[Tree]) -> Tree:
-        """The tree of which every node, where this leaves has its leaves, is that of the tree of its owner's number."""
+        """The tree of which every node, where these leaves are, is that of the tree of its owner's number."""
         columns = [[None] * len(self) if tree is None else self.treedef.flatten_up_to(tree) for tree in trees]
         return self.tree([columns[owner][i] for i, owner in enumerate(owners)])
 
@@ -340,14 +340,14 @@ _NONE = jnp.dtype("V")  # of a leaf that is absent
 
 
 class _Given:
-    """The trees that came. All parts_of_leaves that are made of one share it, so that paths are found once."""
+    """The trees that came. All `Leaves` that are made of one share it, so that paths are found once."""
 
     def __init__(self, trees: dict[str, Tree]) -> None:
         self.trees, self.params = trees, trees.get("params")
 
     @property
     def first(self) -> Tree:
-        """The one that the leaves goes over."""
+        """The one whose leaves these are."""
         return next(iter(self.trees.values()))
 
     @functools.cached_property

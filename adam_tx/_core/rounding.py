@@ -42,6 +42,10 @@ def _seed(count: jax.Array, place: jax.Array) -> jax.Array:
     return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
+Tile = tuple[tuple[int | jax.Array, ...], tuple[int, ...]]
+"""Where a tile begins in the whole array, and the shape of that."""
+
+
 class Bits(NamedTuple):
     """Random bits for an array, or a tile of one: from an array of a shape to 32 bits for each element.
 
@@ -49,13 +53,13 @@ class Bits(NamedTuple):
       updates: the number of earlier updates.
       leaf: the number of the leaf in its tree.
       what: the array, such as "scale_by_rms.nu".
-      tile: where the tile begins in the whole array, and the shape of that; None for all of it.
+      tile: which part of the whole array it is; None for all of it.
     """
 
     updates: jax.Array
     leaf: int
     what: str
-    tile: tuple[tuple[int | jax.Array, ...], tuple[int, ...]] | None = None
+    tile: Tile | None = None
 
     def __call__(self, like: jax.Array) -> jax.Array:
         """The bits of the elements in the place of this array."""
