@@ -73,7 +73,7 @@ def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
         corrects=corrects,
         strangers=tuple(stranger for member in members for stranger in member.strangers),
         elementwise=all(member.elementwise for member in members),
-        terminal=members[-1].terminal if in_turn else any(member.terminal for member in members),
+        terminal=any(member.terminal for member in (members[-1:] if in_turn else members)),
         holds_back=any(member.holds_back for member in members),
         keeps=any(member.keeps for member in members),
     )

@@ -162,3 +162,8 @@ def test_a_count_at_its_limit_stays_there_and_the_update_finite():
     updates, state = tx.update(jnp.ones(2), state)
     assert state["count"] == 2**31 - 1
     assert np.isfinite(updates).all()
+
+
+def test_a_correction_without_decays_that_stands_first_in_a_chain_is_refused():
+    with pytest.raises(ValueError, match="no average that starts from zero stands before it"):
+        adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.chain(adam_tx.bias_correction()))
