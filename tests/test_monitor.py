@@ -405,3 +405,11 @@ def test_a_monitor_works_on_an_explicit_mesh():
     wanted = expected(seen, rate=0.01)
     for name in FIGURES:
         np.testing.assert_allclose(figures(state)[name], wanted[name], rtol=2e-5, err_msg=name)
+
+
+def test_the_figures_of_a_group_are_imported_under_their_names():
+    tx = adam_tx.monitor(adam_tx.adam(1e-3), groups={"kernels": "*kernel"})
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    _, state = tx.update(params, tx.init(params), params)
+    again = adam_tx.import_state(tx, params, adam_tx.export_state(state, params, tx), report=None)
+    assert again.metrics == state.metrics

@@ -169,10 +169,13 @@ class Key(NamedTuple):
 
         Args:
           text: the text.
-          own: roles that are there. A slot may be called "rate", so an entry of such a role is not about another.
+          own: roles that are there. A slot may be called "rate", so an entry of such a role is not about another;
+            and a figure of a group has a slash in its name.
         """
+        if (whole := Role.parse(text)) in own:
+            return Key(whole)
         if (found := _KEY.fullmatch(text)) is None:
-            return Key(Role.parse(text))
+            return Key(whole)
         role, suffix, path, stored = found.groups(default="")
         whole = Role.parse(role).part(suffix)
         if suffix and (whole in own or any(whole.is_within(recipe) for recipe in RECIPES.values())):
