@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax.numpy as jnp
 from jax import Array
 
 from adam_tx._core.hyperparams import NonNegative, fixed
 from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, root_and_divide
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike, as_storage
+from adam_tx._core.storage import Storage, StorageLike, as_storage
 from adam_tx._link import link
 
 
@@ -53,10 +52,10 @@ def scale_by_summed_rms(
         nu = nu + abs_sq(grad)
         return root_and_divide(updates, nu, now.eps, now.eps_root), nu
 
-    stored_as: Any = as_storage("nu", dtype)
-    if stored_as.is_narrow:
+    if as_storage("nu", dtype).is_narrow:
+        stored_as = repr(dtype) if isinstance(dtype, Storage) else jnp.dtype(dtype).name
         raise ValueError(
-            f"scale_by_summed_rms: nu cannot be stored as {stored_as.given}: rounded to nearest, a sum soon stops "
+            f"scale_by_summed_rms: nu cannot be stored as {stored_as}: rounded to nearest, a sum soon stops "
             "growing. Use adam_tx.storage.StochasticBFloat16() or float32."
         )
     return Rule(rule, formula="v += |g|²; u / (sqrt(v + eps_root) + eps)", dtype=dtype, start={"nu": initial})
