@@ -129,3 +129,5 @@ def test_what_needs_the_whole_tree_says_so():
     lion = adam_tx.lion(1e-3)  # whose sign is Optax's
     for tx, why in ((scale_by_norm(), "tree"), (masked, "mask"), (guarded, "guard"), (lion, "scale_by_sign")):
         assert why in next(tx.implementation.fusing_obstacles())
+    with pytest.raises(NotImplementedError, match="guard runs what is inside it on all leaves together"):
+        guarded.implementation.numbers_at(jnp.zeros((), jnp.int32), guarded.init(jnp.ones(2)))

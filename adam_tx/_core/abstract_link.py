@@ -198,7 +198,7 @@ class AbstractLink:
 
     def numbers_at(self, count: jax.Array, state: State) -> tuple[object, object]:
         """What one update has in common for all leaves, and the numbers of the state after it."""
-        raise NotImplementedError
+        raise NotImplementedError(next(self.fusing_obstacles()))
 
     def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
         """What is emitted for one leaf, or a tile of it, and what is kept of it after this update.
@@ -208,7 +208,7 @@ class AbstractLink:
           leaf: the leaf.
           kept: what was kept of it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(next(self.fusing_obstacles()))
 
     def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
         """A parameter as it is beyond its dtype, where something is kept of that."""
@@ -217,11 +217,11 @@ class AbstractLink:
 
     def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
         """What is kept of each leaf, by slot; of links that hold others by member, and then by slot."""
-        raise NotImplementedError
+        raise NotImplementedError(next(self.fusing_obstacles()))
 
     def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The state, from the numbers after an update, the second of `numbers_at`, and from what is kept of leaves."""
-        raise NotImplementedError
+        raise NotImplementedError(next(self.fusing_obstacles()))
 
     # As the outermost link, or under transformations of others.
 
