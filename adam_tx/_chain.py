@@ -17,7 +17,7 @@ import optax
 from adam_tx._core import hyperparams
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.call import Call
-from adam_tx._core.facts import changed_before_a_reader, combined
+from adam_tx._core.facts import check_gradient, combined
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
@@ -90,9 +90,9 @@ class Chain(AbstractLink):
         if not given:
             raise ValueError(f"{name}: no member; give at least one link of adam_tx.")
         self.members = _closed(given)
-        facts = [member.facts for member in self.members.values()]
-        self.facts = dataclasses.replace(combined(facts, in_turn=True), reads_grad=False)
-        _check_gradient(name, self.members)
+        facts = [(name, member.facts) for name, member in self.members.items()]
+        self.facts = dataclasses.replace(combined([of for _, of in facts], in_turn=True), reads_grad=False)
+        check_gradient(name, facts)
         *others, self._last = self.members
         refuse_terminal(name, {name: self.members[name] for name in others})
         self._keys = {name for name, member in self.members.items() if member.facts.keeps}
@@ -256,20 +256,6 @@ def unique(name: str, taken: Mapping[str, object]) -> str:
     if name not in taken:
         return name
     return next(key for n in range(2, len(taken) + 3) if (key := f"{name}_{n}") not in taken)
-
-
-def _check_gradient(what: str, members: Mapping[str, AbstractLink]) -> None:
-    """Refuse a member that changes the gradient when a link behind it reads the raw one."""
-    found = changed_before_a_reader([member.facts for member in members.values()])
-    if found is None:
-        return
-    changer, reader = (list(members)[k] for k in found)
-    stands = "stands first" if found[0] == 0 else "stands in front"
-    raise ValueError(
-        f"{what}: {changer!r} {stands}, but {reader!r} reads the gradient as it entered the chain, so it would "
-        f"not see what {changer!r} does to it. Put that in front of the chain: optax.chain(<{changer}>, "
-        "adam_tx.chain(...)). If it is a part of the algorithm, say so: as_link(<it>, formula=...)."
-    )
 
 
 def refuse_terminal(what: str, members: Mapping[str, AbstractLink]) -> None:

@@ -27,7 +27,7 @@ from adam_tx._core.call import Call
 from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.rule import Declaration, Rule, Slot
-from adam_tx.describe import source
+from adam_tx.describe import closures, source
 
 P = ParamSpec("P")
 
@@ -212,7 +212,8 @@ def as_link(
     call = Call(as_link, (transformation,), given)
     implementation = implementation_of(transformation)
     if implementation is None:
-        return link_of(Foreign(transformation, name, formula, call))
+        held = [implementation_in(inside) for inside in closures.held(transformation)]
+        return link_of(Foreign(transformation, name, formula, call, held))
     if not given:
         return transformation if isinstance(transformation, Link) else link_of(implementation)
     if formula is not None:

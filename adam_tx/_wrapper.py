@@ -11,7 +11,7 @@ import optax
 
 from adam_tx._core import states
 from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.facts import combined
+from adam_tx._core.facts import combined, held_back
 from adam_tx._core.hyperparams import is_schedule
 from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.numerics import Scalar
@@ -103,8 +103,9 @@ class Wrapper(AbstractLink):
         self.keeps = tuple(keeps)
         self._type = states.wrapper_type(name, *keeps, self.member)
         of_inner = combined([self.inner.facts])
-        holds_back = self.counts_inner or of_inner.holds_back
-        self.facts = dataclasses.replace(of_inner, keeps=True, **{"holds_back": holds_back, **facts})
+        if self.counts_inner:
+            of_inner = held_back(of_inner, name)
+        self.facts = dataclasses.replace(of_inner, keeps=True, **facts)
 
     def init_own(self, leaves: Leaves) -> Mapping[str, object]:
         """What it keeps itself, by name: arrays, or trees of them, each an array of its own."""

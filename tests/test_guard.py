@@ -1,5 +1,7 @@
 """A step that is not finite, or far too large, leaves no trace but in the guard's own counts."""
 
+import functools
+
 import catalogue
 import jax
 import jax.numpy as jnp
@@ -354,7 +356,10 @@ def test_what_changes_the_gradient_cannot_hide_in_first_place(first):
 @pytest.mark.parametrize("settings", [{}, {"deviations": 4.0}, {"loss_scale": adam_tx.LossScale(1.0)}])
 def test_a_correction_behind_a_guard_corrects_what_is_inside(settings):
     rms, grad = adam_tx.scale_by_rms(0.999), jnp.array([1.0])
-    tx = adam_tx.chain(rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9), **settings), adam_tx.bias_correction())
+    with pytest.warns(
+        UserWarning, match="guard may leave updates out, which the correction of b1 outside of it counts"
+    ):
+        tx = adam_tx.chain(rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9), **settings), adam_tx.bias_correction())
     np.testing.assert_allclose(tx.update(grad, tx.init(grad))[0], [1.0], rtol=1e-6)
     with pytest.raises(ValueError, match="b1 would correct the momentum of scale_by_momentum twice"):
         adam_tx.chain(
@@ -362,3 +367,15 @@ def test_a_correction_behind_a_guard_corrects_what_is_inside(settings):
         )
     with pytest.raises(ValueError, match=r"b1 is 0.5, but the momentum .* decays by 0.9"):
         adam_tx.chain(rms, adam_tx.guard(adam_tx.scale_by_momentum(0.9), **settings), adam_tx.bias_correction(0.5))
+
+
+def test_a_correction_outside_of_what_may_leave_updates_out_is_warned_of_and_inside_it_is_exact():
+    grad, nan = jnp.array([1.0]), jnp.array([jnp.nan])
+    momentum = adam_tx.scale_by_momentum(0.9)
+    for around in (adam_tx.guard, functools.partial(optax.apply_if_finite, max_consecutive_errors=3)):
+        with pytest.warns(UserWarning, match=r"after the first one left out it corrects too little. Put it inside"):
+            outside = adam_tx.chain(around(momentum), adam_tx.bias_correction(0.9))
+        inside = adam_tx.chain(around(adam_tx.chain(momentum, adam_tx.bias_correction(0.9))))
+        for tx, expected in ((outside, 0.1 / 0.19), (inside, 1.0)):
+            _, state = tx.update(nan, tx.init(grad))
+            np.testing.assert_allclose(tx.update(grad, state)[0], [expected], rtol=1e-6)

@@ -33,6 +33,7 @@ from optax import ScalarOrSchedule
 from adam_tx._core import numerics
 from adam_tx._core.numerics import Scalar, scalar
 from adam_tx._core.same import same
+from adam_tx._core.warn import warn
 
 MOMENTS = {"gradient": "momentum", "square": "second moment"}
 """What an average of a slot's kind is called, of the kinds that a correction knows."""
@@ -117,6 +118,7 @@ class Average(NamedTuple):
       corrected: whether the start from zero is undone already.
       link: the name of the link that averages.
       alone: whether it is in all that is emitted, and not in one of several terms.
+      held_back: the name of what is around the link and may leave updates out; empty if it sees every one.
     """
 
     kind: str
@@ -124,6 +126,7 @@ class Average(NamedTuple):
     corrected: bool
     link: str
     alone: bool = True
+    held_back: str = ""
 
 
 class Correction(NamedTuple):
@@ -201,6 +204,12 @@ def corrected(averages: Sequence[Average], correction: Correction) -> tuple[Aver
         raise ValueError(
             f"bias_correction: {argument} would also correct what stands beside {averages[match].link} in parallel. "
             "Give that link debias=True instead."
+        )
+    if around := averages[match].held_back:
+        warn(
+            f"bias_correction: {around} may leave updates out, which the correction of {argument} outside of it counts "
+            f"all the same; after the first one left out it corrects too little. Put it inside: "
+            f"{around}(adam_tx.chain(..., bias_correction(), ...))."
         )
     return (*averages[:match], averages[match]._replace(corrected=True), *averages[match + 1 :])
 

@@ -6,6 +6,7 @@ and then says by name where it differs. So no wrapper can forget one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,6 +80,12 @@ def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
     )
 
 
+def held_back(facts: Facts, around: str) -> Facts:
+    """The facts of a link around which something of that name may leave updates out."""
+    averages = tuple(average._replace(held_back=around) for average in facts.averages)
+    return dataclasses.replace(facts, holds_back=True, averages=averages)
+
+
 def _of_gradient(members: Sequence[Facts]) -> Sequence[Facts]:
     """The members to which, one after the other, what comes in is the gradient still."""
     for k, member in enumerate(members):
@@ -108,10 +115,15 @@ def _side_by_side(members: Sequence[Facts]) -> tuple[tuple[Average, ...], tuple[
     return tuple(averages), members[0].corrects if members and alike else ()
 
 
-def changed_before_a_reader(members: Sequence[Facts]) -> tuple[int, int] | None:
-    """The first member that changes the gradient although a later one reads it raw, and that one, by number."""
-    for k, member in enumerate(_of_gradient(members)):
-        readers = [n for n in range(k + 1, len(members)) if members[n].reads_grad]
-        if member.changes_gradient and readers:
-            return k, readers[0]
-    return None
+def check_gradient(what: str, members: Sequence[tuple[str, Facts]]) -> None:
+    """Refuse, of links in turn, one that changes the gradient when a link behind it reads the raw one."""
+    of_gradient = len(_of_gradient([facts for _, facts in members]))
+    for k, (changer, facts) in enumerate(members[:of_gradient]):
+        reader = next((name for name, other in members[k + 1 :] if other.reads_grad), None)
+        if facts.changes_gradient and reader is not None:
+            raise ValueError(
+                f"{what}: {changer!r} stands {'in front' if k else 'first'}, but {reader!r} reads the gradient as it "
+                f"entered the chain, so it would not see what {changer!r} does to it. Put that in front of the chain: "
+                f"optax.chain(<{changer}>, adam_tx.chain(...)). If it is a part of the algorithm, say so: "
+                "as_link(<it>, formula=...)."
+            )

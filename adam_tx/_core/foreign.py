@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, cast
 
@@ -12,9 +13,13 @@ import optax
 from adam_tx._core import numerics
 from adam_tx._core.abstract_link import LIFTED, AbstractLink, MoveSlot, Part
 from adam_tx._core.call import Call, maker_name
-from adam_tx._core.facts import Facts, Stranger
+from adam_tx._core.facts import Stranger, check_gradient, combined, held_back
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.states import State
+
+_IN_TURN = ("chain", "named_chain")
+_SEE_ALL = (*_IN_TURN, "flatten", "masked", "partition")
+"""The functions of Optax that hand every update on to what is inside."""
 
 
 class Foreign(AbstractLink):
@@ -26,10 +31,22 @@ class Foreign(AbstractLink):
     Attributes:
       wrapped: the transformation.
       said: what somebody has said that it emits.
+
+    Args:
+      transformation: the transformation.
+      name: the key of its state in a chain; None for what made it.
+      formula: what it emits, if somebody has said it.
+      call: the code that makes it.
+      held: the links in it, as far as they are known.
     """
 
     def __init__(
-        self, transformation: optax.GradientTransformation, name: str | None, formula: str | None, call: Call
+        self,
+        transformation: optax.GradientTransformation,
+        name: str | None,
+        formula: str | None,
+        call: Call,
+        held: Sequence[AbstractLink] = (),
     ) -> None:
         self.wrapped = transformation
         self._inner = optax.with_extra_args_support(transformation)
@@ -37,11 +54,20 @@ class Foreign(AbstractLink):
         self.said = formula or ""
         self.formula = formula or "as in its own documentation"
         self.call = call
-        self.facts = Facts(
+        maker = maker_name(transformation)
+        in_turn = maker in _IN_TURN
+        if in_turn:
+            check_gradient(self.name, [(link.name, link.facts) for link in held])
+        inside = combined([link.facts for link in held], in_turn=in_turn)
+        if held and maker not in _SEE_ALL:
+            inside = held_back(inside, self.name)
+        self.facts = dataclasses.replace(
+            inside,
             changes_gradient=formula is None,  # nobody has said what it does
             passes_gradient=formula is None,
             strangers=(Stranger(self.name, self._may_average),),
             elementwise=False,
+            holds_back=bool(held),
             keeps=self._inner.init is not optax.init_empty_state,
         )
 

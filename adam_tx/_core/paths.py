@@ -3,14 +3,14 @@
 import difflib
 import fnmatch
 import functools
-import inspect
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
+
+from adam_tx._core.warn import warn
 
 PathPattern = str | Callable[[str, tuple[int, ...]], bool]
 """A pattern, or a function from the path and shape of a leaf to whether it is meant."""
@@ -76,10 +76,9 @@ class Pattern:
         for alternative in self._alternatives:
             glob = alternative.removeprefix("!")
             if not any(_compiled(glob).fullmatch(name) for name in names):
-                warnings.warn(
+                warn(
                     f"{what}: {alternative!r} in the pattern {self.text!r} matches no leaf; {_examples(glob, names)}. "
-                    "Mend it or take it away.",
-                    stacklevel=_outside(),
+                    "Mend it or take it away."
                 )
 
 
@@ -90,14 +89,6 @@ def _examples(pattern: str, names: Sequence[str]) -> str:
         " (a path with | in it, or ! in front, can only be named by a function (path, shape) -> bool)" if odd else ""
     )
     return f"there are, for example, {', '.join(close)}{means}"
-
-
-def _outside() -> int:
-    """How far up whose code stands that called, for a warning."""
-    frame, level = inspect.currentframe(), 0
-    while frame and frame.f_globals.get("__name__", "").split(".")[0] in ("adam_tx", "jax", "optax"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _reaches(glob: str, masked: Sequence[str]) -> bool:

@@ -183,6 +183,22 @@ def _tried(guess: Guess, found: Mapping[str, object]) -> Iterator[Call]:
     yield call
 
 
+def held(transformation: object) -> list[optax.GradientTransformation]:
+    """The transformations that one of others holds on to; those of an `optax.chain` in turn."""
+    found = variables(transformation)
+    return members(found) if "update_fns" in found else list(transformations_in(found))
+
+
+def transformations_in(value: object, depth: int = 4) -> Iterator[optax.GradientTransformation]:
+    """The transformations that this is, or contains."""
+    if isinstance(value, optax.GradientTransformation):
+        yield value
+    elif depth:
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        for member in inside:
+            yield from transformations_in(member, depth - 1)
+
+
 def members(found: Mapping[str, Any]) -> list[optax.GradientTransformation]:
     """The members of an `optax.chain`, from its closure variables."""
     pairs = zip(found["init_fns"], found["update_fns"], strict=True)

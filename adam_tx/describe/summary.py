@@ -200,7 +200,8 @@ def _worth_showing(given: Mapping[str, Any], signature: inspect.Signature) -> di
     for name, value in given.items():
         idle = value is None or value is False or (isinstance(value, tuple) and not value)
         plain = isinstance(value, bool | int | float) and (value is True or value == 0)
-        if not idle and not (plain and _is_default(value, signature, name)) and not visit.holds_transformation(value):
+        usual = plain and _is_default(value, signature, name)
+        if not idle and not usual and not any(closures.transformations_in(value)):
             shown[name] = value
     return shown
 

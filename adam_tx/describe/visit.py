@@ -202,7 +202,7 @@ def taken_apart(tx: Any, state: Any, tree: Leaves | None) -> Apart | None:
     found = closures.variables(tx)
     maker = maker_name(tx)
     if not is_optax(tx) or maker not in _WRAPPERS:
-        return None if holds_transformation(found) else Apart(_fields(state), ())
+        return None if closures.held(tx) else Apart(_fields(state), ())
     try:
         apart = _WRAPPERS[maker](found, state)
     except (AttributeError, KeyError, TypeError, ValueError):  # a version of Optax whose state has other parts
@@ -238,18 +238,6 @@ def mask_of_member(tx: Any, key: str, params: Any) -> Any:
     return None
 
 
-def holds_back(link: AbstractLink) -> bool:
-    """Whether there are links inside that may not see every update, as far as that is known."""
-    if isinstance(link, Foreign):
-        inner = uncovered(link)
-        return (
-            holds_transformation(closures.variables(inner))
-            if not isinstance(inner, AbstractLink)
-            else holds_back(inner)
-        )
-    return link.facts.holds_back or any(holds_back(member) for member in link.members.values())
-
-
 def is_optax(tx: Any) -> bool:
     """Whether it is one of Optax's."""
     owner = getattr(tx.update, "__self__", tx.update)
@@ -268,14 +256,6 @@ def _fields(state: Any) -> dict[str, Any]:
 def is_wrapper(maker: str) -> bool:
     """Whether it is known how to take apart the states of what this function of Optax makes."""
     return maker in _WRAPPERS
-
-
-def holds_transformation(value: object, depth: int = 4) -> bool:
-    """Whether a transformation is in this, or in what it contains."""
-    if isinstance(value, optax.GradientTransformation):
-        return True
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return depth > 0 and any(holds_transformation(member, depth - 1) for member in inside)
 
 
 TakeApart = Callable[[Mapping[str, Any], Any], Apart]

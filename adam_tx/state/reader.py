@@ -142,7 +142,7 @@ class Reader(NumberedState):
         for name, tree in own.items():
             if name == "count" and isinstance(tree, Numbered):
                 # a link whose members count by themselves may hold steps back from them
-                yield SharedEntry(STEPS if visit.holds_back(link) else COUNT, leaves, tree.number)
+                yield SharedEntry(STEPS if link.facts.holds_back else COUNT, leaves, tree.number)
             else:
                 found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)
                 yield from (e._replace(of="figure") if isinstance(e, SharedEntry) else e for e in found)
