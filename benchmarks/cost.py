@@ -6,16 +6,18 @@ arguments, so nothing is allocated and a tree of any size can be asked about; an
 the answer (the two clock readings apart) is the same on every run.
 """
 
+import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import targets
 from jax.typing import DTypeLike
 
 Tree = Any
@@ -26,6 +28,10 @@ _CALL = re.compile(r" call\(.*to_apply=%?([\w.\-]+)")
 _CONDITIONAL = re.compile(
     r" conditional\(.*(?:branch_computations=\{(.*?)\}|(true_computation=.*?false_computation=[^,]+))"
 )
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:, |$)")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z\d]*)\[([\d,]*)\]")
+_BITS = re.compile(r"\d+")
+_NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _NAME = re.compile(r"%([\w.\-]+)")
 _ALIAS = re.compile(r"\{[\d, ]*\}: \((\d+), \{[\d, ]*\}, (?:may|must)-alias\)")
 _NOT_A_SCALAR = re.compile(r"\[(?!(?:1,)*[12]\])\d")  # two numbers are a debiasing weight
@@ -102,19 +108,23 @@ def jitted_step(tx: optax.GradientTransformation) -> Any:
     return jax.jit(step, donate_argnums=(0, 1))
 
 
-def compiled_cost(tx: optax.GradientTransformation, shapes: Tree, dtype: DTypeLike = jnp.float32) -> Cost:
+def compiled_cost(
+    tx: optax.GradientTransformation, shapes: Tree, dtype: DTypeLike = jnp.float32, *, target: str | None = None
+) -> Cost:
     """Compile one step for parameters of these shapes and read off what it costs.
 
     Args:
       tx: the optimizer; its `update` takes updates, state and params.
       shapes: a tree of shapes, such as `[(3, 4), (4,)]` or `{"w": (3, 4), "b": (4,)}`.
       dtype: of parameters and gradients.
+      target: a device of `targets`, which need not be there; None for JAX's default device.
 
     Returns:
-      The `Cost` on JAX's default device.
+      The `Cost` on that device.
 
     Raises:
       ValueError: the tree has no parameters to divide by.
+      targets.MissingError: there is no compiler for the target.
     """
     params = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, dtype), shapes, is_leaf=_is_shape)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -122,7 +132,8 @@ def compiled_cost(tx: optax.GradientTransformation, shapes: Tree, dtype: DTypeLi
         raise ValueError(
             f"shapes must hold at least one parameter, got {shapes!r}. Pass a tree such as [(3, 4), (4,)]."
         )
-    state = jax.eval_shape(tx.init, params)
+    state = targets.placed(jax.eval_shape(tx.init, params), target)
+    params = targets.placed(params, target)
 
     traced, trace_seconds = _timed(lambda: jitted_step(tx).trace(params, state, params))
     with warnings.catch_warnings():
@@ -130,11 +141,12 @@ def compiled_cost(tx: optax.GradientTransformation, shapes: Tree, dtype: DTypeLi
         compiled, compile_seconds = _timed(lambda: traced.lower().compile())
 
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
-    launched = list(_fusion_results(hlo))
+    lines = list(_lines_run(hlo))
+    launched = [fusion[1] for line in lines if (fusion := _FUSION.match(line))]
     return Cost(
         leaves=len(jax.tree.leaves(params)),
         parameters=parameters,
-        bytes_accessed=compiled.cost_analysis()["bytes accessed"],
+        bytes_accessed=(compiled.cost_analysis() or {}).get("bytes accessed") or sum(_bytes_of_kernels(lines)),
         fusions=len(launched),
         leaf_fusions=sum(_NOT_A_SCALAR.search(result) is not None for result in launched),
         temp_bytes=memory.temp_size_in_bytes,
@@ -199,23 +211,40 @@ def _aliased_arguments(hlo: str) -> set[int]:
     return {int(argument) for argument in _ALIAS.findall(header)}
 
 
-def _fusion_results(hlo: str) -> Iterator[str]:
-    """The result type of every fusion that the program launches, in its entry computation or one called there.
+def _bytes_of_kernels(lines: Sequence[str]) -> Iterator[int]:
+    """What every kernel reads and writes; XLA says it itself of programs for a CPU or a TPU."""
+    sizes: dict[str, int] = {}
+    for line in lines:
+        if instruction := _INSTRUCTION.match(line):
+            name, result, operation, operands = instruction.groups()
+            sizes[name] = sum(_bytes_of(*array) for array in _ARRAY.findall(result))
+            if operation not in _NO_KERNEL:
+                yield sizes[name] + sum(sizes.get(operand, 0) for operand in _NAME.findall(operands))
 
-    Of a conditional the branch that launches most is counted.
-    """
+
+def _bytes_of(dtype: str, shape: str) -> int:
+    bits = 8 if dtype == "pred" else int(_BITS.findall(dtype)[0])
+    return math.prod(map(int, filter(None, shape.split(",")))) * bits // 8
+
+
+def _lines_run(hlo: str) -> Iterator[str]:
+    """The lines of the program's entry computation, and of those called there. Of a conditional the longest branch."""
     found = _COMPUTATION.findall(hlo)
     bodies = {name: body for _, name, body in found}
     entry = next(name for is_entry, name, _ in found if is_entry)
-    return _fusion_results_in(entry, bodies)
+    return _lines_of(entry, bodies)
 
 
-def _fusion_results_in(name: str, bodies: Mapping[str, str]) -> Iterator[str]:
+def _lines_of(name: str, bodies: Mapping[str, str]) -> Iterator[str]:
     for line in bodies[name].splitlines():
-        if fusion := _FUSION.match(line):
-            yield fusion[1]
-        elif call := _CALL.search(line):
-            yield from _fusion_results_in(call[1], bodies)
+        if call := _CALL.search(line):
+            yield from _lines_of(call[1], bodies)
         elif branches := _CONDITIONAL.search(line):
             names = _NAME.findall(branches[1] or branches[2])
-            yield from max((list(_fusion_results_in(branch, bodies)) for branch in names), key=len)
+            yield from max((list(_lines_of(branch, bodies)) for branch in names), key=_fusions_in)
+        else:
+            yield line
+
+
+def _fusions_in(lines: Sequence[str]) -> int:
+    return sum(_FUSION.match(line) is not None for line in lines)

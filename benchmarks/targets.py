@@ -1,0 +1,87 @@
+"""Programs for an H100 and for a TPU v5e, compiled on a machine that has neither.
+
+XLA's compilers for both are in wheels that run anywhere: what they make of a step is
+final, kernels, buffers and all; only the clock is missing. Install them beside
+JAX, without what they would pull in:
+
+    pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12   # of the version of jaxlib
+    pip install --no-deps libtpu
+
+and see that `ptxas` is found; the third wheel has it under `nvidia/cuda_nvcc/bin`.
+"""
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_H100 = Path(__file__).parent / "h100.txtpb"
+
+
+class MissingError(Exception):
+    """A compiler is not there; the message says what to install."""
+
+
+def placed(tree: Any, target: str | None) -> Any:
+    """Abstract arrays on a device of this kind; on JAX's default device where it is None.
+
+    Args:
+      tree: of `jax.ShapeDtypeStruct`.
+      target: "h100", "v5e" or None.
+
+    Raises:
+      MissingError: its compiler is not there.
+    """
+    if target is None:
+        return tree
+    sharding = _sharding(target)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+@functools.cache
+def _sharding(target: str) -> NamedSharding:
+    devices = _TOPOLOGY[target]().devices
+    return NamedSharding(Mesh(devices[:1], ("x",)), PartitionSpec())
+
+
+def _h100() -> Any:
+    _need("jax_cuda12_plugin", "jax-cuda12-plugin", "jax-cuda12-pjrt")
+    nvcc = importlib.util.find_spec("nvidia")
+    wheel = [Path(at) / "cuda_nvcc" / "bin" for at in (nvcc.submodule_search_locations or [])] if nvcc else []
+    os.environ["PATH"] = os.pathsep.join([*map(str, wheel), os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
+    if shutil.which("ptxas") is None:
+        raise MissingError("ptxas is not there: pip install --no-deps nvidia-cuda-nvcc-cu12")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # no cuDNN and the like, which no step calls
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name="H100:1", target_config=_H100.read_text(), topology="1x1x1"
+    )
+
+
+def _v5e() -> Any:
+    _need("libtpu", "libtpu")
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+
+
+_TOPOLOGY: Mapping[str, Callable[[], Any]] = {"h100": _h100, "v5e": _v5e}
+
+
+def _need(module: str, *packages: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise MissingError(f"the compiler is not there: pip install --no-deps {' '.join(packages)}")
+    theirs, ours = importlib.metadata.version(packages[0]), jaxlib.__version__
+    if module.startswith("jax") and theirs != ours:
+        raise MissingError(f"{packages[0]} is of version {theirs}, jaxlib of {ours}; they have to be alike")
