@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -82,6 +81,6 @@ _TOPOLOGY: Mapping[str, Callable[[], Any]] = {"h100": _h100, "v5e": _v5e}
 def _need(module: str, *packages: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise MissingError(f"the compiler is not there: pip install --no-deps {' '.join(packages)}")
-    theirs, ours = importlib.metadata.version(packages[0]), jaxlib.__version__
+    theirs, ours = map(importlib.metadata.version, (packages[0], "jaxlib"))
     if module.startswith("jax") and theirs != ours:
         raise MissingError(f"{packages[0]} is of version {theirs}, jaxlib of {ours}; they have to be alike")
