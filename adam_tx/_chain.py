@@ -22,7 +22,7 @@ from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
-from adam_tx._link import Link, implementation_in, link_of
+from adam_tx._link import Link, as_link, implementation_in, link_of
 
 Member = optax.GradientTransformation | tuple[str, optax.GradientTransformation]
 
@@ -218,7 +218,8 @@ def _closed(members: Mapping[str, AbstractLink]) -> dict[str, AbstractLink]:
     closed: dict[str, AbstractLink] = {}
     for name, member in members.items():
         if member.is_open:
-            member = member.closed(combined([before.facts for before in closed.values()], in_turn=True))
+            of_before = combined([before.facts for before in closed.values()], in_turn=True)
+            member = as_link(link_of(member.closed(of_before)), **member.relabelled).implementation
         closed[name] = member
     return closed
 

@@ -141,7 +141,8 @@ def link(
                 raise TypeError(f"{declaration.name} must return an adam_tx.Rule, got {rule!r}.")
             return link_of(Leafwise(declaration, rule, arguments, Call(make, args, kwargs)))
 
-        return hyperparams.readable(make, "Link")
+        declaration.maker = hyperparams.readable(make, "Link")
+        return declaration.maker
 
     return decorate if function is None else decorate(function)
 
@@ -218,7 +219,7 @@ def as_link(
         return transformation if isinstance(transformation, Link) else link_of(implementation)
     if formula is not None:
         implementation = as_part(implementation)
-    return link_of(implementation.changed(call=call, **given))
+    return link_of(implementation.changed(call=call, relabelled=given, **given))
 
 
 def as_part(implementation: AbstractLink) -> AbstractLink:

@@ -104,3 +104,7 @@ class WithGradient(Wrapper):
     def acts(self, name: str) -> bool:
         """The other member makes the gradient."""
         return name == self.member
+
+
+for _kept in (["member"], ["member", "gradient"]):
+    states.wrapper_type("with_gradient", *_kept)  # so that exported programs find it

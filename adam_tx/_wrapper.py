@@ -148,5 +148,5 @@ class Wrapper(AbstractLink):
         return self.inner.full_precision_params(leaves, getattr(state, self.member))
 
     def state_signature(self) -> Hashable:
-        """What it keeps itself is of the leaves that it is given, all together; without that, as the link inside."""
-        return object() if self.keeps else super().state_signature()
+        """What it keeps itself is of the leaves that it is given, all together, and so is a count of its own."""
+        return object() if self.keeps or self.counts_inner else super().state_signature()

@@ -221,3 +221,47 @@ def test_a_clip_behind_what_makes_a_direction_of_the_gradient_is_a_part_of_the_a
     adam_tx.chain(adam_tx.scale_by_momentum(0.9), clip(), adam_tx.scale_by_rms(0.999))
     adam_tx.chain(adam_tx.as_link(clip(), formula="clipped, and meant so"), adam_tx.scale_by_rms(0.999))
     adam_tx.chain(adam_tx.chain(adam_tx.as_link(clip(), formula="meant"), optax.identity()))
+
+
+@adam_tx.link(debiases=("b1",))
+def corrected_times(b1: adam_tx.Decay | None = None, times: adam_tx.Positive = 1.0):
+    """A user's correction with an argument more."""
+
+    def rule(now, updates):
+        return updates * now.times / (1.0 if b1 is None else now.b1.weight)
+
+    return adam_tx.Rule(rule, debias=["b1"] if b1 is not None else [], corrects={"gradient": "b1"})
+
+
+@adam_tx.optimizer
+def without_decays(b1: adam_tx.Decay = 0.5):
+    return adam_tx.bias_correction()
+
+
+@pytest.mark.parametrize(
+    ("correction", "expected", "name", "code"),
+    [
+        (corrected_times(times=5.0), 5.0, "corrected_times", "corrected_times(b1=0.9, times=5.0)"),
+        (without_decays(), 1.0, "bias_correction", "adam_tx.bias_correction(0.9)"),
+        (
+            adam_tx.as_link(adam_tx.bias_correction(), name="undo"),
+            1.0,
+            "undo",
+            "adam_tx.as_link(adam_tx.bias_correction(0.9), name='undo')",
+        ),
+        (
+            adam_tx.as_link(adam_tx.bias_correction(), formula="û"),
+            1.0,
+            "bias_correction",
+            "adam_tx.as_link(adam_tx.bias_correction(0.9), formula='û')",
+        ),
+    ],
+    ids=["a user's", "an optimizer's", "renamed", "described"],
+)
+def test_a_correction_that_takes_its_decays_from_the_chain_keeps_all_else(correction, expected, name, code):
+    grad = jnp.array([1.0])
+    tx = adam_tx.chain(adam_tx.scale_by_momentum(0.9), correction)
+    np.testing.assert_allclose(tx.update(grad, tx.init(grad))[0], [expected], rtol=1e-6)
+    assert repr(tx.links[name]).endswith(code)
+    again = adam_tx.chain(adam_tx.scale_by_momentum(0.9), tx.links[name])
+    assert np.array_equal(again.update(grad, again.init(grad))[0], tx.update(grad, tx.init(grad))[0])

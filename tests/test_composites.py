@@ -218,7 +218,8 @@ def agrees(name, fact, composite, inside):
         return bool(said) == bool(expected)
     handed_on = value(inside, fact)
     if fact == "averages":
-        said = tuple(average._replace(held_back="") for average in said)
+        alone = name != "optax.masked"  # what is masked out comes out as it came in
+        said = tuple(average._replace(held_back="", alone=average.alone or not alone) for average in said)
     return set(map(repr, handed_on)) <= set(map(repr, said)) if isinstance(said, tuple) else said == handed_on
 
 
@@ -328,6 +329,12 @@ def test_a_correction_that_names_no_decays_is_refused_behind_what_cannot_be_seen
     first = unseen if name == "alone" else MAKE[name](unseen)
     with pytest.raises(ValueError, match=f"what {unseen.name} averages is not known.*Name the decays"):
         adam_tx.chain(R(0.999), first, adam_tx.bias_correction())
+    if stranger == "optax.masked":
+        with pytest.raises(ValueError, match="in other groups of leaves. Give that link debias=True instead"):
+            adam_tx.chain(R(0.999), first, adam_tx.bias_correction(0.9, 0.999))
+        unseen = MAKE[stranger](M(0.9, debias=True))
+        adam_tx.chain(R(0.999), unseen if name == "alone" else MAKE[name](unseen), adam_tx.bias_correction(b2=0.999))
+        return
     corrected(R(0.999), first, adam_tx.bias_correction(0.9, 0.999))  # that is the way out
 
 
@@ -348,6 +355,62 @@ READERS = [name for name in MAKE if CLASS[name] != "Chain"]  # its links read wh
 def test_a_link_that_reads_the_raw_gradient_inside_a_composite_is_known_to_do_so(name):
     with pytest.raises(ValueError, match="'clip_by_norm' stands first"):
         adam_tx.chain(CLIP, M(0.9), MAKE[name](R(0.999)))
+
+
+W = adam_tx.groups  # of the leaves "w" and all others
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        [W({"w": M(0.9)}, default=optax.identity())],
+        [W({"w": M(0.9)}, default=M(0.5))],
+        [W({"w": M(0.9)}, default=M(0.9, debias=True))],
+        [W({"w": M(0.9)}, default=adam_tx.chain(M(0.9), adam_tx.bias_correction()))],
+        [adam_tx.parallel(M(0.9), ONE)],
+        [adam_tx.as_link(optax.masked(M(0.9), {"w": True, "b": False}))],
+        [adam_tx.as_link(optax.partition({"w": M(0.9), "b": M(0.5)}, {"w": "w", "b": "b"}))],
+    ],
+    ids=repr,
+)
+def test_an_average_of_some_leaves_or_of_one_of_several_terms_is_not_corrected_with_all_else(links):
+    with pytest.raises(ValueError, match="beside scale_by_momentum, in parallel or in other groups of leaves"):
+        adam_tx.chain(*links, adam_tx.bias_correction(0.9))
+    with pytest.raises(ValueError, match=r"which momentum to correct is not clear|averages is not known"):
+        adam_tx.chain(*links, adam_tx.bias_correction())
+
+
+def test_an_average_that_all_groups_have_is_corrected_once_for_all():
+    tx = adam_tx.chain(W({"w": M(0.9)}, default=M(0.9)), adam_tx.bias_correction())
+    updates, _ = tx.update(params := {"w": GRAD[0], "b": GRAD[1]}, tx.init(params))
+    np.testing.assert_allclose(np.concatenate([updates["w"], updates["b"]]), [1.0, -2.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        W({"w": adam_tx.bias_correction(0.9)}, default=optax.identity()),
+        adam_tx.parallel(adam_tx.bias_correction(0.9), ONE),
+    ],
+    ids=repr,
+)
+def test_what_is_corrected_in_one_of_several_is_not_corrected_again(unlike):
+    with pytest.raises(ValueError, match="b1 would correct the momentum of scale_by_momentum twice"):
+        adam_tx.chain(M(0.9), unlike, adam_tx.bias_correction(0.9))
+
+
+def test_a_decay_that_one_group_corrects_by_must_be_that_of_the_average():
+    unlike = W({"w": adam_tx.bias_correction(0.5)}, default=optax.identity())
+    with pytest.raises(ValueError, match=r"b1 is 0\.5, but the momentum of scale_by_momentum .* decays by 0\.9"):
+        adam_tx.chain(M(0.9), unlike)
+
+
+@pytest.mark.parametrize(
+    "make", [adam_tx.parallel, adam_tx.guard, lambda tx: W({}, tx)], ids=["parallel", "guard", "groups"]
+)
+def test_a_correction_that_names_no_decays_and_finds_none_refuses_to_begin(make):
+    with pytest.raises(ValueError, match=r"without decays takes them from the links before it"):
+        adam_tx.chain(M(0.9), make(adam_tx.bias_correction())).init(GRAD)
 
 
 @each_of_ours

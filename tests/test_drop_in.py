@@ -195,19 +195,36 @@ EXPORTED = """
 import sys
 import adam_tx, jax, jax.export
 from flax import serialization  # noqa
-rebuilt = jax.export.deserialize(open(sys.argv[1], "rb").read())
+rebuilt, _ = (jax.export.deserialize(open(path, "rb").read()) for path in sys.argv[1:])
 params = {"kernel": jax.numpy.ones((3, 2))}
 state = adam_tx.adamw(1e-2).init(params)
 print(float(rebuilt.call(params, state, params)[0]["kernel"][0, 0]))
 """
 
 
+WRAPPERS = [
+    adam_tx.guard(adam_tx.sgd(1.0), deviations=3.0),
+    adam_tx.monitor(adam_tx.sgd(1.0)),
+    adam_tx.soap(1.0),
+    adam_tx.parallel(adam_tx.scale_by_momentum()),
+    adam_tx.groups({}, adam_tx.adam(1.0)),
+    adam_tx.on_decayed_weights(adam_tx.adam(1.0), 0.1),
+    adam_tx.with_gradient(adam_tx.scale_by_rms(), lambda grad, updates: grad),
+    adam_tx.with_gradient(adam_tx.scale_by_rms(), adam_tx.scale_by_momentum()),
+]
+
+
 def test_an_exported_step_runs_in_an_interpreter_that_only_imports_adam_tx(tmp_path):
     tx, params = adam_tx.adamw(1e-2), {"kernel": jnp.ones((3, 2))}
     exported = jax.export.export(jax.jit(tx.update))(params, tx.init(params), params)
-    path = tmp_path / "step"
-    path.write_bytes(exported.serialize())
-    command = [sys.executable, "-c", EXPORTED.replace("from flax import serialization  # noqa\n", ""), str(path)]
+    steps, states = tmp_path / "step", tmp_path / "states"
+    steps.write_bytes(exported.serialize())
+    of_wrappers = [
+        of.init(params) for of in (member for around in WRAPPERS for member in (around, adam_tx.chain(around)))
+    ]
+    states.write_bytes(jax.export.export(jax.jit(lambda states: states))(of_wrappers).serialize())
+    code = EXPORTED.replace("from flax import serialization  # noqa\n", "")
+    command = [sys.executable, "-c", code, str(steps), str(states)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[1])
     assert float(out.stdout) == pytest.approx(-0.010001, rel=1e-5)
 

@@ -172,3 +172,33 @@ def test_explain_goes_through_it_to_the_links_inside():
     _, state = stepped(tx)
     rows = adam_tx.explain(tx, GRADS[0], state, PARAMS, show=False).rows
     assert {"clip_to_average_norm", "scale_by_momentum"} <= {part for row in rows for part in row.link.split("/")}
+
+
+class Seldom(adam_tx.Wrapper):
+    """A wrapper that counts for itself, and has no number of its own."""
+
+    counts_inner = True
+
+    def __init__(self, inner, every):
+        super().__init__(inner, name="seldom", elementwise=False)
+        self.every = every
+
+    def update_leaves(self, leaves, updates, state):
+        due = leaves.count % self.every == 0
+        before = self.fields(state).inner
+        emitted, inner = self.run_inner(leaves, updates, before)
+        emitted = leaves.each(lambda u: jnp.where(due, u, jnp.zeros_like(u)), emitted)
+        return emitted, self.state(jax.tree.map(lambda new, old: jnp.where(due, new, old), inner, before))
+
+
+@adam_tx.optimizer
+def seldom(inner, every):
+    return Seldom(inner, every)
+
+
+def test_groups_with_counts_of_their_own_do_not_share_one():
+    tx, alone = adam_tx.groups({"head": seldom(adam(), 1)}, default=seldom(adam(), 3)), seldom(adam(), 3)
+    emitted, _ = stepped(tx)
+    expected, _ = stepped(alone)
+    for ours, theirs in zip(emitted, expected, strict=True):
+        assert_same(ours["enc"], theirs["enc"])

@@ -197,3 +197,16 @@ def test_parameters_with_counts_of_their_own_go_on_in_the_partition_that_the_err
     assert (again["count/enc/w"], again["count/head/w"]) == (7, 3)
     updates, _ = jax.jit(apart.update)(PARAMS, state, PARAMS)
     assert all(np.isfinite(update).all() for update in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("absent", [None, optax.MaskedNode()], ids=["None", "MaskedNode"])
+def test_a_leaf_without_a_gradient_keeps_what_is_stored_of_it_in_eight_bits(absent):
+    store = adam_tx.storage.EightBit()
+    tx = adam_tx.adam(0.1, mu_dtype=store, nu_dtype=store)
+    params = {"w": jnp.ones(4096), "b": jnp.ones(2)}
+    _, before = tx.update(params, tx.init(params), params)
+    _, after = tx.update({"w": absent, "b": params["b"]}, before, params)
+    for link in ("scale_by_momentum", "scale_by_rms"):
+        for name, scales in before[link].scales.items():
+            assert_same_bits(after[link].scales[name]["w"], scales["w"])
+    tx.update(params, after, params)

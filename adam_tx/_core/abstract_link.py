@@ -66,6 +66,7 @@ class AbstractLink:
       name: the key of its state in a chain.
       formula: what it emits, in one line.
       call: the code that makes it.
+      relabelled: the name and formula that somebody gave it instead of its own.
       hyperparams: its own hyperparameters by name, as they were given.
       members: the links inside by name.
       facts: what others need to know of it.
@@ -77,6 +78,7 @@ class AbstractLink:
     name: str = ""
     formula: str = ""
     call: Call
+    relabelled: Mapping[str, str] = {}
     hyperparams: Mapping[str, object] = {}
     members: Mapping[str, AbstractLink] = {}
     facts: Facts = Facts()

@@ -202,8 +202,8 @@ def corrected(averages: Sequence[Average], correction: Correction) -> tuple[Aver
         )
     if not averages[match].alone:
         raise ValueError(
-            f"bias_correction: {argument} would also correct what stands beside {averages[match].link} in parallel. "
-            "Give that link debias=True instead."
+            f"bias_correction: {argument} would also correct what stands beside {averages[match].link}, in parallel or "
+            "in other groups of leaves. Give that link debias=True instead."
         )
     if around := averages[match].held_back:
         warn(

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from adam_tx._core.bias import Average, Correction, corrected
 from adam_tx._core.same import same
+
+T = TypeVar("T")
 
 
 class Stranger(NamedTuple):
@@ -107,12 +109,25 @@ def _in_turn(members: Sequence[Facts]) -> tuple[tuple[Average, ...], tuple[Corre
 
 
 def _side_by_side(members: Sequence[Facts]) -> tuple[tuple[Average, ...], tuple[Correction, ...]]:
-    averages: list[Average] = []
-    for average in (average for member in members for average in member.averages):
-        if not any(same(average, other) for other in averages):
-            averages.append(average)
-    alike = all(member.corrects == members[0].corrects for member in members)
-    return tuple(averages), members[0].corrects if members and alike else ()
+    """What any of them averages and corrects; an average that is not in what each emits is not alone."""
+    averages = [
+        average._replace(alone=average.alone and all(_is_in(average, member.averages) for member in members))
+        for average in _each_once([average for member in members for average in member.averages])
+    ]
+    return tuple(averages), tuple(_each_once([correction for member in members for correction in member.corrects]))
+
+
+def _each_once(facts: Sequence[T]) -> list[T]:
+    """Without those that are there already."""
+    once: list[T] = []
+    for fact in facts:
+        if not _is_in(fact, once):
+            once.append(fact)
+    return once
+
+
+def _is_in(fact: object, facts: Sequence[object]) -> bool:
+    return any(same(fact, other) for other in facts)
 
 
 def check_gradient(what: str, members: Sequence[tuple[str, Facts]]) -> None:

@@ -61,6 +61,8 @@ class Foreign(AbstractLink):
         inside = combined([link.facts for link in held], in_turn=in_turn)
         if held and maker not in _SEE_ALL:
             inside = held_back(inside, self.name)
+        if maker == "masked":  # what is masked out comes out as it came in
+            inside = dataclasses.replace(inside, averages=tuple(a._replace(alone=False) for a in inside.averages))
         self.facts = dataclasses.replace(
             inside,
             changes_gradient=formula is None,  # nobody has said what it does

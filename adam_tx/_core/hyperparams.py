@@ -111,6 +111,11 @@ class Parameters:
                 check(_label(self._function.__name__, name, value), value, allowed)
         return dict(bound.arguments)
 
+    def given(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that are not what they would be if nobody gave them."""
+        usual = {name: parameter.default for name, parameter in self.signature.parameters.items()}
+        return {name: value for name, value in arguments.items() if value is not usual[name]}
+
     def read(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, Reader]]:
         """The hyperparameters that stay what they are, and for each schedule the function `count -> value`."""
         fixed: dict[str, Value] = {}

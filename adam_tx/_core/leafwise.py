@@ -88,20 +88,20 @@ class Leafwise(AbstractLink):
             corrects=tuple(Correction(kind, decay, name) for kind, name, decay in corrects if decay is not None),
             elementwise=rule.elementwise and not rule.statistics and not rule.shape,
             terminal=rule.terminal,
-            keeps=bool(self._type._fields),
+            keeps=bool(self._type._fields) or self.is_open,  # an open one is asked for a state, and refuses
         )
 
     @property
     def is_open(self) -> bool:
         """Whether it is a correction that takes its decays from the averages that stand before it."""
-        return bool(self.rule.corrects) and not self.facts.corrects
+        return bool(self.rule.corrects) and all(self.hyperparams[name] is None for name in self.rule.corrects.values())
 
     def closed(self, before: Facts) -> AbstractLink:
         """The correction with the decays of the averages that stand before it."""
         unknown = [stranger.name for stranger in before.strangers if stranger.may_average()]
         decays = bias.to_correct(before.averages, unknown)
-        arguments = {self.rule.corrects[kind]: decay for kind, decay in decays.items() if kind in self.rule.corrects}
-        return self.call.maker(**arguments).implementation
+        found = {self.rule.corrects[kind]: decay for kind, decay in decays.items() if kind in self.rule.corrects}
+        return self.declaration.maker(**self.declaration.parameters.given({**self.hyperparams, **found})).implementation
 
     def debiased_square(self) -> tuple[str, str] | None:
         """The first such slot."""
@@ -379,7 +379,7 @@ class Leafwise(AbstractLink):
                 column = leaves.column(tree, name, optional=masked or name in self._optional)
             key = self.scaled.get(name)
             scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
-            for i in leaves.present:
+            for i in leaves.present if scales is None else range(len(leaves)):
                 if usual or not is_absent(column[i]):
                     column[i] = Stored(column[i], None if scales is None else scales[i])
             columns[name] = column

@@ -138,7 +138,13 @@ class Rule:
 
 
 class Declaration:
-    """What all links that one function makes have in common."""
+    """What all links that one function makes have in common.
+
+    Attributes:
+      maker: the function that makes them.
+    """
+
+    maker: Callable[..., Any]
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adam_tx._core import hyperparams, manual, sharding
+from adam_tx._core import hyperparams, manual, sharding, states
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.blocks import Shape
 from adam_tx._core.call import Reconstructible
@@ -362,3 +362,7 @@ def _out_of(leaf: jax.Array, place: Any, basis: PerAxis) -> jax.Array:
         if q is not None:
             leaf = _along(leaf, q, axis)
     return sharding.placed_like(leaf, place)
+
+
+for _name in ("in_basis", "in_eigenbasis"):
+    states.wrapper_type(_name, "memory", "basis", "inner")  # so that exported programs find it

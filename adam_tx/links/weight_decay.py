@@ -231,3 +231,6 @@ class OnDecayedWeights(Wrapper):
 
 
 _NOTHING = states.state_type("decay_weights", ())()
+
+
+states.wrapper_type("on_decayed_weights", "member")  # so that exported programs find it
