@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link
 
 
 @link(slots={"nu": Slot("square", decay="decay", role="nu_belief", eps="eps")}, debiases=("decay", "look_ahead"))

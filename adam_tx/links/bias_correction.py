@@ -5,11 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, Now, Rule, link
 
 
 @link(debiases=("b1", "b2"))

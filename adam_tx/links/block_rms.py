@@ -9,13 +9,9 @@ from jax import Array
 
 from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.leaves import ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
-from adam_tx._core.rule import Rule, Slot, mean, total
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link, mean, total
 
 BlockOf = Callable[[str, Shape], Sequence[int]]
 

@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core.hyperparams import Positive
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import root, scalar, square
-from adam_tx._core.rule import Reduction, Rule, mean, total
-from adam_tx._link import link
+from adam_tx._core.rule import Reduction
+from adam_tx.links._declare import Now, Positive, Rule, link, mean, total
 
 
 @link

@@ -7,12 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import Scalar, abs_sq, ema, is_complex, root_and_divide_clamped, scalar
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike, as_storage
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, as_storage, link
 
 
 def fourth_root(count: ArrayLike) -> jax.Array:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link
 
 
 @link(slots={"previous": Slot("gradient", role="previous_gradient")})

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from jax import Array
 
-from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import scalar
-from adam_tx._core.rule import Rule
-from adam_tx._link import link
+from adam_tx.links._declare import NonNegative, Now, Rule, link
 
 
 @link

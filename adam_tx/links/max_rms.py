@@ -5,12 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike, as_storage
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, as_storage, link
 
 
 @link(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import ema, scalar
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, Now, Rule, Slot, StorageLike, link
 
 
 @link(slots={"mu": Slot("gradient", decay="decay")}, debiases=("decay", "read"))

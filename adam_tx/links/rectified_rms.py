@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core.hyperparams import Decay, DecayNow, NonNegative
-from adam_tx._core.leaf_step import Now
+from adam_tx._core.hyperparams import DecayNow
 from adam_tx._core.numerics import abs_sq, ema, root_and_divide, scalar
-from adam_tx._core.rule import Rule, Slot
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import link
+from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link
 
 
 @link(slots={"nu": Slot("square", decay="decay", eps="eps", eps_root="eps_root")}, debiases=("decay",))

@@ -5,11 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from adam_tx._core.hyperparams import NonNegative
-from adam_tx._core.leaf_step import Now
 from adam_tx._core.numerics import root, scalar, square
-from adam_tx._core.rule import Rule, total
-from adam_tx._link import link
+from adam_tx.links._declare import NonNegative, Now, Rule, link, total
 
 
 @link

@@ -14,14 +14,13 @@ from jax import Array
 
 from adam_tx._core import states
 from adam_tx._core.abstract_link import required_params
-from adam_tx._core.hyperparams import NonNegative, ScalarOrSchedule
-from adam_tx._core.leaf_step import Now
+from adam_tx._core.hyperparams import ScalarOrSchedule
 from adam_tx._core.leaves import Column, Leaves, Mask
 from adam_tx._core.numerics import is_complex, scalar
-from adam_tx._core.rule import Rule
 from adam_tx._core.states import State
-from adam_tx._link import Link, link, optimizer
+from adam_tx._link import Link, optimizer
 from adam_tx._wrapper import Wrapper
+from adam_tx.links._declare import NonNegative, Now, Rule, link
 
 
 @link

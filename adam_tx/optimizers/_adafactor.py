@@ -6,15 +6,12 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx import schedules
-from adam_tx._chain import chain
-from adam_tx._core.hyperparams import Decay, Finite, NonNegative, Positive, check_int
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import Link, optimizer
+from adam_tx._core.hyperparams import Finite, Positive, check_int
 from adam_tx.links.clip import clip_by_rms
-from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.momentum import scale_by_momentum
 from adam_tx.links.row_column_rms import largest_axes, scale_by_row_column_rms
 from adam_tx.links.weight_decay import Mask, decay_weights
+from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
 
 
 @optimizer

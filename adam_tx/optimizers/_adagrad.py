@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from adam_tx._chain import chain
-from adam_tx._core.hyperparams import NonNegative, fixed
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import Link, optimizer
-from adam_tx.links.learning_rate import scale_by_learning_rate
+from adam_tx._core.hyperparams import fixed
 from adam_tx.links.summed_rms import scale_by_summed_rms
+from adam_tx.optimizers._compose import Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
 
 
 @optimizer

@@ -7,14 +7,11 @@ from typing import Any
 import jax
 import optax
 
-from adam_tx._chain import chain
-from adam_tx._core.hyperparams import Decay, NonNegative, Positive, is_schedule
+from adam_tx._core.hyperparams import Positive, is_schedule
 from adam_tx._core.leaves import Mask, Tree, mask_of
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import Link, optimizer
-from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.weight_decay import add_decayed_weights
 from adam_tx.optimizers._adam import adam_direction
+from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
 
 
 @optimizer

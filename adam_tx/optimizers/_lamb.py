@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from adam_tx._chain import chain
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import Link, optimizer
-from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import Mask, add_decayed_weights
 from adam_tx.optimizers._adam import adam_direction
+from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
 
 
 @optimizer

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from adam_tx._chain import chain
-from adam_tx._core.hyperparams import Decay, NonNegative
-from adam_tx._core.storage import StorageLike
-from adam_tx._link import Link, optimizer
 from adam_tx.links.clip import clip_by_norm
 from adam_tx.links.gradient_difference import add_gradient_change
 from adam_tx.links.weight_decay import Mask
 from adam_tx.optimizers._adamw import adamw
+from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer
 
 
 @optimizer
