@@ -101,7 +101,7 @@ class Wrapper(AbstractLink):
         self.inner = implementation_in(inner)
         self.members = {self.member: self.inner}
         self.keeps = tuple(keeps)
-        self._type = states.wrapper_type(name, *keeps, self.member)
+        self._type = states.wrapper_type(name, *keeps, self.member, module=type(self).__module__)
         of_inner = combined([self.inner.facts])
         if self.counts_inner:
             of_inner = held_back(of_inner, name)

@@ -202,3 +202,42 @@ def test_groups_with_counts_of_their_own_do_not_share_one():
     expected, _ = stepped(alone)
     for ours, theirs in zip(emitted, expected, strict=True):
         assert_same(ours["enc"], theirs["enc"])
+
+
+class Counted(adam_tx.Wrapper):
+    """A wrapper of somebody else, which may be called as it likes."""
+
+    def __init__(self, inner, name, keeps):
+        super().__init__(inner, name=name, keeps=keeps)
+
+    def init_own(self, leaves):
+        return {name: jnp.full((), 5) for name in self.keeps}
+
+    def update_leaves(self, leaves, updates, state):
+        fields = self.fields(state)
+        emitted, inner = self.run_inner(leaves, updates, fields.inner)
+        return emitted, self.state(inner, **{name: getattr(fields, name) for name in self.keeps})
+
+
+@adam_tx.optimizer
+def counted(inner, name, keeps):
+    return Counted(inner, name, keeps)
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"),
+    [
+        ("guard", ("seen",)),
+        ("monitor", ("seen",)),
+        ("guard", ("skipped", "skipped_in_a_row", "norm")),
+        ("monitor", ("metrics",)),
+    ],
+)
+def test_metrics_takes_no_wrapper_for_a_guard_or_monitor_because_of_what_it_is_called(name, keeps):
+    _, state = stepped(counted(adam_tx.guard(adam()), name, keeps))
+    assert adam_tx.metrics(state) == adam_tx.metrics(state.inner) | {"step": len(GRADS)}
+    with pytest.raises(ValueError, match="has no monitor, guard or injected"):
+        adam_tx.metrics(stepped(counted(adam(), name, keeps))[1])
+    restored = pickle.loads(pickle.dumps(state))
+    assert_same(restored, state)
+    assert adam_tx.metrics(restored) == adam_tx.metrics(state)

@@ -158,7 +158,7 @@ class Declaration:
         self.debiases = (debiases,) if isinstance(debiases, str) else tuple(debiases)
         self.weights = {decay: "weight" if decay == "decay" else f"weight_{decay}" for decay in self.debiases}
         self._check_names(set(self.parameters.signature.parameters))
-        self._module = "adam_tx" if function.__module__.startswith("adam_tx.") else function.__module__
+        self._module = function.__module__
         # all at once, so that a program that was exported elsewhere finds them registered
         for size in range(len(self.debiases) + 1):
             for debiased in itertools.combinations(self.debiases, size):

@@ -42,7 +42,7 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> S
       fields: the names of the parts of its state, in order.
       module: where the link is defined, a part of the name under which exported programs know the type.
     """
-    return _made(link, tuple(fields), module)
+    return _made(link, tuple(fields), "adam_tx" if module.startswith("adam_tx.") else module)
 
 
 @functools.cache
@@ -51,7 +51,6 @@ def _made(link: str, fields: tuple[str, ...], module: str) -> StateType:
     # the fields are not known before
     plain: Any = collections.namedtuple(name, fields, module=module)  # pyright: ignore[reportUntypedNamedTuple]
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."
-    plain.link = link
     plain.__reduce__ = lambda self: (_restore, (link, fields, module, tuple(self)))
     plain.counted = lambda self, count: state_type(link, ("count", *fields), module)(count, *self)
     # a link that was defined anew, as in a notebook, keeps its first registration
@@ -60,10 +59,10 @@ def _made(link: str, fields: tuple[str, ...], module: str) -> StateType:
     return plain
 
 
-def wrapper_type(link: str, *fields: str) -> StateType:
+def wrapper_type(link: str, *fields: str, module: str = "adam_tx") -> StateType:
     """The type of the states of a wrapper inside a chain; the one with a count is made, and so registered, too."""
-    state_type(link, ("count", *fields))
-    return state_type(link, fields)
+    state_type(link, ("count", *fields), module)
+    return state_type(link, fields, module)
 
 
 def _register_optax() -> None:

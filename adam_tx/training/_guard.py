@@ -272,5 +272,8 @@ def _keeps(deviations: bool, loss_scale: bool) -> tuple[str, ...]:
     return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale)
 
 
-for _deviations, _loss_scale in itertools.product((False, True), repeat=2):
-    states.wrapper_type("guard", *_keeps(_deviations, _loss_scale), "inner")  # so that exported programs find it
+STATES = [
+    states.state_type("guard", (*counted, *_keeps(deviations, loss_scale), "inner"))
+    for counted, deviations, loss_scale in itertools.product(((), ("count",)), (False, True), (False, True))
+]
+"""The types of its states, by which `metrics` knows them; made here, so that exported programs find them."""

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.states import State
+from adam_tx.training import _guard, _monitor
 from adam_tx.training._guard import usual
 from adam_tx.training.figures import FIGURES, UNKNOWN
 
@@ -91,8 +92,10 @@ def _kind(node: object) -> str:
     fields = getattr(node, "_fields", ())
     if {"hyperparams", "inner_state"} <= set(fields):
         return "inject_hyperparams"
-    link = getattr(type(node), "link", "")
-    return link if link in ("monitor", "guard") else ""
+    return next((kind for kind, types in _STATES.items() if type(node) in types), "")
+
+
+_STATES = {"monitor": _monitor.STATES, "guard": _guard.STATES}
 
 
 def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:

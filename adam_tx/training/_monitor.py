@@ -143,4 +143,5 @@ class Monitor(Wrapper):
         }
 
 
-states.wrapper_type("monitor", "metrics", "inner")  # so that exported programs find it
+STATES = [states.state_type("monitor", (*counted, "metrics", "inner")) for counted in ((), ("count",))]
+"""The types of its states, by which `metrics` knows them; made here, so that exported programs find them."""
