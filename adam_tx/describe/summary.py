@@ -257,16 +257,15 @@ Cells = list[list[str]]
 
 
 def _table(body: Sequence[Cells], footer: Sequence[Cells]) -> str:
-    blocks: list[Sequence[Cells]] = [[[[title] for title in _HEADER]], body, footer]
-    rows = [row for block in blocks for row in block]
-    widths = [max(len(line) for row in rows for line in row[column] or [""]) for column in range(len(_HEADER))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return f"\n{rule}\n".join("\n".join(line for row in block for line in _lines(row, widths)) for block in blocks)
+    blocks = [[line for row in block for line in itertools.zip_longest(*row, fillvalue="")] for block in (body, footer)]
+    head, *lines = aligned([_HEADER, *blocks[0], *blocks[1]], texts=len(_HEADER) - 1)
+    rule = "-" * max(map(len, lines))  # the number at the right end of a line of the footer
+    return "\n".join([head, rule, *lines[: len(blocks[0])], rule, *lines[len(blocks[0]) :]])
 
 
-def _lines(row: Cells, widths: Sequence[int]) -> Iterator[str]:
-    """A row with each column as wide as this; the last one, of numbers, stands at the right."""
-    for line in itertools.zip_longest(*row, fillvalue=""):
-        *texts, number = line
-        padded = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
-        yield "  ".join([*padded, number.rjust(widths[-1])]).rstrip()
+def aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """The lines of a table: so many columns of texts, which begin below each other, then numbers, which end so."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
+    lines = ([pad(text, width) for pad, text, width in zip(sides, row, widths, strict=True)] for row in rows)
+    return ["  ".join(line).rstrip() for line in lines]

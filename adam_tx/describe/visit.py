@@ -113,16 +113,14 @@ class Part:
         """The member of this number, given these."""
         assert self.apart is not None
         member = self.apart.members[k]
-        leaves = self.leaves
-        if member.leaves is not None:
-            leaves = member.leaves if leaves is None else member.leaves & leaves
+        known = [leaves for leaves in (member.leaves, self.leaves) if leaves is not None]
         link = self.link
         return Part(
             uncovered(member.tx),
             member.state,
             (*self.place, member.name),
             (*self.numbers, k),
-            leaves,
+            frozenset.intersection(*known) if known else None,
             updates,
             grad,
             None if link is None else states.fields_of(self.state).get("count", self.count),
@@ -150,20 +148,17 @@ def visit(tx: object, state: State, enter: Enter, *, tree: Leaves | None = None,
 
 
 def _visit(part: Part, enter: Enter) -> Provenance:
-    emitted = enter(part)
-    if emitted is not None:
+    if (emitted := enter(part)) is not None:
         return emitted
-    link = part.link
-    apart = part.apart
-    if link is None or part.tree is None:
-        return _visit_members(part, Apart({}, ()) if apart is None else apart, enter)
-    members = apart.members if apart else ()
-    numbers = {member.name: k for k, member in enumerate(members)}
+    apart = part.apart or Apart({}, ())
+    if part.link is None or part.tree is None:
+        return _visit_members(part, apart, enter)
+    numbers = {member.name: k for k, member in enumerate(apart.members)}
 
     def run(name: str, updates: Provenance, grad: Provenance) -> Provenance:
         return _visit(part.inner(numbers[name], updates, grad), enter)
 
-    return link.trace(run, part.updates, part.grad)
+    return part.link.trace(run, part.updates, part.grad)
 
 
 def _visit_members(part: Part, apart: Apart, enter: Enter) -> Provenance:
@@ -215,8 +210,7 @@ def taken_apart(tx: Any, state: Any, tree: Leaves | None) -> Apart | None:
 
 @taken_apart.register(AbstractLink)
 def _(tx: AbstractLink, state: Any, tree: Leaves | None) -> Apart:
-    inside = tx.inside(state, tree)
-    members = [Member(name, *of) for name, of in inside.items()]
+    members = [Member(name, *of) for name, of in tx.inside(state, tree).items()]
     return Apart({} if state is None and tx.members else tx.split_state(state).own, members)
 
 
@@ -262,28 +256,15 @@ TakeApart = Callable[[Mapping[str, Any], Any], Apart]
 """From what the functions of a wrapper of Optax hold on to, and its state, to its parts."""
 
 
-def _inside(holder: str, field: str) -> TakeApart:
+def _inside(holder: str, field: str, *, side_by_side: bool = False) -> TakeApart:
     """For wrappers that hold one transformation under `holder`, and keep its state in `field` of their own."""
 
     def take_apart(found: Mapping[str, Any], state: Any) -> Apart:
         fields = _fields(state)
         inner = fields.pop(field)
-        return Apart(fields, [Member("", found[holder], inner)])
+        return Apart(fields, [Member("", found[holder], inner)], side_by_side)
 
     return take_apart
-
-
-def _masked(found: Mapping[str, Any], state: Any) -> Apart:
-    return _inside("inner", "inner_state")(found, state)._replace(side_by_side=True)
-
-
-def _chain(found: Mapping[str, Any], state: Any) -> Apart:
-    pairs = zip(closures.members(found), state, strict=True)
-    return Apart({}, [Member("", tx, inner) for tx, inner in pairs])
-
-
-def _named_chain(found: Mapping[str, Any], state: Any) -> Apart:
-    return Apart({}, [Member(name, tx, state[name]) for name, tx in found["transforms"]])
 
 
 def _partition(found: Mapping[str, Any], state: Any) -> Apart:
@@ -292,31 +273,27 @@ def _partition(found: Mapping[str, Any], state: Any) -> Apart:
     return Apart({}, members, side_by_side=True)
 
 
-def _flatten(found: Mapping[str, Any], state: Any) -> Apart:
-    return Apart({}, [Member("", found["inner"], state)])
-
-
 def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Apart:
     """The transformation is made in every update, from hyperparameters that are known only then."""
-    made: list[Any] = []
+    made: dict[str, Any] = {}
 
     def make(given: Mapping[str, Any]) -> None:
-        made.append(found["inner_factory"](**found["other_hps"], **given))
+        made["inner"] = found["inner_factory"](**found["other_hps"], **given)
 
     # what stands for an array may know it
     known = jax.tree.map(lambda value: getattr(value, "concrete", value), state.hyperparams)
     abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(known))
     jax.eval_shape(make, known) if abstract else make(known)
-    return _inside("inner", "inner_state")({"inner": made[0]}, state)
+    return _inside("inner", "inner_state")(made, state)
 
 
 _WRAPPERS: Mapping[str, TakeApart] = {
-    "chain": _chain,
-    "named_chain": _named_chain,
+    "chain": lambda v, state: Apart({}, [Member("", *of) for of in zip(closures.members(v), state, strict=True)]),
+    "named_chain": lambda v, state: Apart({}, [Member(name, tx, state[name]) for name, tx in v["transforms"]]),
     "partition": _partition,
-    "flatten": _flatten,
+    "flatten": lambda v, state: Apart({}, [Member("", v["inner"], state)]),
     "inject_hyperparams": _inject_hyperparams,
-    "masked": _masked,
+    "masked": _inside("inner", "inner_state", side_by_side=True),
     "apply_if_finite": _inside("inner", "inner_state"),
     "conditionally_mask": _inside("inner", "inner_state"),
     "conditionally_transform": _inside("inner", "inner_state"),

@@ -19,6 +19,7 @@ from adam_tx._core.leaves import WATCH, Column, Leaves, Tree, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import visit
 from adam_tx.describe.arrays import arrays_of
+from adam_tx.describe.summary import aligned
 
 Tx = optax.GradientTransformation
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."
@@ -143,16 +144,17 @@ def _updated(
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
     maker = maker_name(tx)
     known = implementation_of(tx) is None and visit.is_optax(tx)
-    apart = visit.taken_apart(tx, state, None) if known and maker in _IN_TURN | _BY_LEAF else None
-    if apart is not None and maker in _IN_TURN:
-        for name, member, part, _ in _members(apart):
-            yield from _updated(member, grads, part, params, (*place, name or _name(member)), extra)
-            grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
-        return
-    for name, member, part, _ in _members(apart):
+    apart = visit.taken_apart(tx, state, None) if known and maker in _LOOKED_INTO else None
+    in_turn = apart is not None and not apart.side_by_side
+    members: Sequence[Any] = apart.members if apart else ()
+    for name, member, part, _ in members:
         mask = visit.mask_of_member(tx, name, grads)
         own, of_own = (None if tree is None else _only(mask, tree) for tree in (grads, params))
         yield from _updated(member, own, part, of_own, (*place, name or _name(member)), extra)
+        if in_turn:
+            grads, _ = optax.with_extra_args_support(member).update(grads, part, params, **extra)
+    if in_turn:
+        return
     rows: list[Row] = []
     token = WATCH.set((functools.partial(_watch, rows if apart is None else None), place))
     try:
@@ -166,12 +168,7 @@ def _updated(
         yield from _rows_of("/".join(place) or maker, emitted)
 
 
-def _members(apart: visit.Apart | None) -> Sequence[Any]:
-    return () if apart is None else apart.members
-
-
-_IN_TURN = {"chain", "named_chain"}
-_BY_LEAF = {"masked", "partition"}
+_LOOKED_INTO = {"chain", "named_chain", "masked", "partition"}
 
 
 def _watch(
@@ -188,6 +185,8 @@ def _watch(
 
 def _only(mask: Tree, tree: Tree) -> Tree:
     """The tree as Optax masks it for a member: what is not its own is absent, also whole parts."""
+    if mask is None:
+        return tree
     return jax.tree.map(lambda marked, part: part if marked else optax.MaskedNode(), mask, tree)
 
 
@@ -221,19 +220,13 @@ def _table(rows: Sequence[Row]) -> str:
         shares = [f"{x:.0%}" if x in (0.0, 1.0) or x >= 0.01 else f"{x:.1e}" for x in (row.zeros, row.nans, row.infs)]
         cells.append(["" if row.link == last else row.link, row.leaf, *numbers, *shares])
         last = row.link
-    widths = [max(len(line[k]) for line in cells) for k in range(len(_HEADER))]
-    return "\n".join(
-        "  ".join(
-            text.ljust(w) if k < 2 else text.rjust(w) for k, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in cells
-    )
+    return "\n".join(aligned(cells, texts=2))
 
 
 def _in_words(first: Row | None) -> str:
     if first is None:
         return "All numbers are finite."
-    shares = " and ".join(f"{what} {share:.3g} %" for what, share in _not_finite(first))
+    shares = " and ".join(f"{what} {100 * of:.3g} %" for what, of in (("NaN", first.nans), ("Inf", first.infs)) if of)
     came = {
         "gradient": "came in with the gradient",
         "params": "is in the params",
@@ -243,7 +236,3 @@ def _in_words(first: Row | None) -> str:
     into = f"came into {first.link.removeprefix(_INTO)} from what stands before it"
     whence = came.get(first.link, into if first.link.startswith(_INTO) else f"was emitted by {first.link}")
     return f"The first number that is not finite {whence}: leaf {first.leaf}, {shares}."
-
-
-def _not_finite(row: Row) -> list[tuple[str, float]]:
-    return [(what, 100 * share) for what, share in (("NaN", row.nans), ("Inf", row.infs)) if share]
