@@ -96,7 +96,7 @@ def call_of(made: object) -> Call | None:
     guessed, and only Optax's functions and data classes are called to try it.
     """
     made = without_extra_args_support(made)
-    return _remembered(made) or next((guess for guess in _guesses(made) if _makes(guess, made)), None)
+    return _remembered(made) or next((call for guess in _guesses(made) if (call := _proved(guess, made))), None)
 
 
 def _remembered(made: object) -> Call | None:
@@ -108,27 +108,28 @@ def _remembered(made: object) -> Call | None:
     return next((call for call in calls if isinstance(call, Call)), None)
 
 
-def _makes(call: Call, made: object) -> bool:
-    """Whether this call provably makes the same."""
+def _proved(guess: Callable[[], Call], made: object) -> Call | None:
+    """The call that is guessed, if it provably makes the same."""
     try:
+        call = guess()
         again = call()
-    except Exception:  # whatever a guess at its arguments makes it do
-        return False
+    except Exception:  # whatever names Optax lacks, and whatever a guess at arguments makes it do
+        return None
     if not isinstance(made, optax.GradientTransformation):
-        return same(made, again)
+        return call if same(made, again) else None
     extra = optax.GradientTransformationExtraArgs
     if not isinstance(again, optax.GradientTransformation) or isinstance(made, extra) != isinstance(again, extra):
-        return False
-    return same(made.init, again.init) and same(made.update, again.update)
+        return None
+    return call if same(made.init, again.init) and same(made.update, again.update) else None
 
 
-def _guesses(made: object) -> Iterator[Call]:
+def _guesses(made: object) -> Iterator[Callable[[], Call]]:
     """The calls of Optax that may have made this, the most specific first."""
     if not isinstance(made, optax.GradientTransformation | type):
         yield from _of_data(made)
     function = made.update if isinstance(made, optax.GradientTransformation) else made
     if inspect.ismethod(function) and maker_name(function) == "MultiSteps":
-        yield from _tried(lambda _: _call(optax.MultiSteps.gradient_transformation, function.__self__), {})
+        yield partial(_call, optax.MultiSteps.gradient_transformation, function.__self__)
     if not inspect.isfunction(function) or _local_to(function) is None:
         return
     found = variables(made)
@@ -139,48 +140,35 @@ def _guesses(made: object) -> Iterator[Call]:
     yield from _calls(function, found)
 
 
-def _calls(function: object, found: Mapping[str, object]) -> Iterator[Call]:
+def _calls(function: object, found: Mapping[str, object]) -> Iterator[Callable[[], Call]]:
     """The calls of the function of Optax in which this one was defined."""
     module, name = _local_to(function) or ("", "")
     maker = imported(module, name) if module.split(".")[0] == "optax" else None
     if not inspect.isfunction(maker):
         return
     for guess in _GUESSES.get(name, ()):
-        yield from _tried(guess, found)
-    yield _call(maker, **{key: found[key] for key in inspect.signature(maker).parameters if key in found})
+        yield partial(guess, found)
+    yield partial(_call, maker, **{key: found[key] for key in inspect.signature(maker).parameters if key in found})
 
 
-def _of_data(made: object) -> Iterator[Call]:
+def _of_data(made: object) -> Iterator[Callable[[], Call]]:
     """The calls that make an object that is nothing but data, if it is one."""
     kind: type[object] = type(made)
     if dataclasses.is_dataclass(made):
         fields = [field.name for field in dataclasses.fields(made) if field.init]
-        yield _call(kind, **{name: getattr(made, name) for name in fields})
+        yield partial(_call, kind, **{name: getattr(made, name) for name in fields})
     elif (as_dict := getattr(made, "_asdict", None)) is not None:
-        yield _call(kind, **as_dict())
+        yield partial(_call, kind, **as_dict())
     elif isinstance(made, Mapping):
-        yield _call(kind, dict(cast(Mapping[object, object], made)))
+        yield partial(_call, kind, dict(cast(Mapping[object, object], made)))
     elif holds_nothing(made):
-        yield _call(kind)
+        yield partial(_call, kind)
     elif maker_name(made) == "MultiSteps":
-        yield from _tried(_multi_steps, vars(made))
+        yield partial(_multi_steps, vars(made))
 
 
 def _call(maker: Callable[..., object], /, *args: object, **kwargs: object) -> Call:
     return Call(maker, args, kwargs)
-
-
-Guess = Callable[[Mapping[str, Any]], Call]
-"""From closure variables of Optax the call that may have made them."""
-
-
-def _tried(guess: Guess, found: Mapping[str, object]) -> Iterator[Call]:
-    """The guess, if Optax has the names that it relies on."""
-    try:
-        call = guess(found)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return
-    yield call
 
 
 def held(transformation: object) -> list[optax.GradientTransformation]:
@@ -250,7 +238,7 @@ def _warmup_cosine(found: Mapping[str, Any]) -> Call:
 
 
 # By maker: where a closure has other variables than its maker's arguments, or a public function says the same in fewer.
-_GUESSES: Mapping[str, Sequence[Guess]] = {
+_GUESSES: Mapping[str, Sequence[Callable[[Mapping[str, Any]], Call]]] = {
     "chain": [lambda v: _call(optax.chain, *members(v))],
     "named_chain": [
         lambda v: _call(optax.named_chain, *((key, without_extra_args_support(tx)) for key, tx in v["transforms"]))

@@ -157,20 +157,13 @@ def _encoded_call(call: Call, depth: int) -> Config:
     config: Config = {"unknown": _what(call.maker)} if name is None else {"name": name}
     arguments, signature = source.bound_arguments(call)
     for argument, value in arguments.items():
-        if signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL and _are_members(value):
-            config["links"] = [_encoded_member(member, depth + 1) for member in value]
+        various = signature.parameters[argument].kind is inspect.Parameter.VAR_POSITIONAL
+        members = list(map(_keyed, value)) if various else []
+        if various and all(closures.is_transformation(member) for _, member in members):
+            config["links"] = [key | cast(Config, _encoded(member, depth + 1)) for key, member in members]
         else:
             config[_escaped(argument)] = _encoded(value, depth + 1)
     return config
-
-
-def _are_members(values: Iterable[object]) -> bool:
-    return all(closures.is_transformation(_keyed(value)[1]) for value in values)
-
-
-def _encoded_member(member: object, depth: int) -> Config:
-    key, transformation = _keyed(member)
-    return key | cast(Config, _encoded(transformation, depth))
 
 
 def _keyed(member: Any) -> tuple[Config, object]:
@@ -274,9 +267,10 @@ def _decoded_call(config: Config, at: ConfigPath) -> object:
 
 def _decoded_members(configs: object, at: ConfigPath) -> list[object]:
     """The members of a chain, a pair where one has a key."""
-    made = _decoded_items(configs, at)
-    keys = [config.get("key") if isinstance(config, dict) else None for config in cast(list[Config], configs)]
-    return [member if key is None else (key, member) for key, member in zip(keys, made, strict=True)]
+    made = zip(cast(list[object], configs), _decoded_items(configs, at), strict=True)
+    return [
+        (of["key"], member) if isinstance(of, dict) and of.get("key") is not None else member for of, member in made
+    ]
 
 
 def _called(maker: Callable[..., object], signature: inspect.Signature, given: Config, at: ConfigPath) -> object:

@@ -176,27 +176,20 @@ class Groups(AbstractLink):
         facts = [link.facts for link in self.running().values()]
         self.facts = dataclasses.replace(combined(facts), keeps=True)
 
-    def members_of(self, leaves: Leaves) -> list[int]:
-        """The number of the group of every leaf, be it absent; each leaf must have one, and each group a leaf."""
-        patterns = {k: group.pattern for k, group in enumerate(self.groups) if group.pattern is not None}
-        rest = [k for k in range(len(self.groups)) if k not in patterns]
+    def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
+        """The groups with the numbers of their leaves, absent ones too; each leaf must have one, each group a leaf."""
         arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
-        for pattern in patterns.values():
+        patterns = [(k, group.pattern) for k, group in enumerate(self.groups) if group.pattern is not None]
+        rest = [k for k, group in enumerate(self.groups) if group.pattern is None]
+        for _, pattern in patterns:
             pattern.check("groups", arrays)
-        owners = list[int]()
+        owned: list[set[int]] = [set() for _ in self.groups]
         for i, (path, leaf) in enumerate(arrays):
-            claims = [k for k, pattern in patterns.items() if pattern.matches(path, shape_of(leaf))]
+            claims = [k for k, pattern in patterns if pattern.matches(path, shape_of(leaf))]
             if (len(claims) > 1 or not (claims or rest)) and i in leaves.present:
                 self._refuse_leaf(path, [self.groups[k].label for k in claims])
-            owners.append((claims or rest or [0])[0])
-        return owners
-
-    def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
-        """The groups with the numbers of their leaves."""
-        owners = self.members_of(leaves)
-        return [
-            (group, frozenset(i for i, owner in enumerate(owners) if owner == k)) for k, group in enumerate(self.groups)
-        ]
+            owned[(claims or rest or [0])[0]].add(i)
+        return list(zip(self.groups, map(frozenset, owned), strict=True))
 
     def _refuse_leaf(self, path: str, claims: Sequence[str]) -> None:
         if claims:
@@ -209,48 +202,44 @@ class Groups(AbstractLink):
             "for it, or say what becomes of all others: default={} for the optimizer as it is."
         )
 
-    def _own(self, leaves: Leaves, owners: Sequence[int]) -> list[tuple[int, Group, AbstractLink, Leaves]]:
-        """Every group that has a link, by number, with its leaves alone."""
+    def _own(self, leaves: Leaves) -> list[tuple[Group, AbstractLink, Leaves]]:
+        """Every group that has a link, with its leaves alone."""
         return [
-            (k, group, group.link, leaves.only([i for i, owner in enumerate(owners) if owner == k]))
-            for k, group in enumerate(self.groups)
-            if group.link is not None
+            (group, group.link, leaves.only(own)) for group, own in self.leaves_of(leaves) if group.link is not None
         ]
 
-    def _merged(self, leaves: Leaves, owners: Sequence[int], states: Mapping[int, State]) -> dict[str, State]:
-        """The states of all links, those of one signature as one."""
+    def _merged(self, leaves: Leaves, stepped: Sequence[tuple[str, Leaves, State]]) -> dict[str, State]:
+        """The states of all links, each given with its key and leaves, those of one signature as one."""
         merged: dict[str, State] = {}
         for key, member in self.members.items():
             if member.facts.keeps:
-                numbers = [k for k, group in enumerate(self.groups) if group.link is not None and group.key == key]
-                place = {k: n for n, k in enumerate(numbers)}
-                whose = [place.get(owner, 0) for owner in owners]
-                merged[key] = member.merge_states(leaves, whose, [states[k] for k in numbers])
+                sharing = [(own, state) for of, own, state in stepped if of == key]
+                owners = {i: n for n, (own, _) in enumerate(sharing) for i in own.present}
+                whose = [owners.get(i, 0) for i in range(len(leaves))]
+                merged[key] = member.merge_states(leaves, whose, [state for _, state in sharing])
         return merged
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The states of all links."""
-        owners = self.members_of(leaves)
-        states = {k: link.init_leaves(own.within(group.label)) for k, group, link, own in self._own(leaves, owners)}
-        return self._merged(leaves, owners, states)
+        begun = [(of.key, own, link.init_leaves(own.within(of.label))) for of, link, own in self._own(leaves)]
+        return self._merged(leaves, begun)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """Every link's step of its own leaves."""
         kept = self._checked(state)
-        owners = self.members_of(leaves)
-        emitted = [
-            # the one number that changes no weight
-            -jnp.zeros_like(u) if i in leaves.present and self.groups[owners[i]].link is None else u
-            for i, u in enumerate(updates)
-        ]
-        new: dict[int, State] = {}
-        for k, group, link, own in self._own(leaves, owners):
+        new: list[tuple[str, Leaves, State]] = []
+        emitted: dict[int, jax.Array] = {}
+        for group, link, own in self._own(leaves):
             masked = [x if i in own.present else own.updates[i] for i, x in enumerate(updates)]
-            column, new[k] = own.run_member(group.label, link, masked, kept.get(group.key))
+            column, after = own.run_member(group.label, link, masked, kept.get(group.key))
+            new.append((group.key, own, after))
             rounded = self.facts.terminal and not link.facts.terminal
             for i in own.present:
                 emitted[i] = leaves.lowered(i, column[i]) if rounded else column[i]
-        return emitted, self._merged(leaves, owners, new)
+        frozen = set(leaves.present) - emitted.keys()
+        # minus zero is the one number that changes no weight
+        column = [-jnp.zeros_like(u) if i in frozen else emitted.get(i, u) for i, u in enumerate(updates)]
+        return column, self._merged(leaves, new)
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """The parameters as the links know them."""
@@ -258,7 +247,7 @@ class Groups(AbstractLink):
             return leaves
         kept = self._checked(state)
         params = list(leaves.params)
-        for _, group, link, own in self._own(leaves, self.members_of(leaves)):
+        for group, link, own in self._own(leaves):
             if link.facts.terminal:
                 known = link.full_precision_params(own, kept.get(group.key)).params or params
                 for i in own.present:

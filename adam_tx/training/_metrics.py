@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -95,7 +95,7 @@ def _kind(node: object) -> str:
     return next((kind for kind, types in _STATES.items() if type(node) in types), "")
 
 
-_STATES = {"monitor": _monitor.STATES, "guard": _guard.STATES}
+_STATES: Mapping[str, Sequence[object]] = {"monitor": _monitor.STATES, "guard": _guard.STATES}
 
 
 def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:
