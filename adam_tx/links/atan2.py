@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -63,15 +62,11 @@ def scale_by_atan2(
         return _atan2(updates, v * (now.b * now.b), now.a), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
-    return Rule(
-        rule,
-        formula=f"v += (1 - decay)(|g|² - v); a · atan2(u, b · sqrt({v}))",
-        debias=["decay"] if debias else [],
-        dtype=dtype,
-    )
+    formula = f"v += (1 - decay)(|g|² - v); a · atan2(u, b · sqrt({v}))"
+    return Rule(rule, formula=formula, debias=["decay"] if debias else [], dtype=dtype)
 
 
-def _atan2(u: jax.Array, v: jax.Array, a: Any) -> jax.Array:
+def _atan2(u: Array, v: Array, a: Any) -> Array:
     """`a · atan2(u, sqrt(v))`, zero and with finite derivatives where nothing has accumulated."""
     untouched = v == 0
     root = jnp.sqrt(jnp.where(untouched, 1.0, v))

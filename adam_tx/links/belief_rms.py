@@ -60,10 +60,6 @@ def scale_by_belief_rms(
         return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
-    return Rule(
-        rule,
-        formula=f"v += (1 - decay)(|g - u|² - v) + eps_stored; u / (sqrt({v}) + eps)",
-        debias=[*(["decay"] if debias else []), *([] if look_ahead is None else ["look_ahead"])],
-        dtype=dtype,
-        correctable=True,
-    )
+    formula = f"v += (1 - decay)(|g - u|² - v) + eps_stored; u / (sqrt({v}) + eps)"
+    debiased = [*(["decay"] if debias else []), *([] if look_ahead is None else ["look_ahead"])]
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, correctable=True)

@@ -52,11 +52,6 @@ def bias_correction(b1: Decay | None = None, b2: Decay | None = None) -> Rule:
             updates = updates * scalar(jnp.sqrt(now.b2.weight), updates)
         return updates
 
-    factors = ["u"] + (["sqrt(1 - Π b2)"] if b2 is not None else [])
-    divisor = "" if b1 is None else " / (1 - Π b1)"
-    return Rule(
-        rule,
-        formula=" · ".join(factors) + divisor,
-        debias=[name for name, decay in {"b1": b1, "b2": b2}.items() if decay is not None],
-        corrects={"gradient": "b1", "square": "b2"},
-    )
+    formula = "u" + ("" if b2 is None else " · sqrt(1 - Π b2)") + ("" if b1 is None else " / (1 - Π b1)")
+    debiased = [name for name, decay in {"b1": b1, "b2": b2}.items() if decay is not None]
+    return Rule(rule, formula=formula, debias=debiased, corrects={"gradient": "b1", "square": "b2"})

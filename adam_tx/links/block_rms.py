@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 from jax import Array
 
 from adam_tx._core import blocks
@@ -107,7 +106,7 @@ def scale_by_block_rms(
     )
 
 
-def square_of_gradient(grad: jax.Array) -> jax.Array:
+def square_of_gradient(grad: Array) -> Array:
     """|g|², summed up over a block before it is saturated."""
     return square(grad)
 

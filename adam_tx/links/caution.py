@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -40,7 +39,7 @@ def scale_by_caution(floor: Positive = 1e-3, *, step: bool = False) -> Rule:
     Array([6., 0.], dtype=float32)
     """
 
-    def kept(updates: jax.Array, grad: jax.Array) -> jax.Array:
+    def kept(updates: Array, grad: Array) -> Array:
         if is_complex(updates):
             agreement = grad.real * updates.real + grad.imag * updates.imag
         else:
@@ -50,8 +49,5 @@ def scale_by_caution(floor: Positive = 1e-3, *, step: bool = False) -> Rule:
     def rule(now: Now, updates: Array, grad: Array, share: Array) -> Array:
         return updates * scalar(kept(updates, grad) / jnp.maximum(share, now.floor), updates)
 
-    return Rule(
-        rule,
-        formula=f"u · [u and {'-g' if step else 'g'} agree in sign], made up for what is left out",
-        statistics={"share": mean(kept)},
-    )
+    formula = f"u · [u and {'-g' if step else 'g'} agree in sign], made up for what is left out"
+    return Rule(rule, formula=formula, statistics={"share": mean(kept)})

@@ -79,10 +79,5 @@ def scale_by_centered_rms(
         v = jnp.maximum(of_square - abs_sq(expected), 0.0)
         return root_and_divide(updates, v, now.eps, now.eps_root), mean, nu
 
-    return Rule(
-        rule,
-        formula="v = nu - |mean|², running averages of |g|² and g; u / (sqrt(v + eps_root) + eps)",
-        debias=["decay"] if debias else [],
-        dtype=dtype,
-        start={"nu": initial},
-    )
+    formula = "v = nu - |mean|², running averages of |g|² and g; u / (sqrt(v + eps_root) + eps)"
+    return Rule(rule, formula=formula, debias=["decay"] if debias else [], dtype=dtype, start={"nu": initial})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -72,7 +71,7 @@ def clip_by_norm(max_norm: Positive = 1.0) -> Rule:
     return _clip("max_norm", total(square_of_updates), "u / max(1, ||u|| / max_norm)")
 
 
-def square_of_updates(updates: jax.Array) -> jax.Array:
+def square_of_updates(updates: Array) -> Array:
     """|u|²."""
     return square(updates)
 

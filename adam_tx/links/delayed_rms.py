@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -11,7 +10,7 @@ from adam_tx._core.numerics import Scalar, abs_sq, ema, is_complex, root_and_div
 from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, as_storage, link
 
 
-def fourth_root(count: ArrayLike) -> jax.Array:
+def fourth_root(count: ArrayLike) -> Array:
     """The bound of an update as ADOPT grows it, a schedule of the number of earlier updates.
 
     >>> import adam_tx
@@ -71,7 +70,7 @@ def scale_by_delayed_rms(
     return Rule(rule, formula="u / max(sqrt(v), eps), clipped; then v += (1 - decay)(|g|² - v)", dtype=dtype)
 
 
-def _clip(u: jax.Array, limit: Scalar) -> jax.Array:
+def _clip(u: Array, limit: Scalar) -> Array:
     if is_complex(u):
         return lax.complex(jnp.clip(u.real, -limit, limit), jnp.clip(u.imag, -limit, limit))
     return jnp.clip(u, -limit, limit)

@@ -73,11 +73,7 @@ def scale_by_max_rms(
         return root_and_divide(updates, v, now.eps, now.eps_root), nu, nu_max
 
     v = "v / (1 - Π decay)" if debias else "v"
-    return Rule(
-        rule,
-        formula=f"v = max over time of nu += (1 - decay)(|g|² - nu); u / (sqrt({v} + eps_root) + eps)",
-        debias=["decay"] if debias else [],
-        dtype=dtype,
-        roles={"nu_max": "nu_max_of_debiased"} if before else {},
-        correctable=True,
-    )
+    formula = f"v = max over time of nu += (1 - decay)(|g|² - nu); u / (sqrt({v} + eps_root) + eps)"
+    debiased = ["decay"] if debias else []
+    roles = {"nu_max": "nu_max_of_debiased"} if before else {}
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, roles=roles, correctable=True)

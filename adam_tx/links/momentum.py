@@ -71,10 +71,6 @@ def scale_by_momentum(
         return mu * scalar(of_mu, mu) + updates * scalar(of_updates, updates), mu
 
     emitted = f"{reading}·mu + (1 - {reading})·u" if nesterov else "mu"
-    return Rule(
-        look_ahead if nesterov else plain,
-        formula=f"mu += (1 - decay)(u - mu); {emitted}" + (", debiased" if debias else ""),
-        debias=[reading] if debias else [],
-        dtype=dtype,
-        correctable=not debias,
-    )
+    formula = f"mu += (1 - decay)(u - mu); {emitted}" + (", debiased" if debias else "")
+    rule = look_ahead if nesterov else plain
+    return Rule(rule, formula=formula, debias=[reading] if debias else [], dtype=dtype, correctable=not debias)

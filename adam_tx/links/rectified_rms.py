@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -73,15 +72,11 @@ def scale_by_rectified_rms(
         return jnp.where(enough, rectified, updates if degenerate else jnp.zeros_like(updates)), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
-    return Rule(
-        rule,
-        formula=f"v += (1 - decay)(|g|² - v); r · u / (sqrt({v} + eps_root) + eps) once rho >= threshold",
-        debias=["decay"],
-        dtype=dtype,
-    )
+    formula = f"v += (1 - decay)(|g|² - v); r · u / (sqrt({v} + eps_root) + eps) once rho >= threshold"
+    return Rule(rule, formula=formula, debias=["decay"], dtype=dtype)
 
 
-def _rectification(decay: DecayNow, count: jax.Array, threshold: Any) -> tuple[jax.Array, jax.Array]:
+def _rectification(decay: DecayNow, count: Array, threshold: Any) -> tuple[Array, Array]:
     """RAdam's r at this update, and whether rho has reached the threshold."""
     t = (count + 1).astype(decay.weight.dtype)
     rho_inf = 2.0 / decay.step - 1.0

@@ -63,12 +63,7 @@ def scale_by_rms(
         v = nu * now.decay.unbias if debias else nu
         return root_and_divide(updates, v, now.eps, now.eps_root), nu
 
-    v = "(v / (1 - Π decay)" if debias else "(v"
-    return Rule(
-        rule,
-        formula=f"v += (1 - decay)(|g|² - v); u / (sqrt{v} + eps_root) + eps)",
-        debias=["decay"] if debias else [],
-        dtype=dtype,
-        correctable=True,
-        start={"nu": initial},
-    )
+    v = "v / (1 - Π decay)" if debias else "v"
+    formula = f"v += (1 - decay)(|g|² - v); u / (sqrt({v} + eps_root) + eps)"
+    debiased = ["decay"] if debias else []
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, correctable=True, start={"nu": initial})

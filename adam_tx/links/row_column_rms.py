@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -92,14 +91,11 @@ def scale_by_row_column_rms(
            [ 1.,  1.]], dtype=float32)
     """
 
-    def averages(now: Any, grad: jax.Array, *slots: Any) -> list[Any]:
+    def averages(now: Any, grad: Array, *slots: Any) -> list[Any]:
         """The slots that the leaf has, each averaging the mean of the square over what it stands for."""
         seen = square(grad)
         seen = seen + scalar(now.eps_stored, seen)
-        return [
-            None if slot is None else ema(slot, saturate(blocks.mean(seen, slot.shape)), now.decay.step)
-            for slot in slots
-        ]
+        return [s if s is None else ema(s, saturate(blocks.mean(seen, s.shape)), now.decay.step) for s in slots]
 
     def rule(
         now: Now, updates: Array, grad: Array, nu_row: Array, nu_col: Array, nu: Array | None
@@ -109,17 +105,11 @@ def scale_by_row_column_rms(
         v = _outer(nu_row, nu_col, least) if nu is None else nu
         return root_and_divide_clamped(updates, v, least), nu_row, nu_col, nu
 
-    return Rule(
-        rule,
-        formula="v = row · column / mean, running means of |g|² + eps_stored; u / max(sqrt(v), eps)",
-        dtype=dtype,
-        correctable=True,
-        shape=_factors(axes),
-        elementwise=False,
-    )
+    formula = "v = row · column / mean, running means of |g|² + eps_stored; u / max(sqrt(v), eps)"
+    return Rule(rule, formula=formula, dtype=dtype, correctable=True, shape=_factors(axes), elementwise=False)
 
 
-def _outer(nu_row: jax.Array, nu_col: jax.Array, eps: numerics.Scalar) -> jax.Array:
+def _outer(nu_row: Array, nu_col: Array, eps: numerics.Scalar) -> Array:
     """`nu_row · nu_col / max(mean of nu_row, eps)`; the mean is over what `nu_col` has lost."""
     # along the axes that nu_col keeps and nu_row has lost, nu_row is one; along the others the two agree
     rows = tuple(k if k == n else 1 for k, n in zip(nu_row.shape, nu_col.shape, strict=True))

@@ -46,11 +46,5 @@ def scale_by_trust_ratio(
         ratio = now.trust_coefficient * target / (jnp.where(size == 0, 1.0, size) + now.eps)
         return updates * scalar(jnp.where((size == 0) | (target == 0), 1.0, ratio), updates)
 
-    return Rule(
-        rule,
-        formula="u · ||params|| / ||u||",
-        statistics={
-            "of_updates": total(lambda updates: square(updates)),
-            "of_params": total(lambda params: square(params)),
-        },
-    )
+    squares = {"of_updates": total(lambda updates: square(updates)), "of_params": total(lambda params: square(params))}
+    return Rule(rule, formula="u · ||params|| / ||u||", statistics=squares)

@@ -59,11 +59,6 @@ def scale_by_yogi_rms(
         return root_and_divide(updates, nu * now.decay.unbias if debias else nu, now.eps, now.eps_root), nu
 
     v = "v / (1 - Π decay)" if debias else "v"
-    return Rule(
-        rule,
-        formula=f"v += (1 - decay) sign(|g|² - v) |g|²; u / (sqrt({v} + eps_root) + eps)",
-        debias=["decay"] if debias else [],
-        dtype=dtype,
-        correctable=True,
-        start={"nu": initial},
-    )
+    formula = f"v += (1 - decay) sign(|g|² - v) |g|²; u / (sqrt({v} + eps_root) + eps)"
+    debiased = ["decay"] if debias else []
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, correctable=True, start={"nu": initial})
