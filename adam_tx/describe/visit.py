@@ -228,8 +228,12 @@ def mask_of_member(tx: Any, key: str, params: Any) -> Any:
         return found["mask"] if params is None else mask_of(found["mask"], params)
     if maker == "partition":
         labels = found["param_labels"]
-        return jax.tree.map(lambda label: str(label) == key, labels(params) if callable(labels) else labels)
+        return jax.tree.map(functools.partial(_is_called, key), labels(params) if callable(labels) else labels)
     return None
+
+
+def _is_called(key: str, label: object) -> bool:
+    return str(label) == key
 
 
 def is_optax(tx: Any) -> bool:
@@ -277,11 +281,13 @@ def _inject_hyperparams(found: Mapping[str, Any], state: Any) -> Apart:
     """The transformation is made in every update, from hyperparameters that are known only then."""
     made: dict[str, Any] = {}
 
+    def concrete(value: object) -> object:
+        return getattr(value, "concrete", value)  # what stands for an array may know it
+
     def make(given: Mapping[str, Any]) -> None:
         made["inner"] = found["inner_factory"](**found["other_hps"], **given)
 
-    # what stands for an array may know it
-    known = jax.tree.map(lambda value: getattr(value, "concrete", value), state.hyperparams)
+    known = jax.tree.map(concrete, state.hyperparams)
     abstract = any(isinstance(value, jax.ShapeDtypeStruct) for value in jax.tree.leaves(known))
     jax.eval_shape(make, known) if abstract else make(known)
     return _inside("inner", "inner_state")(made, state)

@@ -6,6 +6,7 @@ how a basis is found is a `Basis`, such as SOAP's in `eigenbasis.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ PerAxis = tuple[Any, ...]
 """One entry for each axis of a leaf, None for an axis that keeps its basis."""
 Matrices = dict[int, PerAxis]
 """What is kept for the axes of each leaf, by its number."""
+_Made = Callable[[int, jnp.dtype], jax.Array | None]
+"""From the elements of an axis and the dtype of its leaf to what is kept for it at first."""
 
 
 class Turn(NamedTuple):
@@ -175,7 +178,7 @@ class InBasis(Wrapper):
                 )
         return chosen
 
-    def _per_axis(self, leaves: Leaves, chosen: Sequence[Sequence[int]], make: Callable[..., Any]) -> PerAxis:
+    def _per_axis(self, leaves: Leaves, chosen: Sequence[Sequence[int]], make: _Made) -> PerAxis:
         """A tree for each axis, with what is made for the leaves that have it."""
         shapes = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.initial)]
 
@@ -212,18 +215,16 @@ class InBasis(Wrapper):
         bases, inner = self._changed(leaves, grad, bases, memory, fields.inner)
 
         def into(column: Column) -> Column:
-            return [_into(sharding.gathered(x), x, bases[i]) if i in turning else x for i, x in enumerate(column)]
+            return [_turned(x, x, bases[i]) if i in turning else x for i, x in enumerate(column)]
 
         rotated_grad = into(leaves.grad or [])
         rotated = rotated_grad if updates is leaves.grad else into(updates)
         inside = leaves.replace(updates=rotated, grad=rotated_grad, params=None)
         emitted, new = self.run_inner(inside, rotated, inner)
-        emitted = [
-            _out_of(sharding.gathered(x), updates[i], bases[i]) if i in turning else x for i, x in enumerate(emitted)
-        ]
+        emitted = [_turned(x, updates[i], bases[i], back=True) if i in turning else x for i, x in enumerate(emitted)]
         if self.basis.looks_first:
             emitted = [jnp.where(first, jnp.zeros_like(x), x) if i in bases else x for i, x in enumerate(emitted)]
-            new = jax.tree.map(lambda old, fresh: jnp.where(first, old, fresh), inner, new)
+            new = jax.tree.map(functools.partial(jnp.where, first), inner, new)
         seen = {i: self._seen(leaves, of_leaf, grad[i]) for i, of_leaf in memory.items()}
         return emitted, self.state(
             new, memory=self._trees(leaves, fields.memory, seen), basis=self._trees(leaves, fields.basis, bases)
@@ -350,18 +351,13 @@ def _along(leaf: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
     return jnp.moveaxis(turned, -1, axis)
 
 
-def _into(leaf: jax.Array, place: Any, basis: PerAxis) -> jax.Array:
+def _turned(leaf: jax.Array, place: jax.Array, basis: PerAxis, *, back: bool = False) -> jax.Array:
+    """The leaf in the basis, or back out of it, placed like another."""
+    turned = sharding.gathered(leaf)
     for axis, q in enumerate(basis):
         if q is not None:
-            leaf = _along(leaf, q.conj().T, axis)
-    return sharding.placed_like(leaf, place)
-
-
-def _out_of(leaf: jax.Array, place: Any, basis: PerAxis) -> jax.Array:
-    for axis, q in enumerate(basis):
-        if q is not None:
-            leaf = _along(leaf, q, axis)
-    return sharding.placed_like(leaf, place)
+            turned = _along(turned, q if back else q.conj().T, axis)
+    return sharding.placed_like(turned, place)
 
 
 for _name in ("in_basis", "in_eigenbasis"):

@@ -7,6 +7,7 @@ from jax import Array
 
 from adam_tx._core.numerics import root, scalar, square
 from adam_tx.links._declare import NonNegative, Now, Rule, link, total
+from adam_tx.links.clip import square_of_updates
 
 
 @link
@@ -46,5 +47,8 @@ def scale_by_trust_ratio(
         ratio = now.trust_coefficient * target / (jnp.where(size == 0, 1.0, size) + now.eps)
         return updates * scalar(jnp.where((size == 0) | (target == 0), 1.0, ratio), updates)
 
-    squares = {"of_updates": total(lambda updates: square(updates)), "of_params": total(lambda params: square(params))}
+    def square_of_params(params: Array) -> Array:
+        return square(params)
+
+    squares = {"of_updates": total(square_of_updates), "of_params": total(square_of_params)}
     return Rule(rule, formula="u · ||params|| / ||u||", statistics=squares)

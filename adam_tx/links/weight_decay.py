@@ -165,8 +165,12 @@ def decay_stepped_weights(weight_decay: NonNegative, mask: Mask = None, *, times
 def _decay(weight_decay: Any, rule: Callable[..., Any], formula: str, mask: Mask, **said: Any) -> Rule:
     """The rule of the leaves that are marked; a decay of the number zero passes updates on, and needs no parameters."""
     if isinstance(weight_decay, int | float) and weight_decay == 0:
-        return Rule(lambda updates: updates, formula=formula, passes_gradient=True, **said)
+        return Rule(_passed_on, formula=formula, passes_gradient=True, **said)
     return Rule(rule, formula=formula, mask=mask, passes_gradient=True, **said)
+
+
+def _passed_on(updates: Array) -> Array:
+    return updates
 
 
 @optimizer

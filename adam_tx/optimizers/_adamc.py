@@ -8,7 +8,7 @@ import jax
 import optax
 
 from adam_tx._core.hyperparams import Positive, is_schedule
-from adam_tx._core.leaves import Mask, Tree, mask_of
+from adam_tx._core.leaves import Mask, mask_of
 from adam_tx.links.weight_decay import add_decayed_weights
 from adam_tx.optimizers._adam import adam_direction
 from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
@@ -79,11 +79,11 @@ class _Corrected:
 def _both(mask: Mask, marks: Mask, *, inverted: bool = False) -> Mask:
     """Where both masks mark a leaf, or the first does and the second does not."""
 
-    def tree_of(given: Mask, params: Tree) -> Tree:
-        prefix = True if given is None else mask_of(given, params)
-        return jax.tree.map(lambda marked, part: jax.tree.map(lambda _: bool(marked), part), prefix, params)
+    def both(one: object, other: object) -> bool:
+        return bool(one) and bool(other) != inverted
 
     def marked(params: optax.Params) -> optax.Params:
-        return jax.tree.map(lambda a, b: a and b != inverted, tree_of(mask, params), tree_of(marks, params))
+        given = (True if of is None else mask_of(of, params) for of in (mask, marks))
+        return jax.tree.map(both, *(jax.tree.broadcast(prefix, params) for prefix in given))
 
     return marked

@@ -185,9 +185,11 @@ def _watch(
 
 def _only(mask: Tree, tree: Tree) -> Tree:
     """The tree as Optax masks it for a member: what is not its own is absent, also whole parts."""
-    if mask is None:
-        return tree
-    return jax.tree.map(lambda marked, part: part if marked else optax.MaskedNode(), mask, tree)
+
+    def own(marked: object, part: Tree) -> Tree:
+        return part if marked else optax.MaskedNode()
+
+    return tree if mask is None else jax.tree.map(own, mask, tree)
 
 
 def _name(member: Tx) -> str:

@@ -178,7 +178,7 @@ class Guard(Wrapper):
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
         emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
-        inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), inner, fields.inner)
+        inner = jax.tree.map(functools.partial(jnp.where, ok), inner, fields.inner)
         own = self._counted(fields, ok, norm) | self._scaled(fields, finite)
         return emitted, self.state(inner, **own)
 
