@@ -18,7 +18,7 @@ from adam_tx._core import hyperparams, manual, sharding, states
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.blocks import Shape
 from adam_tx._core.call import Reconstructible
-from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.leaves import Column, Leaves, Tree
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
 from adam_tx._link import Link, optimizer
@@ -225,15 +225,9 @@ class InBasis(Wrapper):
         if self.basis.looks_first:
             emitted = [jnp.where(first, jnp.zeros_like(x), x) if i in bases else x for i, x in enumerate(emitted)]
             new = jax.tree.map(functools.partial(jnp.where, first), inner, new)
-        seen = {i: self._seen(leaves, of_leaf, grad[i]) for i, of_leaf in memory.items()}
+        seen = _of_axes(memory, lambda i, axis, m: self.basis.see(m, grad[i], axis, leaves.count))
         return emitted, self.state(
             new, memory=self._trees(leaves, fields.memory, seen), basis=self._trees(leaves, fields.basis, bases)
-        )
-
-    def _seen(self, leaves: Leaves, memory: PerAxis, grad: jax.Array) -> PerAxis:
-        """What is remembered of a leaf after this gradient."""
-        return tuple(
-            None if m is None else self.basis.see(m, grad, axis, leaves.count) for axis, m in enumerate(memory)
         )
 
     def _changed(
@@ -244,19 +238,13 @@ class InBasis(Wrapper):
         still = lax.stop_gradient
 
         def changed() -> tuple[Matrices, State]:
-            turns = {
-                i: tuple(
-                    None if q is None else self._find(q, memory[i][axis], still(grad[i]), axis, count)
-                    for axis, q in enumerate(of_leaf)
-                )
-                for i, of_leaf in bases.items()
-            }
-            found = {i: tuple(t and t.basis for t in of_leaf) for i, of_leaf in turns.items()}
-            return found, self.inner.map_slots(
-                leaves.within(self.member),
-                inner,
-                lambda _, kind, tree: self._transport(leaves, kind, tree, bases, turns),
-            )
+            turns = _of_axes(bases, lambda i, axis, q: self._find(q, memory[i][axis], still(grad[i]), axis, count))
+
+            def transport(_: str, kind: str, tree: Tree) -> Tree:
+                return self._transport(leaves, kind, tree, bases, turns)
+
+            found = _of_axes(turns, lambda _, __, turn: turn.basis)
+            return found, self.inner.map_slots(leaves.within(self.member), inner, transport)
 
         due = (count - int(self.basis.looks_first)) % self.basis.every == 0
         if self.basis.looks_first:
@@ -343,6 +331,14 @@ class InBasis(Wrapper):
     def basis_obstacles(self) -> Iterator[str]:
         """What it remembers would be in the wrong one."""
         yield f"{self.name} cannot stand inside another change of basis."
+
+
+def _of_axes(kept: Matrices, function: Callable[[int, int, Any], Any]) -> Matrices:
+    """What a function of leaf, axis and what is kept for them makes of all that is kept."""
+    return {
+        i: tuple(None if one is None else function(i, axis, one) for axis, one in enumerate(of_leaf))
+        for i, of_leaf in kept.items()
+    }
 
 
 def _along(leaf: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:

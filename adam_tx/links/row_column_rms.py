@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -120,23 +121,16 @@ def _outer(nu_row: Array, nu_col: Array, eps: numerics.Scalar) -> Array:
 def _factors(axes: AxesOf) -> dict[str, ShapeOf]:
     """The shapes of rows, columns and the whole; those that a leaf does not have are None."""
 
-    def chosen(where: str, shape: Shape) -> tuple[int, int] | None:
+    def shape_of(slot: str, where: str, shape: Shape) -> Shape | None:
         pair = axes(where, shape)
         if pair is not None and pair not in itertools.permutations(range(len(shape)), 2):
             raise ValueError(
                 f"params: leaf {where} of shape {shape} cannot be factored along {pair!r}; the function given as axes "
                 "must return two different axes, counted from 0, or None."
             )
-        return pair
+        if pair is None or slot == "nu":
+            return shape if pair is None and slot == "nu" else None
+        lost = pair[1] if slot == "nu_row" else pair[0]
+        return tuple(1 if axis == lost else n for axis, n in enumerate(shape))
 
-    def without(position: int) -> ShapeOf:
-        def shape_of(where: str, shape: Shape) -> Shape | None:
-            pair = chosen(where, shape)
-            return None if pair is None else tuple(1 if axis == pair[position] else n for axis, n in enumerate(shape))
-
-        return shape_of
-
-    def whole(where: str, shape: Shape) -> Shape | None:
-        return shape if chosen(where, shape) is None else None
-
-    return {"nu_row": without(1), "nu_col": without(0), "nu": whole}
+    return {slot: functools.partial(shape_of, slot) for slot in ("nu_row", "nu_col", "nu")}

@@ -11,10 +11,7 @@ from adam_tx.links.caution import scale_by_caution
 
 
 @optimizer
-def cautious(
-    optimizer: optax.GradientTransformation,
-    floor: Positive = 1e-3,
-) -> Link:
+def cautious(optimizer: optax.GradientTransformation, floor: Positive = 1e-3) -> Link:
     """Any optimizer, without the elements of its steps that go uphill.
 
     With u the optimizer's update and g the gradient::
@@ -44,7 +41,5 @@ def cautious(
     >>> tx.update(jnp.array([-0.5, 1.0]), state)[0]  # the first would still go by the last gradient
     Array([-0., -4.], dtype=float32)
     """
-    step = as_part(
-        implementation_in(optimizer)
-    )  # whose step is judged by the gradient as it came, whatever it makes of it
+    step = as_part(implementation_in(optimizer))  # judged by the gradient as it came, whatever it makes of that
     return chain(link_of(step), scale_by_caution(floor, step=True))

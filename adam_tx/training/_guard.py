@@ -130,11 +130,7 @@ class Guard(Wrapper):
     formula = "inner(u) where all is finite, else nothing"
 
     def __init__(
-        self,
-        inner: optax.GradientTransformation,
-        deviations: float | None,
-        decay: float,
-        loss_scale: LossScale | None,
+        self, inner: optax.GradientTransformation, deviations: float | None, decay: float, loss_scale: LossScale | None
     ) -> None:
         if deviations is not None:
             hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
@@ -150,29 +146,31 @@ class Guard(Wrapper):
     def init_own(self, leaves: Leaves) -> dict[str, jax.Array]:
         """No step skipped."""
         del leaves
-        fields = {name: jnp.zeros((), jnp.float32 if name in _FLOATS else jnp.int32) for name in self.keeps}
-        if self._loss_scale is not None:
-            fields["scale"] = jnp.full((), self._loss_scale.initial, jnp.float32)
+        start = {} if self._loss_scale is None else {"scale": self._loss_scale.initial}
         # each its own array, so that the state can be donated
-        return {name: jnp.array(value, copy=True) for name, value in fields.items()}
+        return {
+            name: jnp.array(start.get(name, 0), jnp.float32 if name in _FLOATS else jnp.int32, copy=True)
+            for name in self.keeps
+        }
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
         fields = self.fields(state)
         grad = None if leaves.grad is updates else leaves.grad
         if self._loss_scale is not None:
-            by = functools.partial(_divided, by=fields.scale)
-            updates = leaves.each(by, updates)
-            grad = None if grad is None else leaves.each(by, grad)
+
+            def unscaled(x: jax.Array) -> jax.Array:
+                return x / numerics.scalar(fields.scale, x.real)
+
+            updates = leaves.each(unscaled, updates)
+            grad = None if grad is None else leaves.each(unscaled, grad)
         # what is not finite comes no further: a derivative through a step that is skipped would be NaN
         safe = leaves.each(_finite_or_zero, updates)
         safe_grad = safe if grad is None else leaves.each(_finite_or_zero, grad)
         inside = leaves.replace(updates=safe, grad=None if leaves.grad is None else safe_grad)
         emitted, inner = self.run_inner(inside, safe, fields.inner)
-        lowered = emitted
-        if not self.facts.terminal:
-            lowered = {i: leaves.lowered(i, emitted[i]) for i in leaves.present}
-        columns = [updates, lowered] if grad is None else [updates, grad, lowered]
+        left = {i: emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]) for i in leaves.present}
+        columns = [updates, left] if grad is None else [updates, grad, left]
         finite = self._is_finite(leaves, columns, fields.inner, inner)
         norm = _norm(leaves, updates)
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
@@ -197,9 +195,7 @@ class Guard(Wrapper):
             if not (now.starts_finite or (before := was.storage.finite(was.stored)) is None):
                 still |= ~before
             flags.setdefault(next(turns[still.shape]) if still.shape in turns else number, []).append(still)
-        looked = [
-            sharding.together(dict(zip(map(str, range(len(x))), x, strict=True))).values() for x in flags.values()
-        ]
+        looked = [sharding.together({f"{k}": x for k, x in enumerate(of)}).values() for of in flags.values()]
         found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
         return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
 
@@ -245,10 +241,6 @@ class Guard(Wrapper):
 def usual(state: Fields) -> tuple[jax.Array, jax.Array]:
     """The mean of the norms, and their spread around it."""
     return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
-
-
-def _divided(x: jax.Array, by: jax.Array) -> jax.Array:
-    return x / numerics.scalar(by, x.real)
 
 
 def _finite_or_zero(x: jax.Array) -> jax.Array:
