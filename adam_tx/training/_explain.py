@@ -216,12 +216,10 @@ def _row(link: str, path: str, leaf: jax.Array) -> Row:
 def _table(rows: Sequence[Row]) -> str:
     """Aligned text; a link is named in the first of its rows."""
     cells: list[Sequence[str]] = [_HEADER]
-    last = None
-    for row in rows:
+    for last, row in zip((None, *rows), rows, strict=False):
         numbers = [f"{x:.4g}" for x in (row.low, row.high, row.rms)]
         shares = [f"{x:.0%}" if x in (0.0, 1.0) or x >= 0.01 else f"{x:.1e}" for x in (row.zeros, row.nans, row.infs)]
-        cells.append(["" if row.link == last else row.link, row.leaf, *numbers, *shares])
-        last = row.link
+        cells.append(["" if last and row.link == last.link else row.link, row.leaf, *numbers, *shares])
     return "\n".join(aligned(cells, texts=2))
 
 

@@ -111,13 +111,11 @@ class Monitor(Wrapper):
     def _groups(self, leaves: Leaves) -> dict[str, list[int]]:
         """The leaves of every group by its prefix."""
         arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
+        chosen = {"": list(leaves.present)}
         for prefix, pattern in self._patterns.items():
             pattern.check(f"monitor: groups[{prefix[:-1]!r}]", arrays)
-        chosen = {
-            prefix: [i for i in leaves.present if pattern.matches(arrays[i][0], shape_of(arrays[i][1]))]
-            for prefix, pattern in self._patterns.items()
-        }
-        return {"": list(leaves.present)} | chosen
+            chosen[prefix] = [i for i in leaves.present if pattern.matches(arrays[i][0], shape_of(arrays[i][1]))]
+        return chosen
 
     def _figures(self, leaves: Leaves, updates: Column, emitted: Column, inner: State) -> dict[str, jax.Array]:
         still = lax.stop_gradient  # no derivative goes through figures

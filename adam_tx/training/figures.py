@@ -167,7 +167,7 @@ def figures_of(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]]) 
 
     elements, update, param = _elements(leaves), _root(total("update")), _root(total("param"))
     moved = total("moved")
-    rates = [jnp.float32(rate) for rate, _ in _alike(leaves, "rate") if rate is not None]
+    rates = [jnp.float32(rate) for rate, _ in _of_one_rate(leaves)]
     figures = {
         "learning_rate": functools.reduce(jnp.maximum, rates) if rates else None,
         "grad_norm": _root(total("grad")),
@@ -186,12 +186,11 @@ def figures_of(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]]) 
 def _step_sizes(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]], every: int) -> dict[str, Any]:
     """Quantiles of |u| / learning rate, of a sample; the largest of all."""
     sample, largest = [], []
-    for rate, places in _alike(leaves, "rate"):
-        if rate is not None:
-            flat = [sharding.gathered(leaves[k].update).ravel() for k in places]
-            sizes = [jnp.abs(lax.slice(x, (0,), x.shape, (every,))) for x in flat]  # an index may be beyond int32
-            sample.append(_relative(jnp.concatenate([*map(manual.gathered, sizes)]), rate))
-            largest.append(_relative(numerics.sorted_apart([sums[k]["largest"] for k in places])[-1], rate))
+    for rate, places in _of_one_rate(leaves):
+        flat = [sharding.gathered(leaves[k].update).ravel() for k in places]
+        sizes = [jnp.abs(lax.slice(x, (0,), x.shape, (every,))) for x in flat]  # an index may be beyond int32
+        sample.append(_relative(jnp.concatenate([*map(manual.gathered, sizes)]), rate))
+        largest.append(_relative(numerics.sorted_apart([sums[k]["largest"] for k in places])[-1], rate))
     if not sum(of_rate.size for of_rate in sample):
         return {}
     ordered = lax.sort(jnp.concatenate(sample))  # NaNs come last
@@ -201,12 +200,12 @@ def _step_sizes(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]],
     return found | {"step_size_max": functools.reduce(jnp.maximum, largest)}
 
 
-def _alike(leaves: Sequence[Leaf], name: str) -> Iterable[tuple[Any, list[int]]]:
-    """Every value that an attribute of the leaves has, and the leaves that have it."""
+def _of_one_rate(leaves: Sequence[Leaf]) -> Iterable[tuple[Any, list[int]]]:
+    """Every learning rate that is known, and the leaves that have it."""
     found: dict[int, tuple[Any, list[int]]] = {}
     for k, leaf in enumerate(leaves):
-        value = getattr(leaf, name)
-        found.setdefault(id(value), (value, []))[1].append(k)
+        if leaf.rate is not None:
+            found.setdefault(id(leaf.rate), (leaf.rate, []))[1].append(k)
     return found.values()
 
 
