@@ -353,6 +353,20 @@ def test_errors_say_what_to_do():
         adam_tx.monitor(adam_tx.adam(0.1), groups={"small": "x"}).init(parameters())
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_state_with_other_figures_is_refused_and_taken_over_by_migrate(every):
+    tx = adam_tx.monitor(adam_tx.adam(0.1), every=every)
+    params = parameters()
+    older = tx.init(params)
+    del older.metrics["grad_norm"]
+    older.metrics["own"] = jnp.zeros(())
+    with pytest.raises(ValueError, match=r"monitor: its state has other metrics .*\['grad_norm', 'own'\].*migrate"):
+        tx.update(params, older, params)
+    state = adam_tx.migrate(older, tx, tx, params, report=None)
+    assert set(state.metrics) == set(FIGURES)
+    tx.update(params, state, params)
+
+
 STRANGE = {
     "no parameters": (adam_tx.adam(0.1), {}),
     "no elements": (adam_tx.adam(0.1), {"a": jnp.zeros((0, 3))}),

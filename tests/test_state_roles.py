@@ -6,6 +6,7 @@ import pathlib
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -83,6 +84,48 @@ def test_what_several_links_or_frameworks_have_in_common_is_in_the_docs():
 def test_what_a_look_ahead_is_debiased_by_is_what_other_frameworks_look_for():
     look_ahead = adam_tx.scale_by_momentum(nesterov=True, read=0.5, debias=True)
     assert str(WEIGHT_MU_READ) in exported(adam_tx.chain(look_ahead))
+
+
+def test_what_a_weight_is_does_not_hang_on_the_name_of_its_decay():
+    def behind(now, updates, grad, mu):
+        mu = mu + now.decay.step * (updates - mu)
+        return mu / now.read.weight, mu
+
+    def mine(decay: adam_tx.Decay, read: adam_tx.Decay):
+        return adam_tx.Rule(behind, debias=["read"])
+
+    link = adam_tx.link(slots={"mu": adam_tx.Slot("gradient", decay="decay")}, debiases=("decay", "read"))(mine)
+    keys = exported(adam_tx.chain(link(0.9, 0.5)))
+    assert str(WEIGHT_MU_READ) not in keys
+    assert "mine.weight_read" in keys
+
+
+class Remembers(adam_tx.Wrapper):
+    """A wrapper that is no change of basis, with a field called like a part of one."""
+
+    def __init__(self, inner):
+        super().__init__(inner, name="remembers", keeps=("memory",))
+
+    def init_own(self, leaves):
+        return {"memory": leaves.tree([jnp.zeros_like(leaf) for leaf in leaves.initial])}
+
+    def update_leaves(self, leaves, updates, state):
+        fields = self.fields(state)
+        emitted, inner = self.run_inner(leaves, updates, fields.inner)
+        return emitted, self.state(inner, memory=fields.memory)
+
+
+@adam_tx.optimizer
+def remembers(inner):
+    return Remembers(inner)
+
+
+def test_what_is_called_like_a_part_of_a_basis_lies_as_its_parameter_does():
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    kernel = jax.ShapeDtypeStruct((4, 4), "float32")
+    spec = jax.sharding.PartitionSpec("data")
+    places = adam_tx.state_sharding(remembers(adam_tx.sgd(0.1)), kernel, specs=spec, mesh=mesh)
+    assert places.memory.spec == spec
 
 
 def test_only_one_file_takes_roles_apart():

@@ -73,6 +73,7 @@ class AbstractLink:
       told: the parts of its state that are for people to read, and that no step depends on.
       emits_last: whether it emits what its last member does, as it is.
       gives_gradient: whether what comes in is the gradient to its members, whatever it is to others.
+      keeps_basis: whether what it keeps itself is a basis, and what that is made of.
     """
 
     name: str = ""
@@ -85,6 +86,7 @@ class AbstractLink:
     told: tuple[str, ...] = ()
     emits_last: bool = False
     gives_gradient: bool = False
+    keeps_basis: bool = False
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The state for the parameters, without a count."""

@@ -93,7 +93,8 @@ class Rule:
         None for float32, or wider where the parameter is.
       start: what slots and numbers start from, by name; where it is not said slots start
         from zero, numbers from what the link declares.
-      roles: of slots whose role depends on the arguments, by name; see `Slot`.
+      roles: of slots whose role depends on the arguments, by name, see `Slot`; and of weights of decays by which no
+        slot averages, by their name in the state.
       shape: of slots that stand for blocks of their leaf: `(path, shape) -> shape`, or None where there is none.
       statistics: by name, sums and means that the rule reads.
       numbers: `(now, …) -> numbers` for a link with numbers: their new values by name,
@@ -201,7 +202,7 @@ class Declaration:
         for what, given, allowed in (
             ("debias", rule.debias, self.debiases),
             ("start", rule.start, kept),
-            ("roles", rule.roles, self.slots),
+            ("roles", rule.roles, {*self.slots, *self.weights.values()}),
             ("shape", rule.shape, self.slots),
             ("corrects", rule.corrects.values(), names.ranges),
             ("multiplies_by", [rule.multiplies_by] if rule.multiplies_by else [], names.ranges),

@@ -8,7 +8,7 @@ its name and fields, and registered for `jax.export` under a stable name.
 import collections
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, cast
 
 import jax
@@ -90,8 +90,8 @@ def replaced(state: Any, parts: Mapping[str, Any]) -> State:
     return {**state, **parts} if isinstance(state, Mapping) else state._replace(**parts)
 
 
-def checked(name: str, state: State, expected: StateType) -> Fields:
-    """The state, once it is known to have the parts of this type."""
+def checked(name: str, state: State, expected: StateType, **keys: Collection[str]) -> Fields:
+    """The state, once it is known to have the parts of this type, and those that are dicts these keys."""
     fields = tuple(field for field in getattr(state, "_fields", ()) if field != "count")
     wanted: tuple[str, ...] = getattr(expected, "_fields", ())
     if fields != wanted:
@@ -100,6 +100,13 @@ def checked(name: str, state: State, expected: StateType) -> Fields:
             "Give update the state that init returned: update(updates, state, params). Restore checkpoints "
             "into tx.init(params), without which they give plain dicts."
         )
+    for field, of_field in keys.items():
+        if wrong := sorted(set(of_field).symmetric_difference(getattr(state, field))):
+            raise ValueError(
+                f"{name}: its state has other {field} than this transformation keeps; only one of them has {wrong}. "
+                "Give update the state that init returned, or take over an older one with adam_tx.migrate(state, "
+                "old_tx, tx, params)."
+            )
     return cast(Fields, state)
 
 

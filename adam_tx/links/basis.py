@@ -132,6 +132,7 @@ class InBasis(Wrapper):
     """A link whose members see another basis."""
 
     counts_inner = True
+    keeps_basis = True
 
     def __init__(self, inner: Link, basis: Basis, name: str, formula: str = "Q inner(Qᴴ u)") -> None:
         if not isinstance(basis, Basis):

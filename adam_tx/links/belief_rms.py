@@ -62,4 +62,5 @@ def scale_by_belief_rms(
     v = "v / (1 - Π decay)" if debias else "v"
     formula = f"v += (1 - decay)(|g - u|² - v) + eps_stored; u / (sqrt({v}) + eps)"
     debiased = [*(["decay"] if debias else []), *([] if look_ahead is None else ["look_ahead"])]
-    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, correctable=True)
+    roles = {"weight_look_ahead": "weight_nu_look_ahead"}
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, roles=roles, correctable=True)

@@ -73,4 +73,6 @@ def scale_by_momentum(
     emitted = f"{reading}·mu + (1 - {reading})·u" if nesterov else "mu"
     formula = f"mu += (1 - decay)(u - mu); {emitted}" + (", debiased" if debias else "")
     rule = look_ahead if nesterov else plain
-    return Rule(rule, formula=formula, debias=[reading] if debias else [], dtype=dtype, correctable=not debias)
+    debiased = [reading] if debias else []
+    roles = {"weight_read": "weight_mu_read"}
+    return Rule(rule, formula=formula, debias=debiased, dtype=dtype, roles=roles, correctable=not debias)

@@ -32,6 +32,7 @@ class LeafEntry(NamedTuple):
       shape: its shape with the axes of one element that the state leaves out; None if it leaves out none.
       gathers: whether it is the mean or the sum of the gradients so far, until they are enough for an update.
       source: what it is made of: the gradient, and what was done to that before.
+      of_basis: whether it is a part of a basis, or of what a basis is made of.
     """
 
     role: Role
@@ -46,6 +47,7 @@ class LeafEntry(NamedTuple):
     shape: Shape | None = None
     gathers: Literal["", "mean", "sum"] = ""
     source: Provenance = GRADIENT
+    of_basis: bool = False
 
     @property
     def average(self) -> Average:

@@ -72,7 +72,7 @@ class StateImporter:
             self.exported.use(source, *self.exported.stored(source))
             self._convert(entry, key, source)
         elif self.policy.recipe or self._gathers_nothing(entry, key):
-            if not entry.role.belongs_to_basis:
+            if not entry.of_basis:
                 self.missing.setdefault(entry.role)
             self._start(entry, key)
         else:

@@ -145,7 +145,9 @@ class Reader(NumberedState):
                 yield SharedEntry(STEPS if link.facts.holds_back else COUNT, leaves, tree.number)
             else:
                 found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)
-                yield from (e._replace(of="figure") if isinstance(e, SharedEntry) else e for e in found)
+                for entry in found:
+                    is_leaf = isinstance(entry, LeafEntry)
+                    yield entry._replace(of_basis=link.keeps_basis) if is_leaf else entry._replace(of="figure")
 
     def _leafwise(self, link: Leafwise, part: visit.Part) -> Iterator[StateEntry]:
         if not link.facts.keeps:

@@ -107,12 +107,7 @@ class Role(NamedTuple):
     @property
     def is_basis(self) -> bool:
         """Whether it is a part of the basis that moments are in."""
-        return self.base.startswith("basis.")
-
-    @property
-    def belongs_to_basis(self) -> bool:
-        """Whether it is a part of a basis, or of what a basis is made of."""
-        return not {"basis", "memory"}.isdisjoint(self.base.split("."))
+        return self.has_owner and self.owner == "basis"
 
     @property
     def known(self) -> Known:
@@ -241,7 +236,6 @@ COUNTS: Mapping[Role, tuple[Role, ...]] = {
 """What counts updates in the states of Optax's wrappers, and the counts that it is too."""
 
 
-def weight_of(average: Role, argument: str = "") -> Role:
-    """The role of the weight of an average; `argument` names a decay that nothing is averaged by."""
-    base = f"weight_{average.base}"
-    return Role(f"{base}_{argument}" if argument else base, number=average.number)
+def weight_of(average: Role) -> Role:
+    """The role of the weight of an average."""
+    return Role(f"weight_{average.base}", number=average.number)

@@ -132,7 +132,7 @@ def _follows(entry: LeafEntry, leaves: list[Any], placement: MeshPlacement) -> b
     if entry.link is not None:
         return len(shape) == len(leaf)
     # the matrices that `in_basis` keeps of a square parameter have its shape as well
-    return shape == leaf and not entry.role.belongs_to_basis
+    return shape == leaf and not entry.of_basis
 
 
 def _shapes(leaves: Leaves) -> Tree:

@@ -40,9 +40,9 @@ def weight_role(link: Leafwise, decay: str) -> tuple[Averaged, Role]:
     if link.rule.corrects:
         kinds = {kind for kind, argument in link.rule.corrects.items() if argument == decay}
     kind = "square" if "square" in kinds else "gradient" if kinds or not averages else averages[0].kind
-    own = Role.parse(link.name).part(link.declaration.weights[decay])
-    if not (kinds or averages):
-        return "", own
-    if len([slot for slot in averages if slot.kind == kind]) > 1:
-        return kind, own
-    return kind, weight_of(AVERAGES[kind], "" if kinds else decay)
+    name = link.declaration.weights[decay]
+    if name in link.rule.roles:
+        return kind, Role.parse(link.rule.roles[name])
+    if kinds and len([slot for slot in averages if slot.kind == kind]) <= 1:
+        return kind, weight_of(AVERAGES[kind])
+    return kind if averages else "", Role.parse(link.name).part(name)

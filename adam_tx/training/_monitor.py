@@ -13,7 +13,7 @@ from jax import lax
 from adam_tx._core import hyperparams, states
 from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
-from adam_tx._core.states import State
+from adam_tx._core.states import Fields, State
 from adam_tx._link import optimizer
 from adam_tx._wrapper import Wrapper
 from adam_tx.training.figures import FIGURES, UNKNOWN, Leaf, figures_of, known_of, sums_of
@@ -91,12 +91,16 @@ class Monitor(Wrapper):
         if groups is not None and not isinstance(groups, Mapping):
             raise TypeError(f"monitor: groups must be a dict of patterns by name, got {groups!r}.")
         self._patterns = {f"{name}/": Pattern(of) for name, of in (groups or {}).items()}
+        self._keys = [f"{prefix}{name}" for prefix in ("", *self._patterns) for name in FIGURES]
 
     def init_own(self, leaves: Leaves) -> dict[str, dict[str, jax.Array]]:
         """Nothing is measured yet."""
         self._groups(leaves)
-        keys = [f"{prefix}{name}" for prefix in ("", *self._patterns) for name in FIGURES]
-        return {"metrics": {key: jnp.full((), UNKNOWN, jnp.float32) for key in keys}}
+        return {"metrics": {key: jnp.full((), UNKNOWN, jnp.float32) for key in self._keys}}
+
+    def fields(self, state: State) -> Fields:
+        """A state with the figures of this monitor."""
+        return states.checked(self.name, state, self._type, metrics=self._keys)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The link's step, and figures of it."""
