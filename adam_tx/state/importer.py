@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,16 @@ from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
 from adam_tx.state.arrays import Array, decoded
 from adam_tx.state.averages import Averages
-from adam_tx.state.entries import Average, LeafEntry
+from adam_tx.state.entries import Average, LeafEntry, arrays_of
 from adam_tx.state.exported import Exported
 from adam_tx.state.mismatch import misfit, why_not
 from adam_tx.state.policy import ImportPolicy
 from adam_tx.state.report import Report
-from adam_tx.state.rescale import rescaling
+from adam_tx.state.rescale import rescaling, times
 from adam_tx.state.roles import COUNTS, GATHERED_STEPS, RECIPES, Key, Role
 
 
-@dataclasses.dataclass
+@dataclass
 class StateImporter:
     """Fills the leaves of a state with what is kept of each parameter.
 
@@ -71,7 +71,7 @@ class StateImporter:
         elif source is not None:
             self.exported.use(source, *self.exported.stored(source))
             self._convert(entry, key, source)
-        elif self.policy.recipe or self._gathers_nothing(entry, key):
+        elif self.policy.recipe or (entry.gathers and self._steps(key) is None):  # nothing gathers where it comes from
             if not entry.of_basis:
                 self.missing.setdefault(entry.role)
             self._start(entry, key)
@@ -95,28 +95,22 @@ class StateImporter:
         is_same = had.unnumbered == role.unnumbered
         is_blocked = role.of == "blocks" and had == role._replace(of="") and blocks.divides(shape, value.shape)
         rate = self.exported.get(Key(had, key.path, "rate"))
-        by = rescaling(
-            role,
-            1.0 if rate is None else float(rate),
-            self._gathered(entry, key, rate) if entry.gathers else entry.source.rate,
-            fades=is_same and "steps" in entry.source.words,
-        )
+        wanted = self._gathered(entry, key, rate) if entry.gathers else entry.source.rate
+        by = rescaling(role, rate, wanted, fades=is_same and "steps" in entry.source.words)
         if by is None or not (is_same or is_blocked or had.without_steps == role.without_steps):
             missing = "" if source == key else f"{key} is missing, and "
             self.report.wrong.append(f"{missing}{source} is another quantity: {why_not(role, had)}")
-        elif is_same and by == 1.0:
-            self._fill(entry, key, value, source, self._stored(entry, source))
-        else:
-            value = np.asarray(blocks.mean(jnp.asarray(value), shape)) if is_blocked else value
-            self._fill(entry, key, _times(value, by), source, converted=True)
+            return
+        value = np.asarray(blocks.mean(jnp.asarray(value), shape)) if is_blocked else value
+        self._fill(entry, key, times(value, by), source, converted=not is_same or by != 1.0)
 
-    def _gathers_nothing(self, entry: LeafEntry, key: Key) -> bool:
-        """Whether it gathers gradients for an update, but where this comes from nothing does."""
-        return bool(entry.gathers) and self.exported.get(Key(GATHERED_STEPS, key.path)) is None
+    def _steps(self, key: Key) -> Any:
+        """How many steps are gathered where it comes from; None if nothing gathers there."""
+        return self.exported.get(Key(GATHERED_STEPS, key.path))
 
     def _gathered(self, entry: LeafEntry, key: Key, rate: ArrayLike | None) -> float:
         """The factor of the mean of the gradients in what gathers them."""
-        found = self.exported.get(Key(GATHERED_STEPS, key.path))
+        found = self._steps(key)
         steps = 1.0 if found is None else max(1.0, float(found))
         if rate is None and steps > 1:
             self.report.wrong.append(
@@ -140,38 +134,28 @@ class StateImporter:
         """The slot as `init` makes it."""
         return Stored(self.old[entry.values], None if entry.scales is None else self.old[entry.scales])
 
-    def _fill(
-        self,
-        entry: LeafEntry,
-        key: Key,
-        value: Array,
-        source: Key,
-        stored: Stored | None = None,
-        *,
-        converted: bool = False,
-    ) -> None:
+    def _fill(self, entry: LeafEntry, key: Key, value: Array, source: Key, *, converted: bool) -> None:
         """Put a value in the place of a slot, as it is stored where both sides store it so."""
         by, unknown = self.averages.factor(entry, source)
         if unknown:
             self.report.wrong.append(unknown)
         like = self._like(entry)
-        value = self._shaped(entry, _times(value, by), like)
+        value = self._shaped(entry, times(value, by), like)
         wrong = misfit(value, like.values, coded=like.scales is not None)
         if entry.is_square and np.any(value < 0):
             wrong = "has negative numbers, but is of squares"
         if wrong:
             self.report.wrong.append(f"{key} {wrong}")
             return
-        new = stored if stored is not None and by == 1.0 else self._encoded(entry, value, like)
-        self.new[entry.values] = new.values
-        if entry.scales is not None and new.scales is not None:
-            self.new[entry.scales] = new.scales
+        stored = None if converted or by != 1.0 else self._stored(entry, source)
+        new = stored or self._encoded(entry, value, like)
+        self.new |= {n: array for n, array in zip(arrays_of(entry), new, strict=False) if array is not None}
         self.filled.setdefault(entry.average, []).append((entry, source))
         if "basis" in entry.source.words:
             self._in_basis.setdefault(entry.leaf, []).append(key)
         elif entry.role.is_basis:
             self._bases.setdefault(entry.leaf, []).append(entry.role)
-        self.report.convert(key, source) if converted or source != key else self.report.keep(key)
+        self.report.tell("converted" if converted or source != key else "kept", key, source)
 
     def _shaped(self, entry: LeafEntry, value: Array, like: Stored) -> Array:
         """A value without the axes that the state leaves out, and of squares without an imaginary part of zeros."""
@@ -192,7 +176,7 @@ class StateImporter:
         return entry.link.storage[entry.slot].encode(placed, like, noise)
 
     def _start(self, entry: LeafEntry, key: Key) -> None:
-        self.report.start(key)
+        self.report.tell("started fresh", key)
         self.started.setdefault(entry.average, entry.role)
         if entry.starts_by_count:
             self.young.setdefault(entry.role, []).append(entry.leaf)
@@ -215,11 +199,6 @@ class StateImporter:
                 continue  # its value is told of
             no_state = any(key.role.is_within(role) for role in (*RECIPES.values(), *COUNTS))
             if self.policy.drops(key) or no_state or key.role.owner in figures:
-                self.report.drop(key)
+                self.report.tell("dropped", key)
             else:
                 self.report.wrong.append(f"{key} is left over")
-
-
-def _times(value: Array, by: float) -> Array:
-    """The value times a factor, in its own dtype."""
-    return value if by == 1.0 else value * np.asarray(by, value.dtype)

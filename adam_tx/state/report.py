@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from adam_tx.state.roles import Key, Role
 
+Fate = Literal["kept", "converted", "from the count", "started fresh", "dropped"]
+"""What became of an entry: it is what it was, or follows exactly from what was kept under another name; it was computed
+from the count; it starts as `init` starts it; or there is no place for it."""
 _MOST = 4  # paths that are named, of a role that was not all treated alike
 
 
@@ -23,52 +27,27 @@ class Report:
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self.notes: list[str] = []
-        self._kept: dict[Key, None] = {}
-        self._converted: dict[Key, Key] = {}
-        self._computed: dict[Key, None] = {}
-        self._started: dict[Key, None] = {}
-        self._dropped: dict[Key, None] = {}
-        self._recipe: dict[str, None] = {}
+        self._became: dict[Fate, dict[Key, Key]] = {fate: {} for fate in get_args(Fate)}
+        self._recipe: list[str] = []
 
-    def keep(self, key: Key) -> None:
-        """It is what it was."""
-        self._kept[key] = None
-
-    def convert(self, key: Key, source: Key) -> None:
-        """It follows exactly from what was kept under another name."""
-        self._converted[key] = source
-
-    def compute(self, key: Key) -> None:
-        """It was computed from the count."""
-        self._computed[key] = None
-
-    def start(self, key: Key) -> None:
-        """It starts as `init` starts it."""
-        self._started[key] = None
-
-    def drop(self, key: Key) -> None:
-        """There is no place for it."""
-        self._dropped[key] = None
+    def tell(self, fate: Fate, key: Key, source: Key | None = None) -> None:
+        """What became of an entry, and what it was converted from."""
+        self._became[fate][key] = source or key
 
     def keep_recipe(self, name: str, now: ArrayLike, old: ArrayLike) -> None:
         """A number stays what the recipe says, though the old state had another."""
-        self._recipe[f"{name} {_text(now)} (the old state had {_text(old)})"] = None
+        self._recipe.append(f"{name} {_text(now)} (the old state had {_text(old)})")
 
     @property
     def is_worth_telling(self) -> bool:
         """Whether anything was not simply kept, or computed as it was."""
-        return bool(self._converted or self._started or self._dropped or self._recipe or self.notes)
+        told = [self._became[fate] for fate in ("converted", "started fresh", "dropped")]
+        return any([*told, self._recipe, self.notes])
 
     def __str__(self) -> str:
-        sources = [f"{_group(key)} from {source.shared}" for key, source in self._converted.items()]
-        rows = {
-            "kept": self._summed(self._kept),
-            "converted": dict.fromkeys(sources),
-            "from the count": self._summed(self._computed),
-            "started fresh": self._summed(self._started),
-            "dropped": self._summed(self._dropped),
-            "of the recipe": self._recipe,
-        }
+        sources = [f"{_group(key)} from {source.shared}" for key, source in self._became["converted"].items()]
+        rows = {fate: self._summed(keys) for fate, keys in self._became.items()}
+        rows |= {"converted": dict.fromkeys(sources), "of the recipe": dict.fromkeys(self._recipe)}
         lines = [f"{name + ':':<16}{', '.join(found)}" for name, found in rows.items() if found]
         return "\n".join([*lines, *self.notes])
 
@@ -77,8 +56,7 @@ class Report:
         found: dict[str, list[str]] = {}
         for key in keys:
             found.setdefault(_group(key), []).append(str(key))
-        rows = (self._kept, self._converted, self._computed, self._started, self._dropped)
-        elsewhere = {_group(key) for row in rows if row is not keys for key in row}
+        elsewhere = {_group(key) for row in self._became.values() if row is not keys for key in row}
         summed = list[str]()
         for role, of_role in found.items():
             if of_role == [role]:

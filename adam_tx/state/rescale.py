@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
+
+from adam_tx.state.arrays import Array
 from adam_tx.state.roles import Role
 
 
-def rescaling(role: Role, rate: float, wanted: float, *, fades: bool = False) -> float | None:
+def times(value: Array, by: float) -> Array:
+    """The value times a factor, in its own dtype."""
+    return value if by == 1.0 else value * np.asarray(by, value.dtype)
+
+
+def rescaling(role: Role, rate: Any, wanted: float, *, fades: bool = False) -> float | None:
     """The factor that turns a quantity of gradients times `rate` into one of gradients times `wanted`.
 
     Args:
       role: what it is.
-      rate: the constant that is in it; infinite if it varied, with its sign, and NaN if that is not known.
+      rate: the constant that is in it, None for one; infinite if it varied, with its sign, and NaN if that is not known.
       wanted: the constant that is to be in it.
       fades: whether both are learning rates inside a momentum. A new one then takes over as
         steps are made, as it does in place; only the sign has to be right at once.
@@ -20,6 +29,7 @@ def rescaling(role: Role, rate: float, wanted: float, *, fades: bool = False) ->
     Returns:
       The factor; None if it is not known.
     """
+    rate = 1.0 if rate is None else float(rate)
     if rate == wanted:
         return 1.0
     if fades:

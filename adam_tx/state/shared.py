@@ -46,7 +46,7 @@ class SharedImporter:
         if entry.of in ("recipe", "update"):
             self._tell_recipe(entry)
         elif self._policy.starts(key) or (entry.is_weight and entry.leaves and not self._has_average(entry)):
-            self._report.start(key)
+            self._report.tell("started fresh", key)
         elif len(found) < len(paths):
             self._make(entry)
         else:
@@ -57,9 +57,9 @@ class SharedImporter:
 
     def _tell_source(self, key: Key, source: Key) -> None:
         if source.role.unnumbered == key.role.unnumbered:
-            self._report.keep(key)
+            self._report.tell("kept", key)
         else:
-            self._report.convert(key, source)
+            self._report.tell("converted", key, source)
 
     def _paths(self, entry: SharedEntry) -> list[str]:
         return [self._importer.leaves.paths[leaf] for leaf in sorted(entry.leaves)] or [""]
@@ -86,7 +86,7 @@ class SharedImporter:
         if entry.is_weight and (not self._policy.recipe or self._has_average(entry)):
             self._weigh(entry)
         elif self._policy.recipe or entry.of == "figure":
-            self._report.start(Key(entry.role))
+            self._report.tell("started fresh", Key(entry.role))
         else:
             self._report.wrong.append(f"{entry.role} is missing")
 
@@ -110,7 +110,7 @@ class SharedImporter:
                 return
             values[path] = np.zeros(2) if decay is None or not count else self._averages.weight(decay, count)
         if values and self._fill(entry, values):
-            self._report.compute(Key(entry.role))
+            self._report.tell("from the count", Key(entry.role))
 
     def _own_decay(self, entry: SharedEntry) -> Decay | None:
         """The decay that a link looks ahead with, which nothing was averaged by."""
@@ -196,7 +196,7 @@ class SharedImporter:
         """What can only be said once all is there."""
         for key in self._averages.weights:
             self._exported.use(key)
-            self._report.compute(key.shared)
+            self._report.tell("from the count", key.shared)
         for role, factors in self._averages.factors.items():
             size = " to ".join(f"{by:.3g}" for by in sorted({min(factors), max(factors)}))
             self._report.notes.append(
