@@ -10,12 +10,10 @@ import numpy as np
 import optax
 
 from adam_tx.interop._config import check_int, keras_inner, keras_settings, number
-from adam_tx.interop._parameters import Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.interop._parameters import Entries, Parameters
 from adam_tx.state import roles
 from adam_tx.state.arrays import Array
-from adam_tx.state.debiasing import exact_pair
-from adam_tx.state.export import of_parameter
-from adam_tx.state.rescale import rescaling
+from adam_tx.state.debiasing import exact_pair, product_of
 from adam_tx.state.roles import Key, Role
 
 
@@ -168,7 +166,7 @@ def from_variables(
             found[Key(variable.role, about="rate")] = np.asarray(rate)
     found |= _counts(found.pop(Key(roles.COUNT)), config, Key(_SCALE) in found)
     found |= {Key(role, about="decay"): np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
-    return as_texts(found)
+    return {str(key): value for key, value in found.items()}
 
 
 def _check_variable(what: str, variable: Variable, name: str, value: Array) -> None:
@@ -218,18 +216,17 @@ def to_variables(
     what, kind, config = _described(config, optimizer)
     parameters = Parameters(what, params, names)
     outer: list[Array] = []
-    entries = parsed(exported)
     if kind == "lossscaleoptimizer":
-        good, scale = (_needed(what, entries, Key(role)) for role in (_GOOD, _SCALE))
+        good, scale = (Entries(what, exported).needed(Key(role)) for role in (_GOOD, _SCALE))
         outer += [np.asarray(0, np.int32), np.asarray(0, np.float32), good, scale]
         what, kind, config = _described(keras_inner(config), None)
+    entries = Entries(what, exported)
     variables = list(_variables(kind, config, parameters))
     values = [_theirs(what, variable, entries, config) for variable in variables]
     used = {Key(variable.role, variable.path) for variable in variables if variable.role and variable.path}
-    check_nothing_is_lost(what, entries, used, drop)
-    for path in parameters.paths:
-        count = int(of_parameter(entries, Key(roles.COUNT, path)))
-        check_weights(what, entries, path, _decays(what, kind, config) if kind in _DEBIASED else {}, count)
+    entries.check_nothing_is_lost(used, drop)
+    for path in parameters.paths if kind in _DEBIASED else ():
+        entries.check_weights(path, _decays(what, kind, config), int(entries.get(Key(roles.COUNT, path))))
     return outer + values
 
 
@@ -322,38 +319,25 @@ def _counts(iteration: Array, config: Mapping[str, Any], guarded: bool) -> dict[
     return counts
 
 
-def _theirs(what: str, variable: Variable, exported: Mapping[Key, Any], config: Mapping[str, Any]) -> Array:
+def _theirs(what: str, variable: Variable, entries: Entries, config: Mapping[str, Any]) -> Array:
     """The value of one of Keras's variables."""
     if variable.role == roles.COUNT:
         every = config["gradient_accumulation_steps"] or 1
-        within = _needed(what, exported, Key(roles.GATHERED_STEPS)) if every > 1 else 0
-        return np.asarray(int(_needed(what, exported, Key(roles.COUNT))) * every + int(within), np.int32)
+        within = entries.needed(Key(roles.GATHERED_STEPS)) if every > 1 else 0
+        return np.asarray(int(entries.needed(Key(roles.COUNT))) * every + int(within), np.int32)
     if variable.ending == "learning_rate":
         return np.asarray(config["learning_rate"])
     if variable.role == roles.WEIGHT_MU_READ:
-        first, rest = _needed(what, exported, Key(roles.WEIGHT_MU_READ))
-        return np.asarray((1 - first) - rest)
+        return product_of(entries.needed(Key(roles.WEIGHT_MU_READ)))
     if variable.role is None:
         if not variable.path:
             return np.zeros((), np.int32)
-        rows, columns = (_needed(what, exported, Key(role, variable.path)) for role in (roles.NU_ROW, roles.NU_COL))
+        rows, columns = (entries.needed(Key(role, variable.path)) for role in (roles.NU_ROW, roles.NU_COL))
         return rows / np.mean(rows, -2, keepdims=True) * columns  # which Keras makes anew in every step
-    return _of_parameter(what, variable, Key(variable.role, variable.path), exported, config)
-
-
-def _of_parameter(
-    what: str, variable: Variable, key: Key, exported: Mapping[Key, Any], config: Mapping[str, Any]
-) -> Array:
-    """The value of a variable that is kept of a parameter."""
-    value = np.asarray(_needed(what, exported, key))
-    rate, wanted = of_parameter(exported, key._replace(about="rate")), _rate(variable, config)
-    if key.role == roles.GATHERED:
-        wanted = max(1.0, float(_needed(what, exported, Key(roles.GATHERED_STEPS))))
-    by = rescaling(key.role, 1.0 if rate is None else float(rate), wanted, fades=key.role.is_of_steps)
-    if by is None:
-        raise ValueError(f"{what}: {key} is of gradients times {rate}, not {wanted}; take that away before.")
-    if by != 1.0:
-        value = value * np.asarray(by, value.dtype)
+    key, wanted = Key(variable.role, variable.path), _rate(variable, config)
+    if variable.role == roles.GATHERED:
+        wanted = max(1.0, float(entries.needed(Key(roles.GATHERED_STEPS))))
+    value = entries.scaled(key, "", wanted)
     if variable.lost_axis is not None:
         value = np.squeeze(value, variable.lost_axis)
     if value.shape != variable.shape:
@@ -361,12 +345,6 @@ def _of_parameter(
             f"{what}: {key} has shape {value.shape}, but Keras keeps {variable.shape}; give its own params."
         )
     return value if variable.sign > 0 else -value
-
-
-def _needed(what: str, exported: Mapping[Key, Any], key: Key) -> Any:
-    if key not in exported:
-        raise ValueError(f"{what}: it needs {key}, which exported does not have.")
-    return exported[key]
 
 
 def _array(variable: Any) -> Array:

@@ -1,4 +1,4 @@
-"""Parameters of another framework: which of ours each is, and how its axes are turned."""
+"""Parameters of another framework, which of ours each is and how its axes are turned; and our entries for them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adam_tx._core.paths import Pattern, shape_of, slashed
 from adam_tx.state.arrays import Array
 from adam_tx.state.export import of_parameter
 from adam_tx.state.policy import names
+from adam_tx.state.rescale import rescaling, times
 from adam_tx.state.roles import Key, Role, weight_of
 
 Order = Sequence[int] | Callable[[str, tuple[int, ...]], Sequence[int] | None]
@@ -141,48 +142,72 @@ def _turned_back(value: Array, order: Sequence[int]) -> Array:
     return np.transpose(np.flip(value, _backwards(order)), np.argsort([_axis(axis) for axis in order]))
 
 
-def parsed(exported: Mapping[str, Any]) -> dict[Key, Any]:
-    """The entries of a dict by key."""
-    return {Key.parse(key): value for key, value in exported.items()}
-
-
-def as_texts(entries: Mapping[Key, Any]) -> dict[str, Any]:
-    """The dict of these entries."""
-    return {str(key): value for key, value in entries.items()}
-
-
-def check_nothing_is_lost(what: str, exported: Mapping[Key, Any], used: set[Key], drop: str) -> None:
-    """Refuse to leave out what is kept of a parameter, unless that is said."""
-    # a tree that is one parameter has keys without a path, as shared numbers have
-    alone = not any(key.path for key in used)
-    left = [
-        key
-        for key, value in exported.items()
-        if (key.path or (alone and np.ndim(value))) and not key.stored and key not in used
-        if not (key.about or key.role.is_count or key.role.is_weight or (drop and names(drop, key)))
-    ]
-    if left:
-        raise ValueError(
-            f"{what} has no place for {some([str(key) for key in left])}. If that may be lost, say so: "
-            f"drop='{left[0].shared}'."
-        )
-
-
-def check_weights(what: str, exported: Mapping[Key, Any], path: str, betas: Mapping[Role, Any], count: int) -> None:
-    """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have.
+class Entries:
+    """What `export_state` gave, as the optimizer of another framework takes it.
 
     Args:
       what: the framework's optimizer, for errors.
       exported: the dict.
-      path: the path of a parameter.
-      betas: by the role of an average the decay that the framework debiases it by.
-      count: the number of its steps.
     """
-    for average, beta in betas.items():
-        key = Key(weight_of(average), path)
-        ours, theirs = of_parameter(exported, key), 1 - float(beta) ** count
-        if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
-            raise ValueError(
-                f"{what}: {key.role} is {np.sum(ours):.6g}, but after {count} steps it debiases by 1 - {beta}^{count} "
-                f"= {theirs:.6g}. It knows only constant betas, and only those of all steps; set them to the decays."
+
+    def __init__(self, what: str, exported: Mapping[str, object]) -> None:
+        self._what = what
+        self._values: dict[Key, Any] = {Key.parse(text): value for text, value in exported.items()}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._values
+
+    def get(self, key: Key) -> Any:
+        """The entry of a parameter, or the one that all share; None without either."""
+        return of_parameter(self._values, key)
+
+    def needed(self, key: Key, slot: str = "") -> Any:
+        """The entry of this very key, which the framework keeps in this slot."""
+        if key not in self._values:
+            needs = (
+                f"{slot} of {key.path}, but exported has no {key}" if slot else f"{key}, which exported does not have"
             )
+            raise ValueError(f"{self._what}: it needs {needs}.")
+        return self._values[key]
+
+    def scaled(self, key: Key, slot: str, wanted: float) -> Array:
+        """The entry of this very key, of gradients times this constant."""
+        value, rate = np.asarray(self.needed(key, slot)), self.get(key._replace(about="rate"))
+        by = rescaling(key.role, rate, wanted, fades=key.role.is_of_steps)
+        if by is None:
+            raise ValueError(f"{self._what}: {key} is of gradients times {rate}, not {wanted}; take that away before.")
+        return times(value, by)
+
+    def check_nothing_is_lost(self, used: set[Key], drop: str) -> None:
+        """Refuse to leave out what is kept of a parameter, unless that is said."""
+        # a tree that is one parameter has keys without a path, as shared numbers have
+        alone = not any(key.path for key in used)
+        left = [
+            key
+            for key, value in self._values.items()
+            if (key.path or (alone and np.ndim(value))) and not key.stored and key not in used
+            if not (key.about or key.role.is_count or key.role.is_weight or (drop and names(drop, key)))
+        ]
+        if left:
+            raise ValueError(
+                f"{self._what} has no place for {some([str(key) for key in left])}. If that may be lost, say so: "
+                f"drop='{left[0].shared}'."
+            )
+
+    def check_weights(self, path: str, betas: Mapping[Role, Any], count: int) -> None:
+        """Refuse a debiasing weight that a framework, which takes it from its betas and the step, would not have.
+
+        Args:
+          path: the path of a parameter.
+          betas: by the role of an average the decay that the framework debiases it by.
+          count: the number of its steps.
+        """
+        for average, beta in betas.items():
+            role = weight_of(average)
+            ours, theirs = self.get(Key(role, path)), 1 - float(beta) ** count
+            if ours is not None and abs(float(np.sum(ours)) - theirs) > 1e-4 * theirs:
+                raise ValueError(
+                    f"{self._what}: {role} is {np.sum(ours):.6g}, but after {count} steps it debiases by 1 - "
+                    f"{beta}^{count} = {theirs:.6g}. It knows only constant betas, and only those of all steps; set "
+                    "them to the decays."
+                )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import optax
 
 from adam_tx.interop._config import check_scheduled, number, unsupported
-from adam_tx.interop._parameters import Axes, Parameters, as_texts, check_nothing_is_lost, check_weights, parsed
+from adam_tx.interop._parameters import Axes, Entries, Parameters
 from adam_tx.state import roles
 from adam_tx.state.arrays import Array
-from adam_tx.state.debiasing import exact_pair
-from adam_tx.state.export import collapsed, of_parameter
-from adam_tx.state.rescale import rescaling
+from adam_tx.state.debiasing import exact_pair, product_of
+from adam_tx.state.export import collapsed
 from adam_tx.state.roles import Key, Role
 
 _ADAM = {"exp_avg": roles.MU, "exp_avg_sq": roles.NU}
@@ -38,6 +37,8 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
+_NUMBERS: Mapping[str, Collection[str]] = {"SGD": (), "NAdam": ("step", "mu_product")}
+"""What classes keep beside slots; the others keep a step."""
 _BETAS = (roles.MU, roles.NU)
 """The averages whose decays a pair of betas has."""
 
@@ -87,66 +88,22 @@ def from_state_dict(
     >>> read["count"], read["mu/kernel"].shape
     (array(3, dtype=int32), (2, 1))
     """
-    what = f"torch.optim.{optimizer}"
-    groups = _groups(what, optimizer, state_dict)
-    ids, parameters = [i for group in groups for i in group["params"]], _parameters(what, groups, params, names, axes)
-    group_of = {i: group for group in groups for i in group["params"]}
-    state = _state(state_dict)
-    if strangers := [i for i in state if i not in ids]:
-        raise ValueError(
-            f"{what}: state has entries for {strangers[:3]}, but the parameters in param_groups are {ids[:3]}...; give "
-            "state_dict as PyTorch made it, with whole numbers as keys."
-        )
-    if not any(map(_entry, state.values())):
-        raise ValueError(
-            f"{what}: its state is empty, because it has made no step, or keeps nothing. Call init instead."
-        )
+    theirs = _StateDict(optimizer, state_dict, params, names, axes)
+    theirs.check_state()
     found: dict[Key, Any] = {}
     shared: dict[Key, dict[str, Any]] = {}
-    for i, path in zip(ids, parameters.paths, strict=True):
-        if not (entry := _entry(state.get(i))):
+    for i, path, group in theirs.members():
+        if not (entry := theirs.state.get(i)):
             continue  # it is frozen, or had no gradient yet
-        group = group_of[i]
-        for slot, role in _expected(what, optimizer, group, path, entry).items():
-            found[Key(role, path)] = parameters.ours(path, slot, _array(entry[slot]))
+        for slot, role in theirs.slots(group, path, entry).items():
+            found[Key(role, path)] = theirs.parameters.ours(path, slot, _array(entry[slot]))
             shared.setdefault(Key(role, about="rate"), {})[path] = np.asarray(_sign(group))
-        for key, value in (_counted(what, path, entry) | _decays(what, group, _SLOTS[optimizer].values())).items():
+        for key, value in (theirs.counted(path, entry) | theirs.decays(group)).items():
             shared.setdefault(key, {})[path] = value
     for key, values in shared.items():
         if key.about != "rate" or -1.0 in values.values():
             found |= collapsed(key, values)
-    return as_texts(found)
-
-
-def _counted(what: str, path: str, entry: Mapping[str, Any]) -> dict[Key, Any]:
-    """The count, and the weight of the decays that NAdam looks ahead with."""
-    count = {Key(roles.COUNT): _step(what, path, entry["step"])} if "step" in entry else {}
-    if "mu_product" not in entry:
-        return count
-    return count | {Key(roles.WEIGHT_MU_READ): exact_pair(_array(entry["mu_product"]))}
-
-
-def _decays(what: str, group: Mapping[str, Any], kept: Collection[Role]) -> dict[Key, Any]:
-    """The decays, numbers or schedules, that made averages: without them nothing is debiased rightly."""
-    if roles.MU not in kept:
-        return {Key(roles.NU, about="decay"): _decay(what, "alpha", group.get("alpha"))} if roles.NU in kept else {}
-    betas = group.get("betas")
-    if not isinstance(betas, tuple | list) or len(betas) != 2:
-        raise unsupported(
-            what, "betas", betas, "it must be a pair, by which moments were made and are debiased; give whole groups."
-        )
-    check_scheduled(what, group, "betas")
-    decays = {role: _decay(what, "betas", beta) for role, beta in zip(_BETAS, betas, strict=True)}
-    return {Key(role, about="decay"): decay for role, decay in decays.items() if role in kept}
-
-
-def _state(state_dict: Mapping[str, object]) -> Mapping[object, Any]:
-    """What is kept of each parameter, by its number."""
-    return cast(Mapping[object, Any], state_dict["state"])
-
-
-def _decay(what: str, key: str, value: Any) -> Any:
-    return value if callable(value) else np.asarray(number(what, key, value, 0.0, 1.0))
+    return {str(key): value for key, value in found.items()}
 
 
 def to_state_dict(
@@ -188,117 +145,166 @@ def to_state_dict(
     >>> adam_tx.interop.torch.to_state_dict(exported, like, params, names=["w"])["state"][0]["exp_avg"]
     array([0.1, 0.1], dtype=float32)
     """
-    what = f"torch.optim.{optimizer}"
-    groups = _groups(what, optimizer, state_dict)
-    parameters = _parameters(what, groups, params, names, axes)
-    paths = iter(parameters.paths)
-    entries = parsed(exported)
+    theirs = _StateDict(optimizer, state_dict, params, names, axes)
+    entries = Entries(theirs.what, exported)
     used = set[Key]()
     made: dict[Any, dict[str, Any]] = {}
-    make = tensor or np.asarray
-    state = _state(state_dict)
-    for group in groups:
-        for i, path in zip(group["params"], paths, strict=False):
-            slots = _expected(what, optimizer, group, path, None)
-            keys = {Key(role, path) for role in _SLOTS[optimizer].values()} & entries.keys()
-            if slots and not keys and not _entry(state.get(i)):
-                continue  # it is frozen on both sides
-            entry = _numbers(what, optimizer, entries, group, path)
-            for slot, role in slots.items():
-                key = Key(role, path)
-                if key not in entries:
-                    raise ValueError(f"{what}: it needs {slot} of {path}, but exported has no {key}.")
-                entry[slot] = parameters.theirs(path, slot, _scaled(what, entries, key, _sign(group)))
-            # without momentum there is a trace here, of which nothing is read
-            used |= keys if optimizer == "SGD" and not slots else {Key(role, path) for role in slots.values()}
-            if entry.get("step", 1):
-                made[i] = {slot: make(np.array(value)) for slot, value in entry.items()}
+    for i, path, group in theirs.members():
+        slots = theirs.slots(group, path)
+        keys = {key for role in theirs.roles.values() if (key := Key(role, path)) in entries}
+        if slots and not keys and not theirs.state.get(i):
+            continue  # it is frozen on both sides
+        entry = theirs.numbers(entries, group, path)
+        for slot, role in slots.items():
+            value = entries.scaled(Key(role, path), slot, _sign(group))
+            entry[slot] = theirs.parameters.theirs(path, slot, value)
+        # without momentum there is a trace here, of which nothing is read
+        used |= keys if optimizer == "SGD" and not slots else {Key(role, path) for role in slots.values()}
+        if entry and entry.get("step", 1):
+            made[i] = {slot: (tensor or np.asarray)(np.array(value)) for slot, value in entry.items()}
     if not used and exported:
         raise ValueError(
-            f"{what}: exported has nothing of any parameter; give what export_state gave for these params."
+            f"{theirs.what}: exported has nothing of any parameter; give what export_state gave for these params."
         )
-    check_nothing_is_lost(what, entries, used, drop)
-    return {"state": {i: entry for i, entry in made.items() if entry}, "param_groups": groups}
+    entries.check_nothing_is_lost(used, drop)
+    return {"state": made, "param_groups": theirs.groups}
 
 
-def _numbers(
-    what: str, optimizer: str, exported: Mapping[Key, Any], group: Mapping[str, Any], path: str
-) -> dict[str, Any]:
-    """What an entry has beside its arrays: the step, and NAdam's product of decays."""
-    if optimizer == "SGD":
-        return {}
-    if (count := of_parameter(exported, Key(roles.COUNT, path))) is None or np.shape(count):
-        raise ValueError(f"{what}: exported has no count; give what export_state gave.")
-    betas: dict[Role, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
-    check_weights(what, exported, path, betas, int(count))
-    product = {"mu_product": _product(what, exported, path)} if optimizer == "NAdam" else {}
-    return {"step": np.asarray(count, np.float32), **product}
+class _StateDict:
+    """What the `state_dict()` of a PyTorch optimizer has for our parameters.
 
+    Attributes:
+      what: the optimizer, for errors.
+      roles: the roles of all slots that its class has.
+      groups: its parameter groups.
+      state: what it keeps, by the numbers of its parameters.
+      parameters: our parameters in its order.
+    """
 
-def _groups(what: str, optimizer: str, state_dict: Any) -> Sequence[Mapping[str, Any]]:
-    if optimizer not in _SLOTS:
-        raise ValueError(f"{what}: optimizer must be one of {sorted(_SLOTS)}, got {optimizer!r}.")
-    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        raise ValueError(f"{what}: state_dict must be what optimizer.state_dict() gives, with state and param_groups.")
-    return state_dict["param_groups"]
-
-
-def _parameters(what: str, groups: Sequence[Mapping[str, Any]], params: Any, names: Any, axes: Axes) -> Parameters:
-    """Our parameters in the order of PyTorch's."""
-    count = sum(len(group["params"]) for group in groups)
-    given = [name for group in groups for name in group.get("param_names", ())]
-    if names is None or isinstance(names, Mapping):
-        if len(given) != count:
+    def __init__(self, optimizer: str, state_dict: Any, params: Any, names: Any, axes: Axes) -> None:
+        self.what = f"torch.optim.{optimizer}"
+        if optimizer not in _SLOTS:
+            raise ValueError(f"{self.what}: optimizer must be one of {sorted(_SLOTS)}, got {optimizer!r}.")
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             raise ValueError(
-                f"{what}: its groups have no param_names, which PyTorch keeps where the optimizer was given "
-                f"named_parameters(). Say which parameter is which: names=[...], the paths of the {count} in its order."
+                f"{self.what}: state_dict must be what optimizer.state_dict() gives, with state and param_groups."
             )
-        names = [name.replace(".", "/") if names is None else names.get(name, name) for name in given]
-    if len(names) != count:
-        raise ValueError(f"{what}: names has {len(names)} paths, but there are {count} parameters in param_groups.")
-    return Parameters(what, params, names, axes)
+        self._optimizer = optimizer
+        self.roles = _SLOTS[optimizer]
+        self.groups: Sequence[Mapping[str, Any]] = state_dict["param_groups"]
+        self.state = {i: _entry(given) for i, given in cast(Mapping[object, Any], state_dict["state"]).items()}
+        self.parameters = Parameters(self.what, params, self._paths(names), axes)
 
+    def _paths(self, names: Any) -> Sequence[str]:
+        """The paths of our parameters in the order of PyTorch's."""
+        count = sum(len(group["params"]) for group in self.groups)
+        given = [name for group in self.groups for name in group.get("param_names", ())]
+        if names is None or isinstance(names, Mapping):
+            if len(given) != count:
+                raise ValueError(
+                    f"{self.what}: its groups have no param_names, which PyTorch keeps where the optimizer was given "
+                    "named_parameters(). Say which parameter is which: names=[...], the paths of the "
+                    f"{count} in its order."
+                )
+            names = [name.replace(".", "/") if names is None else names.get(name, name) for name in given]
+        if len(names) != count:
+            raise ValueError(
+                f"{self.what}: names has {len(names)} paths, but there are {count} parameters in param_groups."
+            )
+        return names
 
-def _expected(
-    what: str, optimizer: str, group: Mapping[str, Any], path: str, entry: Mapping[str, Any] | None
-) -> dict[str, Role]:
-    """The slots that a parameter of this group has, and their roles; refuses an entry with others."""
-    slots = {
-        slot: role
-        for slot, role in _SLOTS[optimizer].items()
-        if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
-    }
-    if optimizer == "Adamax" and group.get("eps") == 0:
-        slots["exp_inf"] = roles.NU_INF
-    others = [key for key in _OF_OTHERS.get(optimizer, ()) if key in group]
-    if entry is not None and others:
-        raise ValueError(f"{what}: a group with {others} is of another class; say which: optimizer=...")
-    expected = {*slots, *(["step"] if optimizer != "SGD" else []), *(["mu_product"] if optimizer == "NAdam" else [])}
-    if entry is not None and set(entry) != expected:
-        missing, unknown = sorted(expected - entry.keys()), sorted(entry.keys() - expected)
-        fitting = [name for name, known in _SLOTS.items() if entry.keys() <= {*known, "step"}]
-        raise ValueError(
-            f"{what}: the state of {path} has {sorted(entry)}: {f'{unknown} too many' if unknown else ''}"
-            f"{' and ' if unknown and missing else ''}{f'{missing} missing' if missing else ''}. It may be of another "
-            f"class{f', such as {fitting[0]}' if fitting else ''}; say which: optimizer=..."
-        )
-    return slots
+    def members(self) -> Iterator[tuple[object, str, Mapping[str, Any]]]:
+        """Of each parameter its number in PyTorch, our path and its group."""
+        paths = iter(self.parameters.paths)
+        return ((i, next(paths), group) for group in self.groups for i in group["params"])
+
+    def check_state(self) -> None:
+        """Refuse a state of other parameters, or of none."""
+        ids = [i for group in self.groups for i in group["params"]]
+        if strangers := [i for i in self.state if i not in ids]:
+            raise ValueError(
+                f"{self.what}: state has entries for {strangers[:3]}, but the parameters in param_groups are "
+                f"{ids[:3]}...; give state_dict as PyTorch made it, with whole numbers as keys."
+            )
+        if not any(self.state.values()):
+            raise ValueError(
+                f"{self.what}: its state is empty, because it has made no step, or keeps nothing. Call init instead."
+            )
+
+    def slots(self, group: Mapping[str, Any], path: str, entry: Mapping[str, Any] | None = None) -> dict[str, Role]:
+        """The slots that a parameter of this group has, and their roles; refuses an entry with others."""
+        slots = {
+            slot: role
+            for slot, role in self.roles.items()
+            if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
+        }
+        if self._optimizer == "Adamax" and group.get("eps") == 0:
+            slots["exp_inf"] = roles.NU_INF
+        if entry is None:
+            return slots
+        if others := [key for key in _OF_OTHERS.get(self._optimizer, ()) if key in group]:
+            raise ValueError(f"{self.what}: a group with {others} is of another class; say which: optimizer=...")
+        expected = {*slots, *_NUMBERS.get(self._optimizer, ["step"])}
+        if set(entry) != expected:
+            missing, unknown = sorted(expected - entry.keys()), sorted(entry.keys() - expected)
+            fitting = [name for name, known in _SLOTS.items() if entry.keys() <= {*known, "step"}]
+            raise ValueError(
+                f"{self.what}: the state of {path} has {sorted(entry)}: {f'{unknown} too many' if unknown else ''}"
+                f"{' and ' if unknown and missing else ''}{f'{missing} missing' if missing else ''}. It may be of "
+                f"another class{f', such as {fitting[0]}' if fitting else ''}; say which: optimizer=..."
+            )
+        return slots
+
+    def counted(self, path: str, entry: Mapping[str, Any]) -> dict[Key, Any]:
+        """The count, and the weight of the decays that NAdam looks ahead with."""
+        found: dict[Key, Any] = {}
+        if "step" in entry:
+            step = float(_array(entry["step"]))
+            if not (step >= 0 and step.is_integer() and step < 2**31):
+                raise ValueError(f"{self.what}: the step of {path} is {step}; it must be a whole number of at least 0.")
+            found[Key(roles.COUNT)] = np.asarray(step, np.int32)
+        if "mu_product" in entry:
+            found[Key(roles.WEIGHT_MU_READ)] = exact_pair(_array(entry["mu_product"]))
+        return found
+
+    def decays(self, group: Mapping[str, Any]) -> dict[Key, Any]:
+        """The decays, numbers or schedules, that made averages: without them nothing is debiased rightly."""
+        kept = self.roles.values()
+        if roles.MU not in kept:
+            given = {roles.NU: ("alpha", group.get("alpha"))}
+        else:
+            betas = group.get("betas")
+            if not isinstance(betas, tuple | list) or len(betas) != 2:
+                reason = "it must be a pair, by which moments were made and are debiased; give whole groups."
+                raise unsupported(self.what, "betas", betas, reason)
+            check_scheduled(self.what, group, "betas")
+            given = {role: ("betas", beta) for role, beta in zip(_BETAS, betas, strict=True)}
+        return {
+            Key(role, about="decay"): beta if callable(beta) else np.asarray(number(self.what, key, beta, 0.0, 1.0))
+            for role, (key, beta) in given.items()
+            if role in kept
+        }
+
+    def numbers(self, entries: Entries, group: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """What an entry has beside its arrays: the step, and NAdam's product of decays."""
+        if self._optimizer == "SGD":
+            return {}
+        if (count := entries.get(Key(roles.COUNT, path))) is None or np.shape(count):
+            raise ValueError(f"{self.what}: exported has no count; give what export_state gave.")
+        betas: dict[Role, Any] = dict(zip(_BETAS, group.get("betas", ()), strict=False))
+        entries.check_weights(path, betas, int(count))
+        step = {"step": np.asarray(count, np.float32)}
+        if self._optimizer != "NAdam":
+            return step
+        if (weight := entries.get(Key(roles.WEIGHT_MU_READ, path))) is None:
+            needed = f"mu_product of {path}, but exported has no {roles.WEIGHT_MU_READ}"
+            raise ValueError(f"{self.what}: it needs {needed}.")
+        return {**step, "mu_product": product_of(weight)}
 
 
 def _sign(group: Mapping[str, Any]) -> float:
     """What PyTorch multiplies the gradient by before anything else."""
     return -1.0 if group.get("maximize") else 1.0
-
-
-def _scaled(what: str, exported: Mapping[Key, Any], key: Key, wanted: float) -> Array:
-    """The entry of a parameter, of gradients times this constant."""
-    rate, value = of_parameter(exported, key._replace(about="rate")), np.asarray(exported[key])
-    by = rescaling(key.role, 1.0 if rate is None else float(rate), wanted)
-    if by is None:
-        raise ValueError(
-            f"{what}: {key.role} of {key.path} is of gradients times {rate}, not {wanted}; take that away before."
-        )
-    return value if by == 1.0 else value * np.asarray(by, value.dtype)
 
 
 def _entry(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -330,17 +336,3 @@ def _array(value: Any) -> Array:
         value = value.dequantize()  # torchao's
     value = value.detach().cpu()
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-
-
-def _step(what: str, path: str, step: Any) -> Array:
-    number = float(_array(step))
-    if not (number >= 0 and number.is_integer() and number < 2**31):
-        raise ValueError(f"{what}: the step of {path} is {number}; it must be a whole number of at least 0.")
-    return np.asarray(number, np.int32)
-
-
-def _product(what: str, exported: Mapping[Key, Any], path: str) -> Array:
-    """NAdam's product of decays, from one minus it as two numbers."""
-    if (weight := of_parameter(exported, Key(roles.WEIGHT_MU_READ, path))) is None:
-        raise ValueError(f"{what}: it needs mu_product of {path}, but exported has no {roles.WEIGHT_MU_READ}.")
-    return np.asarray((1 - weight[0]) - weight[1], weight.dtype)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from adam_tx import schedules
+from adam_tx import _link, schedules
 from adam_tx._chain import chain
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
@@ -21,14 +21,11 @@ from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows
 from adam_tx._core.rule import Rule, Slot
-from adam_tx._link import Link, as_link, link
-from adam_tx._link import optimizer as made_by
+from adam_tx._link import Link
 from adam_tx.interop import _keras_schedules
 from adam_tx.interop._config import check_int, check_keys, is_settings, keras_inner, keras_settings, number, unsupported
-from adam_tx.interop._keras_files import read_file as read_file
-from adam_tx.interop._keras_files import write_file as write_file
-from adam_tx.interop._keras_state import from_variables as from_variables
-from adam_tx.interop._keras_state import to_variables as to_variables
+from adam_tx.interop._keras_files import read_file, write_file
+from adam_tx.interop._keras_state import from_variables, to_variables
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
 from adam_tx.links.clip import clip_by_rms
@@ -58,7 +55,7 @@ _BASE_KEYS = (
 )
 
 
-@made_by
+@_link.optimizer
 def from_config(
     config: Mapping[str, object], optimizer: str | None = None, *, exclude_from_weight_decay: Sequence[str] = ()
 ) -> Link:
@@ -140,9 +137,8 @@ def from_config(
 def _loss_scaled(config: Mapping[str, object], excluded: Sequence[str]) -> Link:
     """A guard around the optimizer inside."""
     what = "keras.optimizers.LossScaleOptimizer"
-    check_keys(
-        config, required=("inner_optimizer", "initial_scale", "dynamic_growth_steps"), ignored=("name",), what=what
-    )
+    keys = ("inner_optimizer", "initial_scale", "dynamic_growth_steps")
+    check_keys(config, required=keys, ignored=("name",), what=what)
     initial = number(what, "initial_scale", config["initial_scale"], 1e-30)
     every = check_int(what, "dynamic_growth_steps", config["dynamic_growth_steps"], 1)
     inner = keras_inner(config)
@@ -165,86 +161,77 @@ def _decaying(excluded: Sequence[str]) -> Callable[[Tree], optax.Params]:
 
 
 def _decayed(kind: _Class, config: Settings, rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
-    """The class's chain. Before it, parameters decay by the learning rate times the weight decay."""
-    links = kind.links(config, rate)
-    weight_decay = config["weight_decay"]
-    if not weight_decay:
-        return chain(*links)
-    if kind.reads_params:
-        return chain(on_decayed_weights(chain(*links), weight_decay, mask, times=rate))
-    return chain(*links, decay_weights(weight_decay, mask, times=rate))
+    """The class's chain. Parameters decay by the learning rate times the weight decay."""
+    links = [*kind.direction(config), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate)]
+    if config.get("momentum"):  # the learning rate stands inside of it
+        links.append(scale_by_heavy_ball(config["momentum"], nesterov=bool(config.get("nesterov"))))
+    decay = config["weight_decay"]
+    if decay and kind.reads_params:
+        return chain(on_decayed_weights(chain(*links), decay, mask, times=rate))
+    return chain(*links, *([decay_weights(decay, mask, times=rate)] if decay else []))
 
 
-def _adam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
+def _adam(config: Settings) -> Links:
     rms = scale_by_max_rms if config["amsgrad"] else scale_by_rms
     correction = bias_correction(config["beta_1"], config["beta_2"])
-    momentum = scale_by_momentum(config["beta_1"])
-    return momentum, rms(config["beta_2"], config["epsilon"]), correction, scale_by_learning_rate(rate)
+    return scale_by_momentum(config["beta_1"]), rms(config["beta_2"], config["epsilon"]), correction
 
 
-def _nadam(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
+def _nadam(config: Settings) -> Links:
     """Dozat's schedule without its 250: the momentum has grown after a hundred updates."""
     read = schedules.nadam_decay(config["beta_1"], 1.0)
     momentum = scale_by_momentum(config["beta_1"], read=read, nesterov=True, debias=True)
-    rms = scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
-    return momentum, rms, scale_by_learning_rate(rate)
+    return momentum, scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
 
 
-def _adamax(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
-    b1 = config["beta_1"]
+def _adamax(config: Settings) -> Links:
     size = scale_by_max_norm(config["beta_2"], config["epsilon"], eps_stored=0.0)
-    return scale_by_momentum(b1), size, bias_correction(b1), scale_by_learning_rate(rate)
+    return scale_by_momentum(config["beta_1"]), size, bias_correction(config["beta_1"])
 
 
-def _rmsprop(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
-    """The learning rate stands inside the momentum."""
+def _rmsprop(config: Settings) -> Links:
     scale = scale_by_centered_rms if config["centered"] else scale_by_rms
-    momentum = (scale_by_heavy_ball(config["momentum"]),) if config["momentum"] else ()
-    return scale(config["rho"], 0.0, eps_root=config["epsilon"]), scale_by_learning_rate(rate), *momentum
+    return (scale(config["rho"], 0.0, eps_root=config["epsilon"]),)
 
 
-def _adagrad(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
-    rss = scale_by_summed_rms(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"])
-    return rss, scale_by_learning_rate(rate)
+def _adagrad(config: Settings) -> Links:
+    return (scale_by_summed_rms(0.0, eps_root=config["epsilon"], initial=config["initial_accumulator_value"]),)
 
 
-def _lamb(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
+def _lamb(config: Settings) -> Links:
     """The trust ratio is of Adam's direction, without the decay."""
-    b1 = config["beta_1"]
     rms = scale_by_rms(config["beta_2"], config["epsilon"], debias=True)
-    return scale_by_momentum(b1), rms, bias_correction(b1), scale_by_trust_ratio(), scale_by_learning_rate(rate)
+    return scale_by_momentum(config["beta_1"]), rms, bias_correction(config["beta_1"]), scale_by_trust_ratio()
 
 
-def _adafactor(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
+def _adafactor(config: Settings) -> Links:
     """`relative_step` makes no difference: the rate is bounded in any case."""
     decay = schedules.power_decay(-config["beta_2_decay"])
-    return (
-        scale_by_row_column_rms(decay, eps_stored=config["epsilon_1"], axes=last_axes),
-        clip_by_rms(config["clip_threshold"]),
-        optax.scale_by_param_block_rms(config["epsilon_2"]),
-        scale_by_learning_rate(schedules.relative_step(rate)),
-    )
+    rms = scale_by_row_column_rms(decay, eps_stored=config["epsilon_1"], axes=last_axes)
+    return rms, clip_by_rms(config["clip_threshold"]), optax.scale_by_param_block_rms(config["epsilon_2"])
 
 
-def _lion(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
-    momentum = scale_by_lion_momentum(config["beta_1"], config["beta_2"])
-    return momentum, optax.scale_by_sign(), scale_by_learning_rate(rate)
-
-
-def _sgd(config: Settings, rate: optax.ScalarOrSchedule) -> Links:
-    """The learning rate stands inside the momentum."""
-    momentum = scale_by_heavy_ball(config["momentum"], nesterov=bool(config["nesterov"]))
-    return scale_by_learning_rate(rate), *([momentum] if config["momentum"] else [])
+def _lion(config: Settings) -> Links:
+    return scale_by_lion_momentum(config["beta_1"], config["beta_2"]), optax.scale_by_sign()
 
 
 class _Class(NamedTuple):
-    """The keys of a class beside the common ones, its chain without decay, and whether that reads the weights."""
+    """The keys of a class beside the common ones, and its direction.
+
+    Attributes:
+      keys: these keys.
+      direction: the links before the learning rate.
+      reads_params: whether the direction reads the weights.
+      bounded: whether the learning rate is bounded by 1 / sqrt(t).
+    """
 
     keys: tuple[str, ...]
-    links: Callable[[Settings, optax.ScalarOrSchedule], Links]
+    direction: Callable[[Settings], Links]
     reads_params: bool = False
+    bounded: bool = False
 
 
+_OF_ADAFACTOR = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
 _CLASSES = {
     "adam": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
     "adamw": _Class(("beta_1", "beta_2", "epsilon", "amsgrad"), _adam),
@@ -253,28 +240,26 @@ _CLASSES = {
     "rmsprop": _Class(("rho", "momentum", "epsilon", "centered"), _rmsprop),
     "adagrad": _Class(("initial_accumulator_value", "epsilon"), _adagrad),
     "lamb": _Class(("beta_1", "beta_2", "epsilon"), _lamb, reads_params=True),
-    "adafactor": _Class(
-        ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"), _adafactor, reads_params=True
-    ),
+    "adafactor": _Class(_OF_ADAFACTOR, _adafactor, reads_params=True, bounded=True),
     "lion": _Class(("beta_1", "beta_2"), _lion),
-    "sgd": _Class(("momentum", "nesterov"), _sgd),
+    "sgd": _Class(("momentum", "nesterov"), lambda _: ()),
 }
 
 
 def _around(tx: Link, config: Mapping[str, object], accumulate: int, what: str) -> Link:
     """The optimizer with the steps of Keras's base class: on the gradient before an update, on the weights after it."""
     clips = {key: config[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if config[key] is not None}
-    if len(clips) > 1:
-        raise unsupported(what, *next(iter(clips.items())), f"only one of {sorted(clips)} may be given.")
-    if clips:
-        ((key, limit),) = clips.items()
-        limit = number(what, key, limit, 0.0)
-        tx = chain((key, _clip(key, limit)), ("update", tx))
+    for key, limit in clips.items():
+        if len(clips) > 1:
+            raise unsupported(what, key, limit, f"only one of {sorted(clips)} may be given.")
+        tx = chain((key, _clip(key, number(what, key, limit, 0.0))), ("update", tx))
     if accumulate > 1:
         # the sum is kept, as in Keras; and float64 gradients are not to be summed in MultiSteps's default float32
         tx = chain(("mean", optax.stateless_with_tree_map(lambda total, _: total / accumulate)), ("update", tx))
         steps = optax.MultiSteps(tx, accumulate, use_grad_mean=False, accumulator_dtype=jnp.result_type(float))
-        tx = as_link(steps.gradient_transformation(), name="MultiSteps", formula=f"the mean of {accumulate} gradients")
+        tx = _link.as_link(
+            steps.gradient_transformation(), name="MultiSteps", formula=f"the mean of {accumulate} gradients"
+        )
     if config["loss_scale_factor"] is not None:
         factor = number(what, "loss_scale_factor", config["loss_scale_factor"], 1e-30)
         tx = chain(("loss_scale", optax.scale(1.0 / factor)), ("update", tx))
@@ -301,7 +286,7 @@ def _clip(key: str, limit: float) -> optax.GradientTransformation:
     return optax.stateless_with_tree_map(lambda grad, _: optax.projections.projection_l2_ball(grad, limit))
 
 
-@link(slots={"average": Slot("params", role="average")})
+@_link.link(slots={"average": Slot("params", role="average")})
 def average_weights(momentum: NonNegative, overwrite_every: int | None, accumulate: int) -> Rule:
     """Average the weights as Keras does: from the first update's weights on, at every micro-step.
 

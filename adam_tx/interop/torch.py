@@ -11,16 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx import schedules
+from adam_tx import _link, schedules
 from adam_tx._chain import chain
 from adam_tx._core.paths import PathPattern
 from adam_tx._core.public import shows
 from adam_tx._link import Link
-from adam_tx._link import optimizer as made_by
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
-from adam_tx.interop._parameters import flax_axes as flax_axes
-from adam_tx.interop._torch_state import from_state_dict as from_state_dict
-from adam_tx.interop._torch_state import to_state_dict as to_state_dict
+from adam_tx.interop._parameters import flax_axes
+from adam_tx.interop._torch_state import from_state_dict, to_state_dict
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
 from adam_tx.links.clip import clip_by_rms
@@ -55,7 +53,7 @@ _OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
 """Keys in all groups of bitsandbytes that only its AdEMAMix uses."""
 
 
-@made_by
+@_link.optimizer
 def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Link:
     """Build one of PyTorch's optimizers from one of its parameter groups.
 
@@ -125,7 +123,7 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
     return chain(*front.items(), (optimizer.lower(), tx)) if front else tx
 
 
-@made_by
+@_link.optimizer
 def from_param_groups(
     groups: Sequence[Mapping[str, object]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
 ) -> Link:
@@ -198,8 +196,7 @@ def _values(group: Mapping[str, object], keys: Sequence[str], what: str) -> Sett
     for key in keys:
         value = group[key]
         if key == "betas":
-            for name, beta in zip(("b1", "b2"), _pair(what, key, value), strict=True):
-                values[name] = _number(what, key, beta, 1.0)
+            values["b1"], values["b2"] = (_number(what, key, beta, 1.0) for beta in _pair(what, key, value))
         elif key == "eps" and "beta2_decay" in keys:
             least, scale = _pair(what, key, value)
             if least is not None:
@@ -279,11 +276,8 @@ def _adagrad(values: Settings) -> Links:
 
 def _adafactor(values: Settings) -> Links:
     decay = schedules.power_decay(values["exponent"])
-    return (
-        scale_by_row_column_rms(decay, values.get("eps"), eps_stored=0.0, axes=last_axes),
-        clip_by_rms(values["d"]),
-        optax.scale_by_param_block_rms(cast(float, values["eps_scale"])),
-    )
+    rms = scale_by_row_column_rms(decay, values.get("eps"), eps_stored=0.0, axes=last_axes)
+    return rms, clip_by_rms(values["d"]), optax.scale_by_param_block_rms(cast(float, values["eps_scale"]))
 
 
 def _sgd(values: Settings) -> Links:

@@ -42,6 +42,11 @@ def exact_pair(product: Array) -> Array:
     return np.asarray([first, (1 - first) - product], product.dtype)
 
 
+def product_of(pair: Array) -> Array:
+    """The product of which this is the exact pair."""
+    return np.asarray((1 - pair[0]) - pair[1], pair.dtype)
+
+
 def as_pair(weight: Array, dtype: DTypeLike) -> Array:
     """Two numbers of this dtype whose sum is that of two wider ones; as they are, if they are of this dtype already."""
     if np.array_equal(weight, weight.astype(dtype)):

@@ -21,7 +21,8 @@ def rescaling(role: Role, rate: Any, wanted: float, *, fades: bool = False) -> f
 
     Args:
       role: what it is.
-      rate: the constant that is in it, None for one; infinite if it varied, with its sign, and NaN if that is not known.
+      rate: the constant that is in it, None for one; infinite if it varied, with its sign, and NaN if that is not
+        known.
       wanted: the constant that is to be in it.
       fades: whether both are learning rates inside a momentum. A new one then takes over as
         steps are made, as it does in place; only the sign has to be right at once.
