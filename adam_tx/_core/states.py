@@ -8,7 +8,7 @@ its name and fields, and registered for `jax.export` under a stable name.
 import collections
 import contextlib
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import jax
@@ -48,11 +48,18 @@ def state_type(link: str, fields: tuple[str, ...], module: str = "adam_tx") -> S
 @functools.cache
 def _made(link: str, fields: tuple[str, ...], module: str) -> StateType:
     name = "".join(part[:1].upper() + part[1:] for part in link.split("_")) + "State"
+
+    def reduced(self: Sequence[object]) -> tuple[object, ...]:
+        return _restore, (link, fields, module, tuple(self))
+
+    def counted(self: Sequence[object], count: object) -> State:
+        return state_type(link, ("count", *fields), module)(count, *self)
+
     # the fields are not known before
     plain: Any = collections.namedtuple(name, fields, module=module)  # pyright: ignore[reportUntypedNamedTuple]
     plain.__doc__ = f"State of `{link}`: {', '.join(fields) or 'nothing'}."
-    plain.__reduce__ = lambda self: (_restore, (link, fields, module, tuple(self)))
-    plain.counted = lambda self, count: state_type(link, ("count", *fields), module)(count, *self)
+    plain.__reduce__ = reduced
+    plain.counted = counted
     # a link that was defined anew, as in a notebook, keeps its first registration
     with contextlib.suppress(ValueError):
         jax.export.register_namedtuple_serialization(plain, serialized_name=f"{module}.{name}({', '.join(fields)})")
@@ -112,8 +119,7 @@ def checked(name: str, state: State, expected: StateType, **keys: Collection[str
 
 def described(state: State) -> str:
     """What came in the place of a state."""
-    fields = list(state) if isinstance(state, Mapping) else list(getattr(state, "_fields", ()))
-    return f"a {type(state).__name__} of {fields}"
+    return f"a {type(state).__name__} of {list(fields_of(state))}"
 
 
 FORMER: dict[tuple[str, str], str] = {}

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Generator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,8 +52,10 @@ def numbered(file: h5py.File, place: str, path: FilePath) -> list[h5py.Dataset]:
     Raises:
       ValueError: a number that is missing; values that stand in another file; a size that the file cannot have.
     """
+    import h5py
+
     group = _at(file, place, path)
-    if not _is_group(group):
+    if not isinstance(group, h5py.Group):
         raise damaged(path, f"{place} is no group")
     names = [str(i) for i in range(len(group))]
     if sorted(group) != sorted(names):
@@ -68,8 +70,8 @@ def _at(node: object, place: str, path: FilePath) -> object:
     import h5py
 
     for name in place.split("/"):
-        link: object = node.get(name, getlink=True) if _is_group(node) else None
-        if not _is_group(node) or link is None:
+        link: object = node.get(name, getlink=True) if isinstance(node, h5py.Group) else None
+        if not isinstance(node, h5py.Group) or link is None:
             raise damaged(path, f"{place} is missing")
         if not isinstance(link, h5py.HardLink):
             raise FileError(
@@ -78,12 +80,6 @@ def _at(node: object, place: str, path: FilePath) -> object:
             )
         node = node[name]
     return node
-
-
-def _is_group(node: object) -> TypeGuard[h5py.Group]:
-    import h5py
-
-    return isinstance(node, h5py.Group)
 
 
 def _plain(node: object, place: str, path: FilePath) -> h5py.Dataset:

@@ -260,15 +260,11 @@ def _variables(kind: str, config: Mapping[str, Any], parameters: Parameters) -> 
         ("gradient_accumulation_steps", "_gradient_accumulator", roles.GATHERED),
     ):
         if config[flag]:
-            yield from (Variable(ending, role, path, parameters.shape(path)) for path in parameters.paths)
+            yield from (Variable(ending, role, path, parameters.shapes[path]) for path in parameters.paths)
     slots = [slot for slot in _SLOTS[kind] if not slot.only_if or config[slot.only_if]]
-    for path in parameters.paths:
-        for slot in slots:
-            if not slot.together:
-                yield _variable(slot, path, parameters.shape(path))
-    for slot in slots:
-        if slot.together:
-            yield from (_variable(slot, path, parameters.shape(path)) for path in parameters.paths)
+    pairs = [(slot, path) for path in parameters.paths for slot in slots if not slot.together]
+    pairs += [(slot, path) for slot in slots if slot.together for path in parameters.paths]
+    yield from (_variable(slot, path, parameters.shapes[path]) for slot, path in pairs)
     if kind == "nadam":
         yield Variable("", roles.WEIGHT_MU_READ)
 

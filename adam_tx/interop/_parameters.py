@@ -11,9 +11,9 @@ from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.leaves import is_absent, some
 from adam_tx._core.paths import Pattern, shape_of, slashed
 from adam_tx.state.arrays import Array
+from adam_tx.state.conversion import rescaling, times
 from adam_tx.state.export import of_parameter
 from adam_tx.state.policy import names
-from adam_tx.state.rescale import rescaling, times
 from adam_tx.state.roles import Key, Role, weight_of
 
 Order = Sequence[int] | Callable[[str, tuple[int, ...]], Sequence[int] | None]
@@ -68,24 +68,28 @@ class Parameters:
       params: the tree of parameters, or their shapes.
       paths: the path of ours for each of theirs, in their order.
       axes: see `Axes`.
+
+    Attributes:
+      paths: these paths.
+      shapes: the shapes of our parameters by path.
     """
 
     def __init__(self, what: str, params: Any, paths: Sequence[str], axes: Axes = None) -> None:
         leaves = leaves_with_paths(params, is_absent)
-        self._shapes = {slashed(path): shape_of(leaf) for path, leaf in leaves if not is_absent(leaf)}
+        self.shapes = {slashed(path): shape_of(leaf) for path, leaf in leaves if not is_absent(leaf)}
         self._what, self.paths = what, list(paths)
         twice = sorted({path for path in self.paths if self.paths.count(path) > 1})
-        unknown = [path for path in self.paths if path not in self._shapes]
+        unknown = [path for path in self.paths if path not in self.shapes]
         for problem, found in (("twice", twice), ("no parameter", unknown)):
             if found:
                 raise ValueError(
                     f"{what}: names must say for each of its {len(self.paths)} parameters, in its order, which of the "
-                    f"{len(self._shapes)} in params it is; {problem}: {some(found)}."
+                    f"{len(self.shapes)} in params it is; {problem}: {some(found)}."
                 )
         self._axes = {path: self._order(path, axes) for path in self.paths}
 
     def _order(self, path: str, axes: Axes) -> tuple[int, ...] | None:
-        shape = self._shapes[path]
+        shape = self.shapes[path]
         order: Any = axes
         if isinstance(axes, Mapping):
             order = next((order for of, order in axes.items() if Pattern(of).matches(path, shape)), None)
@@ -96,13 +100,9 @@ class Parameters:
             )
         return None if given is None else tuple(given)
 
-    def shape(self, path: str) -> tuple[int, ...]:
-        """The shape of our parameter."""
-        return self._shapes[path]
-
     def ours(self, path: str, slot: str, value: Array) -> Array:
         """Their array of a slot, in the axes of our parameter."""
-        order, shape = self._axes[path], self._shapes[path]
+        order, shape = self._axes[path], self.shapes[path]
         turned = value if order is None or value.ndim != len(order) else _turned(value, order)
         if turned.shape != shape:
             hint = (
@@ -117,9 +117,9 @@ class Parameters:
     def theirs(self, path: str, slot: str, value: Array) -> Array:
         """Our array of a slot, in the axes of their parameter."""
         order = self._axes[path]
-        if value.shape != self._shapes[path]:
+        if value.shape != self.shapes[path]:
             raise ValueError(
-                f"{self._what}: {slot} of {path} has shape {value.shape}, but the parameter has {self._shapes[path]}. "
+                f"{self._what}: {slot} of {path} has shape {value.shape}, but the parameter has {self.shapes[path]}. "
                 "Give the params that were exported."
             )
         return value if order is None else np.ascontiguousarray(_turned_back(value, order))

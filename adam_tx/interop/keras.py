@@ -215,6 +215,11 @@ def _lion(config: Settings) -> Links:
     return scale_by_lion_momentum(config["beta_1"], config["beta_2"]), optax.scale_by_sign()
 
 
+def _sgd(config: Settings) -> Links:
+    """The gradient itself. A momentum stands behind the learning rate."""
+    return ()
+
+
 class _Class(NamedTuple):
     """The keys of a class beside the common ones, and its direction.
 
@@ -242,7 +247,7 @@ _CLASSES = {
     "lamb": _Class(("beta_1", "beta_2", "epsilon"), _lamb, reads_params=True),
     "adafactor": _Class(_OF_ADAFACTOR, _adafactor, reads_params=True, bounded=True),
     "lion": _Class(("beta_1", "beta_2"), _lion),
-    "sgd": _Class(("momentum", "nesterov"), lambda _: ()),
+    "sgd": _Class(("momentum", "nesterov"), _sgd),
 }
 
 

@@ -280,10 +280,10 @@ def split_float32_weights(weights: optax.Params, opt_state: optax.OptState) -> t
         if not _is_state(node):
             return node
         _check_tree("weights", params, node.residual)
-        pairs = jax.tree_util.tree_map_with_path(split, params, node.residual, is_leaf=is_absent)
-        params, residual = (
-            jax.tree.map(lambda _, pair, k=k: pair[k], params, pairs, is_leaf=is_absent) for k in range(2)
-        )
+        of_paths, tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_absent)
+        residuals = tree.flatten_up_to(node.residual)
+        pairs = [split(*leaf, residual) for leaf, residual in zip(of_paths, residuals, strict=True)]
+        params, residual = (tree.unflatten([pair[k] for pair in pairs]) for k in range(2))
         return node._replace(residual=residual)
 
     state = unboxed(opt_state)
@@ -301,13 +301,11 @@ def _found(opt_state: Any) -> list[Any]:
 
 
 def _check_tree(name: str, tree: Any, residual: Any) -> None:
-    trees = [
-        jax.tree.structure(jax.tree.map(lambda _: 0, t, is_leaf=is_absent), is_leaf=is_absent) for t in (tree, residual)
-    ]
-    if trees[0] != trees[1]:
+    given, kept = (jax.tree.structure(t, is_leaf=is_absent) for t in (tree, residual))
+    if given != kept:
         raise ValueError(
-            f"{name} and the residuals in opt_state are different trees, {trees[0]} and {trees[1]}; give those that "
-            "belong together."
+            f"{name} and the residuals in opt_state are different trees, {given} and {kept}; give those that belong "
+            "together."
         )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
-from adam_tx.state.arrays import Array
+from adam_tx.state.conversion import misfit
 from adam_tx.state.debiasing import Decay, weight_after
 from adam_tx.state.entries import Average, LeafEntry
 from adam_tx.state.exported import Exported
-from adam_tx.state.mismatch import misfit
 from adam_tx.state.roles import AVERAGES, COUNT, Key, Role, weight_of
 
 _ROUNDING = 1e-4
@@ -27,6 +27,7 @@ class Averages:
 
     Attributes:
       weights: the keys of the weights that were looked at.
+      weight: from a decay and a number of updates to 1 - Π decay.
       factors: by role the factors by which averages were multiplied.
     """
 
@@ -34,7 +35,7 @@ class Averages:
         self._exported = exported
         self._weighed = weighed
         self._count_restarts = count_restarts
-        self._known: dict[tuple[Decay, int], Array] = {}
+        self.weight = functools.cache(weight_after)  # most parameters share it
         self.weights: dict[Key, None] = {}
         self.factors: dict[Role, list[float]] = {}
 
@@ -49,12 +50,6 @@ class Averages:
         if count is None or misfit(np.asarray(count), np.zeros((), np.int32)):
             return None
         return int(count)
-
-    def weight(self, decay: Decay, updates: int) -> Array:
-        """1 - Π decay, which most parameters share."""
-        if (decay, updates) not in self._known:
-            self._known[decay, updates] = weight_after(decay, updates)
-        return self._known[decay, updates]
 
     def factor(self, entry: LeafEntry, source: Key) -> tuple[float, str]:
         """The factor for an average of which only the count and the decay from now on say how old it is.

@@ -28,7 +28,11 @@ def _log_product(decay: Decay, count: int) -> np.longdouble:
         return np.longdouble(0)
     if not callable(decay):
         return np.longdouble(count) * np.log1p(-np.longdouble(1.0 - decay))
-    complements = jax.jit(jax.vmap(lambda n: 1.0 - jnp.asarray(decay(n))))
+
+    def complement(n: jax.Array) -> jax.Array:
+        return 1.0 - jnp.asarray(decay(n))
+
+    complements = jax.jit(jax.vmap(complement))
     total = np.longdouble(0)
     for start in range(0, count, _AT_ONCE):
         steps = jnp.arange(start, min(start + _AT_ONCE, count), dtype=jnp.int32)

@@ -124,36 +124,30 @@ def _check_shape(entry: LeafEntry, key: Key, shape: Shape, values: Array) -> Non
         )
 
 
-def _rates(entries: Iterable[LeafEntry], leaves: Leaves) -> dict[Key, Array]:
+def _rates(entries: Sequence[LeafEntry], leaves: Leaves) -> dict[Key, Array]:
     """The constants that gradients were multiplied by, where they are not one, or could be the number of gradients."""
-    rates: dict[Role, dict[str, Array]] = {}
-    gathered = {entry.role for entry in entries if entry.gathers}
-    for entry in entries:
-        rates.setdefault(entry.role, {})[leaves.paths[entry.leaf]] = np.asarray(entry.source.rate)
-    told = {
-        role: by_path for role, by_path in rates.items() if role in gathered or any(r != 1 for r in by_path.values())
-    }
-    return _about("rate", told)
+    told = {entry.role for entry in entries if entry.gathers or entry.source.rate != 1}
+    return _about("rate", leaves, [(entry, entry.source.rate) for entry in entries if entry.role in told])
 
 
-def _decays(entries: Iterable[LeafEntry], leaves: Leaves, weighed: set[Average]) -> dict[Key, Array]:
+def _decays(entries: Sequence[LeafEntry], leaves: Leaves, weighed: set[Average]) -> dict[Key, Array]:
     """The decays of averages that have no weight beside them, or by which several of a role are told apart."""
-    averages = [entry for entry in entries if entry.averages and entry.decay is not None]
-    several = {entry.role.unnumbered for entry in averages if entry.role.number > 1}
-    decays: dict[Role, dict[str, Array]] = {}
-    for entry in averages:
-        needed = not entry.role.has_owner and entry.average not in weighed
-        if needed or entry.role.unnumbered in several:
-            decays.setdefault(entry.role, {})[leaves.paths[entry.leaf]] = np.asarray(entry.decay)
-    return _about("decay", decays)
+    averages = [(entry, entry.decay) for entry in entries if entry.averages and entry.decay is not None]
+    several = {entry.role.unnumbered for entry, _ in averages if entry.role.number > 1}
+
+    def is_needed(entry: LeafEntry) -> bool:
+        alone = not entry.role.has_owner and entry.average not in weighed
+        return alone or entry.role.unnumbered in several
+
+    return _about("decay", leaves, [pair for pair in averages if is_needed(pair[0])])
 
 
-def _about(about: About, values: Mapping[Role, Mapping[str, Array]]) -> dict[Key, Array]:
-    """The entries that say something about others, from what they say by role and path."""
-    found: dict[Key, Array] = {}
-    for role, by_path in values.items():
-        found |= collapsed(Key(role, about=about), by_path)
-    return found
+def _about(about: About, leaves: Leaves, values: Iterable[tuple[LeafEntry, float]]) -> dict[Key, Array]:
+    """The entries that say something about others, from what they say of each."""
+    by_key: dict[Key, dict[str, Array]] = {}
+    for entry, value in values:
+        by_key.setdefault(Key(entry.role, about=about), {})[leaves.paths[entry.leaf]] = np.asarray(value)
+    return {told: value for key, by_path in by_key.items() for told, value in collapsed(key, by_path).items()}
 
 
 def _of_many(

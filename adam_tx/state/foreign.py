@@ -15,13 +15,11 @@ from adam_tx._core import states
 from adam_tx._core.call import maker_name
 from adam_tx._core.leaves import is_absent
 from adam_tx._core.provenance import Provenance
-from adam_tx._core.states import Fields, State
 from adam_tx.describe import closures, visit
 from adam_tx.state import roles
 from adam_tx.state.entries import LeafEntry, SharedEntry, StateEntry
 from adam_tx.state.numbered import NumberedState
 from adam_tx.state.optax_states import FIELDS, Held, emitted_by_optax, emitted_by_unknown
-from adam_tx.state.roles import Role
 from adam_tx.state.slot_roles import role_after
 
 _OF_OTHER_TREES = ("flatten", "lookahead")
@@ -55,8 +53,8 @@ class _Foreign:
         self.held: Held = closures.variables(part.tx)
         self._whole = state
         self._part = part
-        self._state = cast(Fields, part.state)
-        self._role = Role.parse(self.maker)
+        self._state = cast(states.Fields, part.state)
+        self._role = roles.Role.parse(self.maker)
         self._leaves = state.leaves_of(part)
 
     def unknown(self) -> Iterator[StateEntry]:
@@ -102,7 +100,7 @@ class _Foreign:
         corrected_by = count.number if count is not None and field.is_corrected(self.held) else None
         for i, node in enumerate(self._whole.column(tree, self.maker)):
             if not is_absent(node):
-                ndim = 0 if node.shape else len(self._whole.shape(i))
+                ndim = 0 if node.shape else len(self._whole.shapes[i])
                 entry = LeafEntry(role, i, node.number, shape=(1,) * ndim or None, source=source)
                 yield entry._replace(averages=field.averages, decay=decay, corrected_by=corrected_by)
 
@@ -114,7 +112,7 @@ class _Foreign:
         for i in sorted(self._leaves):
             if is_absent(column[i]):
                 continue
-            number, shape = column[i].number, self._whole.shape(i)
+            number, shape = column[i].number, self._whole.shapes[i]
             is_factored = unfactored[i].shape != shape
             if is_factored == (name == "v"):
                 self._whole.nothing.add(number)
@@ -128,7 +126,7 @@ class _Foreign:
                 kept = tuple(1 if axis == lost else n for axis, n in enumerate(shape))
                 yield LeafEntry(role, i, number, shape=kept, source=source)
 
-    def _field(self, field: Role, tree: Any) -> Iterator[StateEntry]:
+    def _field(self, field: roles.Role, tree: Any) -> Iterator[StateEntry]:
         """A field of which no more is known than whether it has numbers of the recipe."""
         if field != roles.RECIPES.get(self.maker):
             yield from self._whole.unknown(field, tree, self._leaves)
@@ -138,15 +136,16 @@ class _Foreign:
             of = "update" if name in self.held.get("sched_hps", ()) else "recipe"
             yield SharedEntry(field.part(name), self._leaves, node.number, of=of)
 
-    def _of_wrapper(self, field: Role, entry: StateEntry) -> StateEntry:
+    def _of_wrapper(self, field: roles.Role, entry: StateEntry) -> StateEntry:
         """An entry of a field of a wrapper, with what is known of that field."""
         if isinstance(entry, LeafEntry):
             if field != roles.GATHERED:
                 return entry
             if self.held.get("use_grad_mean", True):
                 return entry._replace(gathers="mean")
-            steps = max(1.0, self._now(self._state.mini_step))
-            return entry._replace(gathers="sum", source=entry.source.times(steps))
+            array = self._whole.arrays[self._state.mini_step.number]
+            steps = 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
+            return entry._replace(gathers="sum", source=entry.source.times(max(1.0, steps)))
         if entry.of != "state":
             return entry
         # of the state of a schedule only its count is known
@@ -154,17 +153,13 @@ class _Foreign:
         entry = entry._replace(of="figure", also=roles.COUNTS[field] if counts else ())
         return entry._replace(below=functools.partial(_every, self.held)) if field == roles.GATHERED_STEPS else entry
 
-    def _now(self, node: Any) -> float:
-        array = self._whole.arrays[node.number]
-        return 0.0 if isinstance(array, jax.ShapeDtypeStruct | Tracer) else float(array)
-
 
 def _every(held: Held, count: int) -> int:
     """Of how many micro-steps the next update is made."""
     return int(held["every_k_schedule"](jnp.asarray(count, jnp.int32)))
 
 
-def of_another(name: str, state: State) -> ValueError:
+def of_another(name: str, state: states.State) -> ValueError:
     """The error for a state in the place of another."""
     plain = " Restore checkpoints into tx.init(params), without which they give plain dicts."
     return ValueError(

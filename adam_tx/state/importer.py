@@ -16,12 +16,11 @@ from adam_tx._core.leaves import Leaves
 from adam_tx._core.storage import Stored
 from adam_tx.state.arrays import Array, decoded
 from adam_tx.state.averages import Averages
+from adam_tx.state.conversion import misfit, rescaling, times, why_not
 from adam_tx.state.entries import Average, LeafEntry, arrays_of
 from adam_tx.state.exported import Exported
-from adam_tx.state.mismatch import misfit, why_not
 from adam_tx.state.policy import ImportPolicy
 from adam_tx.state.report import Report
-from adam_tx.state.rescale import rescaling, times
 from adam_tx.state.roles import COUNTS, GATHERED_STEPS, RECIPES, Key, Role
 
 

@@ -30,6 +30,7 @@ class NumberedState:
     Attributes:
       leaves: the parameters.
       arrays: the arrays of the state.
+      shapes: the shapes of the parameters, by number.
       nothing: the numbers of arrays that only stand where there is nothing to keep.
       varying: the identities of arrays whose values of now say nothing of those before.
     """
@@ -39,7 +40,7 @@ class NumberedState:
         self.arrays = arrays
         self.nothing: set[int] = set()
         self.varying: set[int] = set()
-        self._shapes = shapes_of(leaves)
+        self.shapes = shapes_of(leaves)
         self._top = _top(leaves.given("params"))
 
     def leaves_of(self, part: visit.Part) -> frozenset[int]:
@@ -52,10 +53,6 @@ class NumberedState:
         if callable(value) and not isinstance(value, jax.Array):
             return 0.0 if number(value(jnp.zeros((), jnp.int32))) == 0.0 else None
         return None if id(value) in self.varying else number(value)
-
-    def shape(self, leaf: int) -> tuple[int, ...]:
-        """The shape of a parameter."""
-        return self._shapes[leaf]
 
     def column(self, tree: Tree, name: str) -> list[Any]:
         """What stands in a tree for each parameter; an error if it is of others."""
@@ -75,7 +72,11 @@ class NumberedState:
         elif (column := self._like_params(tree)) is not None:
             yield from (LeafEntry(role, i, node.number) for i, node in enumerate(column) if not is_absent(node))
         else:
-            for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)[0]:
+
+            def is_below(node: object) -> bool:
+                return node is not tree
+
+            for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_below):
                 yield from self.unknown(role.part(jax.tree_util.keystr(path, simple=True)), node, leaves)
 
     def _like_params(self, tree: Tree) -> list[Any] | None:
@@ -93,7 +94,7 @@ class NumberedState:
 
     def _is_the_parameter(self, array: Numbered) -> bool:
         """Whether one array, which is no number, is like the one parameter that is the whole tree."""
-        return array.ndim > 0 and self._like_params(array) is not None and array.shape == self._shapes[0]
+        return array.ndim > 0 and self._like_params(array) is not None and array.shape == self.shapes[0]
 
 
 def _top(tree: Tree) -> Any:

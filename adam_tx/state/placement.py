@@ -24,12 +24,14 @@ class MeshPlacement:
     """Where the parameters of a tree lie.
 
     Attributes:
+      leaves: these parameters.
       mesh: the devices.
       shapes: the shapes of the parameters, by number.
       axes: what their dimensions are split over, by number.
     """
 
     def __init__(self, leaves: Leaves, specs: Tree, mesh: Mesh | AbstractMesh | None) -> None:
+        self.leaves = leaves
         given = _given(leaves) if specs is None else _of_specs(leaves, specs)
         self.shapes = shapes_of(leaves)
         self.mesh = _common_mesh(leaves, given, mesh)

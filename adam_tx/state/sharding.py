@@ -81,16 +81,14 @@ def state_sharding(
     """
     leaves = Leaves.of_params(params)
     placement = MeshPlacement(leaves, specs, mesh)
-    state = jax.eval_shape(tx.init, _shapes(leaves))
+    state = jax.eval_shape(tx.init, leaves.tree(leaves.each(_without_numbers, leaves.nodes)))
     arrays, treedef = jax.tree.flatten(state)
     entries = [entry for entry in entries_of(tx, state, params) if isinstance(entry, LeafEntry)]
     kept = [_SlotArrays.of(entry, arrays) for entry in entries if _follows(entry, arrays, placement)]
-    axes = _uncut(leaves, placement, kept)
+    axes = _uncut(placement, kept)
     if zero1 is not None:
-        names = _names(zero1, placement)
-        axes |= _split(
-            leaves, placement, kept, names, hyperparams.check_int("state_sharding: min_size", min_size, least=0)
-        )
+        least = hyperparams.check_int("state_sharding: min_size", min_size, least=0)
+        axes |= _split(placement, kept, _names(zero1, placement), least)
     found = [placement.sharding()] * len(arrays)
     for array in kept:
         place = placement.sharding(placement.fitting(axes[array.leaf], array.pieces), array.leaf)
@@ -119,8 +117,7 @@ class _SlotArrays(NamedTuple):
     @classmethod
     def of(cls, entry: LeafEntry, leaves: list[Any]) -> _SlotArrays:
         """What an entry has among these leaves of a state."""
-        shape = leaves[entry.values].shape
-        pieces = shape
+        pieces = shape = leaves[entry.values].shape
         if entry.scales is not None and entry.link is not None:
             pieces = entry.link.storage[entry.slot].pieces(shape, leaves[entry.scales].shape)
         return cls(entry.role, entry.leaf, arrays_of(entry), shape, pieces)
@@ -135,24 +132,20 @@ def _follows(entry: LeafEntry, leaves: list[Any], placement: MeshPlacement) -> b
     return shape == leaf and not entry.of_basis
 
 
-def _shapes(leaves: Leaves) -> Tree:
-    """The parameters, without their numbers."""
-    column: list[Any] = list(leaves.nodes)
-    for i in leaves.present:
-        column[i] = jax.ShapeDtypeStruct(jnp.shape(column[i]), numerics.dtype_of(column[i]))
-    return leaves.tree(column)
+def _without_numbers(param: jax.Array) -> Any:
+    return jax.ShapeDtypeStruct(jnp.shape(param), numerics.dtype_of(param))
 
 
-def _uncut(leaves: Leaves, placement: MeshPlacement, kept: list[_SlotArrays]) -> dict[int, Axes]:
+def _uncut(placement: MeshPlacement, kept: list[_SlotArrays]) -> dict[int, Axes]:
     """How the parameters are split; an error if that cuts blocks of what is kept of them."""
     for array in kept:
         i, axes = array.leaf, placement.axes[array.leaf]
         if array.shape == placement.shapes[i] and placement.fitting(axes, array.pieces) != axes:
+            spec = placement.sharding(axes).spec
             raise ValueError(
-                f"params: leaf {leaves.path(i)} of shape {array.shape} lies as {placement.sharding(axes).spec} on "
-                f"{placement}, which would cut the blocks of its {array.role}, of which there are {array.pieces}. "
-                "Split another dimension, or use EightBit(block=...) with a divisor of what each device has of the "
-                "last."
+                f"params: leaf {placement.leaves.path(i)} of shape {array.shape} lies as {spec} on {placement}, which "
+                f"would cut the blocks of its {array.role}, of which there are {array.pieces}. Split another dimension, "
+                "or use EightBit(block=...) with a divisor of what each device has of the last."
             )
     return dict(placement.axes)
 
@@ -169,9 +162,7 @@ def _names(zero1: str | Sequence[str], placement: MeshPlacement) -> list[str]:
     return names
 
 
-def _split(
-    leaves: Leaves, placement: MeshPlacement, kept: list[_SlotArrays], names: list[str], min_size: int
-) -> dict[int, Axes]:
+def _split(placement: MeshPlacement, kept: list[_SlotArrays], names: list[str], min_size: int) -> dict[int, Axes]:
     """How the parameters that are large enough are split over more axes of the mesh."""
     of_leaf: dict[int, list[_SlotArrays]] = {}
     for array in kept:
@@ -184,11 +175,10 @@ def _split(
             f"zero1: nothing would be split over {names}: it takes parameters of min_size={min_size} elements, and the "
             f"{found}. Give a smaller min_size, or leave zero1 out."
         )
-    split = {
-        i: placement.split(placement.axes[i], _pieces_of_all(placement.shapes[i], of_leaf[i]), names) for i in large
-    }
+    pieces = {i: _pieces_of_all(placement.shapes[i], of_leaf[i]) for i in large}
+    split = {i: placement.split(placement.axes[i], pieces[i], names) for i in large}
     if failed := [i for i, axes in split.items() if axes is None]:
-        arrays = ", ".join(f"{leaves.path(i)} of shape {placement.shapes[i]}" for i in failed)
+        arrays = ", ".join(f"{placement.leaves.path(i)} of shape {placement.shapes[i]}" for i in failed)
         explicit = ", is explicit, so that none is split twice," if placement.is_explicit else ""
         raise ValueError(
             f"zero1: no dimension can be divided evenly over {names}, where the mesh has {placement}{explicit} and "

@@ -12,10 +12,10 @@ import numpy as np
 from adam_tx._core.leaves import some
 from adam_tx.state.arrays import Array, number, same
 from adam_tx.state.averages import uncounted, unknown_decay
+from adam_tx.state.conversion import misfit
 from adam_tx.state.debiasing import Decay, as_pair
 from adam_tx.state.entries import SharedEntry
 from adam_tx.state.importer import StateImporter
-from adam_tx.state.mismatch import misfit
 from adam_tx.state.roles import COUNT, GATHERED, GATHERED_STEPS, GATHERED_UPDATES, Key, Role
 
 
@@ -53,13 +53,9 @@ class SharedImporter:
             values = {path: self._exported.number(source) for path, source in found.items()}
             known = {path: value for path, value in values.items() if value is not None}
             if len(known) == len(values) and self._fill(entry, known):
-                self._tell_source(key, next(iter(found.values())))
-
-    def _tell_source(self, key: Key, source: Key) -> None:
-        if source.role.unnumbered == key.role.unnumbered:
-            self._report.tell("kept", key)
-        else:
-            self._report.tell("converted", key, source)
+                source = next(iter(found.values()))
+                is_same = source.role.unnumbered == key.role.unnumbered
+                self._report.tell("kept" if is_same else "converted", key, source)
 
     def _paths(self, entry: SharedEntry) -> list[str]:
         return [self._importer.leaves.paths[leaf] for leaf in sorted(entry.leaves)] or [""]
