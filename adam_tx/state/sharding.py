@@ -144,8 +144,8 @@ def _uncut(placement: MeshPlacement, kept: list[_SlotArrays]) -> dict[int, Axes]
             spec = placement.sharding(axes).spec
             raise ValueError(
                 f"params: leaf {placement.leaves.path(i)} of shape {array.shape} lies as {spec} on {placement}, which "
-                f"would cut the blocks of its {array.role}, of which there are {array.pieces}. Split another dimension, "
-                "or use EightBit(block=...) with a divisor of what each device has of the last."
+                f"would cut the blocks of its {array.role}, of which there are {array.pieces}. Split another "
+                "dimension, or use EightBit(block=...) with a divisor of what each device has of the last."
             )
     return dict(placement.axes)
 
