@@ -55,11 +55,7 @@ def unsupported(what: str, key: str, value: object, reason: str) -> ValueError:
 
 
 _CYCLED = ("max_momentum", "base_momentum")
-_SCHEDULED = {
-    "lr": ("initial_lr", "max_lr", "min_lr", "swa_lr"),
-    "betas": _CYCLED,
-    "momentum": _CYCLED,
-}
+_SCHEDULED = {"lr": ("initial_lr", "max_lr", "min_lr", "swa_lr"), "betas": _CYCLED, "momentum": _CYCLED}
 """What PyTorch's schedulers leave in a group, by the setting that they vary."""
 SCHEDULERS = tuple(dict.fromkeys(key for keys in _SCHEDULED.values() for key in keys))
 """All that PyTorch's schedulers leave in a group."""

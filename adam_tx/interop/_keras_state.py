@@ -275,9 +275,7 @@ def _variable(slot: Slot, path: str, shape: tuple[int, ...]) -> Variable:
     if slot.role in (roles.NU_ROW, roles.NU_COL):
         without = shape[:-1] if slot.role == roles.NU_ROW else (*shape[:-2], *shape[-1:])
         return Variable(ending, slot.role, path, without) if is_factored else Variable(ending, None)
-    if slot.unless_factored and is_factored:
-        return Variable(ending, None, path, shape)
-    return Variable(ending, slot.role, path, shape, slot.sign)
+    return Variable(ending, None if slot.unless_factored and is_factored else slot.role, path, shape, slot.sign)
 
 
 def _ours(variable: Variable, value: Array) -> Array:

@@ -139,7 +139,11 @@ class StateImporter:
         if unknown:
             self.report.wrong.append(unknown)
         like = self._like(entry)
-        value = self._shaped(entry, times(value, by), like)
+        value = times(value, by)
+        if entry.shape == value.shape:  # some of its axes the state leaves out
+            value = value.reshape(like.values.shape)
+        if entry.is_square and value.dtype.kind == "c" and not np.any(value.imag):
+            value = value.real  # as Optax keeps it
         wrong = misfit(value, like.values, coded=like.scales is not None)
         if entry.is_square and np.any(value < 0):
             wrong = "has negative numbers, but is of squares"
@@ -155,14 +159,6 @@ class StateImporter:
         elif entry.role.is_basis:
             self._bases.setdefault(entry.leaf, []).append(entry.role)
         self.report.tell("converted" if converted or source != key else "kept", key, source)
-
-    def _shaped(self, entry: LeafEntry, value: Array, like: Stored) -> Array:
-        """A value without the axes that the state leaves out, and of squares without an imaginary part of zeros."""
-        if entry.shape == value.shape:
-            value = value.reshape(like.values.shape)
-        if entry.is_square and value.dtype.kind == "c" and not np.any(value.imag):
-            return value.real  # as Optax keeps it
-        return value
 
     def _encoded(self, entry: LeafEntry, value: Array, like: Stored) -> Stored:
         """A value as its link stores it, on the devices where that lies."""

@@ -62,10 +62,7 @@ FIELDS: Mapping[str, Mapping[str, Field]] = {
     },
     "scale_by_adamax": {"mu": _mu(), "nu": _size(roles.NU_INF.marked(["stored_eps"]))},
     "scale_by_rms": {"nu": _nu("decay", "bias_correction")},
-    "scale_by_stddev": {
-        "mu": _mu("decay", "bias_correction", role=roles.MEAN),
-        "nu": _nu("decay", "bias_correction"),
-    },
+    "scale_by_stddev": {"mu": _mu("decay", "bias_correction", role=roles.MEAN), "nu": _nu("decay", "bias_correction")},
     "scale_by_rss": {"sum_of_squares": _size(roles.SUM_OF_SQUARES)},
     "scale_by_lion": {"mu": _mu("b2", corrected=False)},
     "scale_by_novograd": {"mu": Field(roles.TRACE.marked(["scaled"])), "nu": _size(roles.NU.marked(["block_sums"]))},

@@ -32,7 +32,8 @@ class MeshPlacement:
 
     def __init__(self, leaves: Leaves, specs: Tree, mesh: Mesh | AbstractMesh | None) -> None:
         self.leaves = leaves
-        given = _given(leaves) if specs is None else _of_specs(leaves, specs)
+        nodes = leaves.nodes
+        given = {i: _own(nodes[i]) for i in leaves.present} if specs is None else _of_specs(leaves, specs)
         self.shapes = shapes_of(leaves)
         self.mesh = _common_mesh(leaves, given, mesh)
         self._own = {i: _checked(leaves.path(i), self.shapes[i], spec, self.mesh) for i, spec in given.items()}
@@ -90,15 +91,10 @@ def _axes(spec: PartitionSpec, ndim: int) -> Axes:
     return tuple((e,) if isinstance(e, str) else e if isinstance(e, tuple) else () for e in entries)
 
 
-def _given(leaves: Leaves) -> dict[int, Spec]:
-    """The NamedSharding of each parameter, None where it has none."""
-    nodes = leaves.nodes
-    found: dict[int, Spec] = {}
-    for i in leaves.present:
-        leaf = nodes[i]
-        sharding = getattr(jax.typeof(leaf) if isinstance(leaf, Tracer) else leaf, "sharding", None)
-        found[i] = sharding if isinstance(sharding, NamedSharding) and not sharding.mesh.empty else None
-    return found
+def _own(param: Any) -> NamedSharding | None:
+    """The NamedSharding of a parameter, None where it has none."""
+    found = getattr(jax.typeof(param) if isinstance(param, Tracer) else param, "sharding", None)
+    return found if isinstance(found, NamedSharding) and not found.mesh.empty else None
 
 
 def _of_specs(leaves: Leaves, specs: Tree) -> dict[int, Spec]:
