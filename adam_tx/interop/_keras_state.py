@@ -73,6 +73,8 @@ _GUARDED = {
 }
 """What a guard counts and measures, of which a LossScaleOptimizer knows nothing."""
 _WEIGHTS_AVERAGE = Role("average")
+_LOST_AXES: Mapping[Role | None, int] = {roles.NU_ROW: -1, roles.NU_COL: -2}
+"""The axes that ours keep with one element, and Keras not at all."""
 
 
 class Variable(NamedTuple):
@@ -91,11 +93,6 @@ class Variable(NamedTuple):
     path: str = ""
     shape: tuple[int, ...] = ()
     sign: int = 1
-
-    @property
-    def lost_axis(self) -> int | None:
-        """The axis that ours keep as one of one element; None for none."""
-        return {roles.NU_ROW: -1, roles.NU_COL: -2}.get(self.role) if self.role else None
 
 
 def from_variables(
@@ -282,8 +279,8 @@ def _ours(variable: Variable, value: Array) -> Array:
     """The value of one of Keras's variables as we keep it."""
     if variable.role == roles.WEIGHT_MU_READ:
         return exact_pair(value)
-    if variable.lost_axis is not None:
-        return np.expand_dims(value, variable.lost_axis)
+    if variable.role in _LOST_AXES:
+        return np.expand_dims(value, _LOST_AXES[variable.role])
     return value if variable.sign > 0 else -value
 
 
@@ -332,8 +329,8 @@ def _theirs(what: str, variable: Variable, entries: Entries, config: Mapping[str
     if variable.role == roles.GATHERED:
         wanted = max(1.0, float(entries.needed(Key(roles.GATHERED_STEPS))))
     value = entries.scaled(key, "", wanted)
-    if variable.lost_axis is not None:
-        value = np.squeeze(value, variable.lost_axis)
+    if variable.role in _LOST_AXES:
+        value = np.squeeze(value, _LOST_AXES[variable.role])
     if value.shape != variable.shape:
         raise ValueError(
             f"{what}: {key} has shape {value.shape}, but Keras keeps {variable.shape}; give its own params."

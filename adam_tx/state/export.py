@@ -106,22 +106,17 @@ def exported_entries(
 def _of_leaf(entry: LeafEntry, key: Key, shape: Shape, arrays: Sequence[jax.Array]) -> dict[Key, Array]:
     """What is kept of a parameter, and beside it the codes and scales that it is stored as."""
     values = to_host(arrays[entry.values])
-    _check_shape(entry, key, shape, values)
-    if entry.scales is None:
-        value = decoded(entry, values, None)
-        return {key: value if entry.shape is None else value.reshape(entry.shape)}
-    scales = to_host(arrays[entry.scales])
-    return {key: decoded(entry, values, scales), **dict(zip(entry.stored_keys(key), (values, scales), strict=True))}
-
-
-def _check_shape(entry: LeafEntry, key: Key, shape: Shape, values: Array) -> None:
-    """Refuse what a link keeps of a parameter of another shape."""
     has_its_shape = entry.link is not None and entry.slot not in entry.link.rule.shape
     if has_its_shape and "basis" not in entry.source.words and values.shape != shape:
         raise ValueError(
             f"opt_state: {key.role} of {key.path} has shape {values.shape}, but the parameter has "
             f"{shape}. Give the params that the state was made for."
         )
+    if entry.scales is None:
+        value = decoded(entry, values, None)
+        return {key: value if entry.shape is None else value.reshape(entry.shape)}
+    scales = to_host(arrays[entry.scales])
+    return {key: decoded(entry, values, scales), **dict(zip(entry.stored_keys(key), (values, scales), strict=True))}
 
 
 def _rates(entries: Sequence[LeafEntry], leaves: Leaves) -> dict[Key, Array]:

@@ -60,10 +60,6 @@ class Exported:
         alike = (key for key in self.of_path(path) if key in self.unused and not key.stored)
         return next((k for k in alike if (k.role.base, k.role.number) == (role.base, role.number)), None)
 
-    def stored(self, key: Key) -> list[Key]:
-        """The keys of the codes and scales of this."""
-        return [other for other in self.of_path(key.path) if other.stored and other.numbers == key]
-
     def number(self, key: Key) -> Array | None:
         """The array under a key; None if it is not one of numbers, of which the report is told."""
         try:
@@ -79,9 +75,11 @@ class Exported:
         return value
 
     def use(self, *keys: Key) -> None:
-        """Take note that these are not left over."""
+        """Take note that these are not left over, nor their codes and scales."""
         for key in keys:
-            self.unused.pop(key, None)
+            for other in self.of_path(key.path):
+                if other._replace(stored="") == key:
+                    self.unused.pop(other, None)
 
     def is_left(self, role: Role) -> bool:
         """Whether there is an entry of this role that was not used so far."""

@@ -65,10 +65,10 @@ class StateImporter:
         key = self.key(entry)
         source = self._source(entry, key)
         if self.policy.starts(key):
-            self.exported.use(key, *self.exported.stored(key))
+            self.exported.use(key)
             self._start(entry, key)
         elif source is not None:
-            self.exported.use(source, *self.exported.stored(source))
+            self.exported.use(source)
             self._convert(entry, key, source)
         elif self.policy.recipe or (entry.gathers and self._steps(key) is None):  # nothing gathers where it comes from
             if not entry.of_basis:
@@ -120,7 +120,7 @@ class StateImporter:
 
     def _stored(self, entry: LeafEntry, key: Key) -> Stored | None:
         """What was stored in codes and scales, if this state stores it so, and it is what the value says."""
-        if entry.scales is None or not set(entry.stored_keys(key)) <= set(self.exported.stored(key)):
+        if entry.scales is None or not all(k in self.exported.entries for k in entry.stored_keys(key)):
             return None
         values, scales = (np.asarray(self.exported.entries[k]) for k in entry.stored_keys(key))
         like = self._like(entry)

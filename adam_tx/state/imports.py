@@ -114,8 +114,8 @@ def imported(
     if report.wrong:
         raise _misfits([*report.wrong, *idle], len(report.wrong), policy)
     report.notes += idle
-    new = {**dict(enumerate(arrays)), **importer.new}
-    return treedef.unflatten([_placed(new[i], old) for i, old in enumerate(arrays)]), importer
+    placed = [_placed(importer.new[i], old) if i in importer.new else old for i, old in enumerate(arrays)]
+    return treedef.unflatten(placed), importer
 
 
 def _misfits(problems: Sequence[str], number: int, policy: ImportPolicy) -> ValueError:
@@ -134,8 +134,6 @@ def _misfits(problems: Sequence[str], number: int, policy: ImportPolicy) -> Valu
 
 def _placed(new: Array | jax.Array, old: jax.Array) -> jax.Array:
     """The array in the dtype and the place of the one that `init` made."""
-    if new is old:
-        return old
     if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
     new = new if isinstance(new, jax.Array) else np.asarray(new).astype(old.dtype)

@@ -112,8 +112,6 @@ class Role(NamedTuple):
     @property
     def known(self) -> Known:
         """What is known of it."""
-        if self.has_owner:
-            return ROLES.get(self.unnumbered, Known(self.owner))
         first = "_".join(self.words[:1])
         return ROLES.get(Role(self.base)) or ROLES.get(Role(self.base, first)) or Known("whoever declares it")
 
@@ -181,11 +179,6 @@ class Key(NamedTuple):
     def shared(self) -> Key:
         """The key of what all parameters share."""
         return self._replace(path="", stored="")
-
-    @property
-    def numbers(self) -> Key:
-        """The key of the numbers that are stored so."""
-        return self._replace(stored="")
 
 
 ROLES: dict[Role, Known] = {}
