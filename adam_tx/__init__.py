@@ -10,86 +10,37 @@ from adam_tx import storage as storage
 from adam_tx._chain import chain
 from adam_tx._core import former
 from adam_tx._core.facts import Facts
-from adam_tx._core.hyperparams import (
-    Decay,
-    Finite,
-    NonNegative,
-    Positive,
-)
+from adam_tx._core.hyperparams import Decay, Finite, NonNegative, Positive
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.public import shows
-from adam_tx._core.rule import (
-    Reduction,
-    Rule,
-    Slot,
-    mean,
-    total,
-)
-from adam_tx._link import (
-    Link,
-    as_link,
-    link,
-    optimizer,
-)
+from adam_tx._core.rule import Reduction, Rule, Slot, mean, total
+from adam_tx._link import Link, as_link, link, optimizer
 from adam_tx._parallel import parallel
 from adam_tx._with_gradient import with_gradient
 from adam_tx._wrapper import Wrapper
-from adam_tx.describe.config import (
-    from_config,
-    get_config,
-)
+from adam_tx.describe.config import from_config, get_config
 from adam_tx.describe.summary import summary
 from adam_tx.links.atan2 import scale_by_atan2
-from adam_tx.links.basis import (
-    Basis,
-    Turn,
-    in_basis,
-)
+from adam_tx.links.basis import Basis, Turn, in_basis
 from adam_tx.links.belief_rms import scale_by_belief_rms
 from adam_tx.links.bias_correction import bias_correction
-from adam_tx.links.block_rms import (
-    output_unit,
-    scale_by_block_rms,
-    whole_tensor,
-)
+from adam_tx.links.block_rms import output_unit, scale_by_block_rms, whole_tensor
 from adam_tx.links.caution import scale_by_caution
 from adam_tx.links.centered_rms import scale_by_centered_rms
-from adam_tx.links.clip import (
-    clip_by_norm,
-    clip_by_rms,
-)
-from adam_tx.links.delayed_rms import (
-    fourth_root,
-    scale_by_delayed_rms,
-)
-from adam_tx.links.eigenbasis import (
-    Eigenbasis,
-    in_eigenbasis,
-    matrix_axes,
-)
-from adam_tx.links.gradient_difference import (
-    add_gradient_change,
-    gradient_difference,
-)
+from adam_tx.links.clip import clip_by_norm, clip_by_rms
+from adam_tx.links.delayed_rms import fourth_root, scale_by_delayed_rms
+from adam_tx.links.eigenbasis import Eigenbasis, in_eigenbasis, matrix_axes
+from adam_tx.links.gradient_difference import add_gradient_change, gradient_difference
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
 from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.lion_momentum import scale_by_lion_momentum
-from adam_tx.links.master_weights import (
-    float32_weights,
-    master_weights,
-    split_float32_weights,
-    stochastic_round,
-)
+from adam_tx.links.master_weights import float32_weights, master_weights, split_float32_weights, stochastic_round
 from adam_tx.links.max_norm import scale_by_max_norm
 from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
 from adam_tx.links.rectified_rms import scale_by_rectified_rms
 from adam_tx.links.rms import scale_by_rms
-from adam_tx.links.row_column_rms import (
-    largest_axes,
-    last_axes,
-    scale_by_row_column_rms,
-)
+from adam_tx.links.row_column_rms import largest_axes, last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.surprise import scale_by_surprise
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
@@ -101,52 +52,9 @@ from adam_tx.links.weight_decay import (
     on_decayed_weights,
 )
 from adam_tx.links.yogi_rms import scale_by_yogi_rms
-from adam_tx.optimizers import (
-    adabelief,
-    adafactor,
-    adagrad,
-    adam,
-    adam_atan2,
-    adam_mini,
-    adamax,
-    adamaxw,
-    adamc,
-    adamw,
-    ademamix,
-    adopt,
-    amsgrad,
-    cautious,
-    lamb,
-    laprop,
-    lion,
-    mars_adamw,
-    nadam,
-    nadamw,
-    novograd,
-    radam,
-    rmsprop,
-    sgd,
-    soap,
-    stable_adamw,
-    yogi,
-)
-from adam_tx.state import (
-    export_state,
-    import_state,
-    migrate,
-    state_sharding,
-)
-from adam_tx.training import (
-    Explanation,
-    LossScale,
-    explain,
-    groups,
-    guard,
-    matching,
-    metrics,
-    monitor,
-    plot_metrics,
-)
+from adam_tx.optimizers import *  # noqa: F403 - they are named there, once
+from adam_tx.state import export_state, import_state, migrate, state_sharding
+from adam_tx.training import Explanation, LossScale, explain, groups, guard, matching, metrics, monitor, plot_metrics
 
 __version__ = importlib.metadata.version("adam_tx")
 
@@ -167,25 +75,11 @@ __all__ = [
     "Slot",
     "Turn",
     "Wrapper",
-    "adabelief",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adam_atan2",
-    "adam_mini",
-    "adamax",
-    "adamaxw",
-    "adamc",
-    "adamw",
     "add_cautiously_decayed_weights",
     "add_decayed_weights",
     "add_gradient_change",
-    "ademamix",
-    "adopt",
-    "amsgrad",
     "as_link",
     "bias_correction",
-    "cautious",
     "chain",
     "clip_by_norm",
     "clip_by_rms",
@@ -204,13 +98,9 @@ __all__ = [
     "in_basis",
     "in_eigenbasis",
     "interop",
-    "lamb",
-    "laprop",
     "largest_axes",
     "last_axes",
     "link",
-    "lion",
-    "mars_adamw",
     "master_weights",
     "matching",
     "matrix_axes",
@@ -218,17 +108,12 @@ __all__ = [
     "metrics",
     "migrate",
     "monitor",
-    "nadam",
-    "nadamw",
-    "novograd",
     "numerics",
     "on_decayed_weights",
     "optimizer",
     "output_unit",
     "parallel",
     "plot_metrics",
-    "radam",
-    "rmsprop",
     "scale_by_atan2",
     "scale_by_belief_rms",
     "scale_by_block_rms",
@@ -249,10 +134,7 @@ __all__ = [
     "scale_by_trust_ratio",
     "scale_by_yogi_rms",
     "schedules",
-    "sgd",
-    "soap",
     "split_float32_weights",
-    "stable_adamw",
     "state_sharding",
     "stochastic_round",
     "storage",
@@ -260,8 +142,8 @@ __all__ = [
     "total",
     "whole_tensor",
     "with_gradient",
-    "yogi",
 ]
+__all__ += optimizers.__all__
 __dir__ = shows([*__all__, "__version__", "__path__"])
 
 former.register(

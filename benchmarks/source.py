@@ -108,7 +108,10 @@ class Package:
             if not path or owner not in self.modules or first in self.modules[owner].definitions:
                 return dotted
             inside = f"{owner}.{first}"
-            stands_for = self.modules[owner].imported.get(first, f"{owner}:{first}")
+            imported = self.modules[owner].imported
+            stands_for = imported.get(first, f"{owner}:{first}")
+            if first not in imported and first in self.exported(all_of := imported.get("*", "").removesuffix(":*")):
+                stands_for = f"{all_of}:{first}"
             if stands_for == f"{owner}:{first}":  # a module of this package, or nothing that the text tells
                 if inside not in self.modules:
                     return dotted
@@ -136,26 +139,28 @@ class Package:
             name for name, (parent, _, last) in apart.items() if parent and self.followed(f"{parent}:{last}") != name
         ]
 
+    def exported(self, name: str) -> list[str]:
+        """What `__all__` of a module lists, with what it adds of another module's."""
+        listed: list[str] = []
+        for statement in self.modules[name].tree.body if name in self.modules else ():
+            if isinstance(statement, ast.Assign) and defined(statement) == ["__all__"]:
+                listed += cast(list[str], ast.literal_eval(statement.value))
+            elif isinstance(statement, ast.AugAssign) and ast.unparse(statement.target) == "__all__":
+                listed += self.exported(self.named(self.modules[name], statement.value).removesuffix(".__all__"))
+        return listed
+
     def public(self) -> dict[str, list[Function]]:
         """What `__all__` gives of functions and of classes' methods, in public modules too: name -> its signatures."""
         return dict(self._public(self.modules[self.name]))
 
     def _public(self, module: Module) -> Iterator[tuple[str, list[Function]]]:
-        for name in exported(module):
+        for name in self.exported(module.name):
             dotted = self.followed(f"{module.name}:{name}")
             owner, _, defined_as = dotted.rpartition(".")
             if dotted in self.modules:
                 yield from self._public(self.modules[dotted])
             elif owner in self.modules:
                 yield from _signatures(f"{module.name}.{name}", self.modules[owner].tree.body, defined_as)
-
-
-def exported(module: Module) -> list[str]:
-    """What `__all__` lists."""
-    for statement in module.tree.body:
-        if isinstance(statement, ast.Assign) and defined(statement) == ["__all__"]:
-            return cast(list[str], ast.literal_eval(statement.value))
-    return []
 
 
 def _signatures(label: str, body: list[ast.stmt], wanted: str) -> Iterator[tuple[str, list[Function]]]:
