@@ -2,11 +2,7 @@
 
 import importlib.metadata
 
-from adam_tx import interop as interop
-from adam_tx import numerics as numerics
-from adam_tx import optimizers
-from adam_tx import schedules as schedules
-from adam_tx import storage as storage
+from adam_tx import interop, numerics, optimizers, schedules, storage
 from adam_tx._chain import chain
 from adam_tx._core import former
 from adam_tx._core.facts import Facts
@@ -152,12 +148,15 @@ former.register(
         "adam_tx.chain": "adam_tx._chain adam_tx._parallel adam_tx._with_gradient",
         "adam_tx.config": "adam_tx.describe.config",
         "adam_tx.link": "adam_tx._link",
-        "adam_tx.state.migrate": "adam_tx.state._migrate",
         "adam_tx.summary": "adam_tx.describe.summary",
-        **{f"adam_tx.optimizers.{name}": f"adam_tx.optimizers._{name}" for name in optimizers.__all__},
         **{
-            f"adam_tx.training.{name}": f"adam_tx.training._{name}"
-            for name in ("explain", "groups", "guard", "metrics", "monitor")
+            f"adam_tx.{part}.{name}": f"adam_tx.{part}._{name}"
+            for part, names in {
+                "optimizers": optimizers.__all__,
+                "state": ["migrate"],
+                "training": ["explain", "groups", "guard", "metrics", "monitor"],
+            }.items()
+            for name in names
         },
     }
 )

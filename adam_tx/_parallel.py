@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from adam_tx._chain import Member, by_name, init_members, refuse_terminal
-from adam_tx._core import hyperparams, numerics, states
+from adam_tx._core import numerics, states
 from adam_tx._core.abstract_link import AbstractLink, Part
 from adam_tx._core.call import Call
 from adam_tx._core.facts import combined
-from adam_tx._core.hyperparams import ScalarOrSchedule
+from adam_tx._core.hyperparams import FINITE, ScalarOrSchedule, readable, reader
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
-from adam_tx._core.states import State
 from adam_tx._link import Link, link_of
 
-_FINITE = hyperparams.Range(-float("inf"), float("inf"), low_allowed=False)
 
-
-@hyperparams.readable
+@readable
 def parallel(*members: Member, weights: Sequence[ScalarOrSchedule] | None = None) -> Link:
     """Give the same updates to several links and add up what they emit.
 
@@ -66,23 +63,23 @@ class Parallel(AbstractLink):
                 f"parallel: needs members and a weight for each, got {len(self.members)} and {len(given)}."
             )
         self.hyperparams = {"weights": given}
-        self._weights = [hyperparams.reader(f"parallel: weights[{k}]", w, _FINITE) for k, w in enumerate(given)]
+        self._weights = [reader(f"parallel: weights[{k}]", weight, FINITE) for k, weight in enumerate(given)]
         refuse_terminal("parallel", self.members)
         facts = combined([member.facts for member in self.members.values()])
         alone = len(self.members) == 1
         averages = tuple(average._replace(alone=average.alone and alone) for average in facts.averages)
         self.facts = dataclasses.replace(facts, averages=averages, keeps=True)
 
-    def init_leaves(self, leaves: Leaves) -> State:
+    def init_leaves(self, leaves: Leaves) -> states.State:
         """The members' states by name."""
         return _TYPE(init_members(self.members, leaves))
 
-    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+    def update_leaves(self, leaves: Leaves, updates: Column, state: states.State) -> tuple[Column, states.State]:
         """The weighted sum of what the members emit."""
         kept = states.checked(self.name, state, _TYPE).links
         weights = [weight(leaves.count) for weight in self._weights]
         emitted = list(updates)
-        new: dict[str, State] = {}
+        new: dict[str, states.State] = {}
         for k, (name, member) in enumerate(self.members.items()):
             column, of_member = leaves.run_member(name, member, updates, kept.get(name))
             if member.facts.keeps:
@@ -92,14 +89,13 @@ class Parallel(AbstractLink):
                 emitted[i] = emitted[i] + weighted if k else weighted
         return emitted, _TYPE(new)
 
-    def split_state(self, state: State) -> Part:
+    def split_state(self, state: states.State) -> Part:
         """The members' states are in one field."""
-        fields = states.fields_of(state)
-        links = fields["links"]
-        own = {name: tree for name, tree in fields.items() if name != "links"}
+        own = dict(states.fields_of(state))
+        links = own.pop("links")
         return Part(own, {name: links.get(name) for name in self.members})
 
-    def replace_members(self, state: Any, inside: Any) -> State:
+    def replace_members(self, state: Any, inside: Any) -> states.State:
         """The members' states are in one field."""
         return state._replace(links={**state.links, **inside})
 

@@ -11,7 +11,6 @@ import optax
 from adam_tx._core import states
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
-from adam_tx._core.states import State
 from adam_tx._link import Link, implementation_in, optimizer
 from adam_tx._wrapper import Wrapper
 
@@ -67,12 +66,12 @@ class WithGradient(Wrapper):
             raise TypeError(f"with_gradient: gradient must be a function (grad, updates) or a link, got {gradient!r}.")
         self._type = states.wrapper_type(self.name, self.member, "gradient")
 
-    def init_own(self, leaves: Leaves) -> dict[str, State]:
+    def init_own(self, leaves: Leaves) -> dict[str, states.State]:
         """The state of the link that makes the gradient."""
         made = None if self._of_leaf else self.members["gradient"].init_leaves(leaves.within("gradient"))
         return {"gradient": made}
 
-    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+    def update_leaves(self, leaves: Leaves, updates: Column, state: states.State) -> tuple[Column, states.State]:
         """Make the gradient, and the link's update with it."""
         fields = self.fields(state)
         raw = leaves.grad or []

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import states
+from adam_tx._core import hyperparams, states
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.facts import combined, held_back
-from adam_tx._core.hyperparams import is_schedule
 from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.numerics import Scalar
 from adam_tx._core.states import Fields, State
@@ -130,8 +129,7 @@ class Wrapper(AbstractLink):
 
     def at(self, hyperparam: str, leaves: Leaves) -> Scalar:
         """A hyperparameter at this update: the number that was given, or what the schedule says of the count."""
-        given: Any = self.hyperparams[hyperparam]
-        return given(leaves.count) if is_schedule(given) else given
+        return hyperparams.at(self.hyperparams[hyperparam], leaves.count)
 
     def run_inner(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The step of the link inside, which sees `leaves`, and its new state."""

@@ -4,30 +4,8 @@ Everything is elementwise, works in the precision of the leaves that it is given
 has finite derivatives where a gradient is zero.
 """
 
-from adam_tx._core.numerics import (
-    abs_sq,
-    divide,
-    ema,
-    power,
-    root,
-    root_and_divide,
-    root_and_divide_clamped,
-    saturate,
-    scalar,
-    square,
-)
+from adam_tx._core.numerics import *  # noqa: F403 - what is for rules is named there, once
+from adam_tx._core.numerics import __all__ as __all__
 from adam_tx._core.public import shows
 
-__all__ = [
-    "abs_sq",
-    "divide",
-    "ema",
-    "power",
-    "root",
-    "root_and_divide",
-    "root_and_divide_clamped",
-    "saturate",
-    "scalar",
-    "square",
-]
 __dir__ = shows(__all__)

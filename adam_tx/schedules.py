@@ -101,7 +101,7 @@ def from_second_update(value: NonNegative) -> optax.Schedule:
     """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        later = jnp.asarray(_value(value, count), jnp.result_type(float))
+        later = jnp.asarray(hyperparams.at(value, count), jnp.result_type(float))
         return jnp.where(jnp.asarray(count) == 0, jnp.zeros_like(later), later)
 
     return schedule
@@ -196,9 +196,4 @@ def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
 
 def _at(value: optax.ScalarOrSchedule, count: jax.typing.ArrayLike, like: jax.Array) -> numerics.Scalar:
     """A hyperparameter at this count, ready to meet an array."""
-    return numerics.scalar(_value(value, count), like)
-
-
-def _value(value: optax.ScalarOrSchedule, count: jax.typing.ArrayLike) -> numerics.Scalar:
-    schedule: Any = value
-    return schedule(count) if hyperparams.is_schedule(value) else schedule
+    return numerics.scalar(hyperparams.at(value, count), like)

@@ -140,8 +140,10 @@ class Package:
         ]
 
     def exported(self, name: str) -> list[str]:
-        """What `__all__` of a module lists, with what it adds of another module's."""
+        """What `__all__` of a module lists, with what it takes from another module's."""
         listed: list[str] = []
+        if name in self.modules and "__all__" in self.modules[name].imported:
+            listed += self.exported(self.modules[name].imported["__all__"].removesuffix(":__all__"))
         for statement in self.modules[name].tree.body if name in self.modules else ():
             if isinstance(statement, ast.Assign) and defined(statement) == ["__all__"]:
                 listed += cast(list[str], ast.literal_eval(statement.value))

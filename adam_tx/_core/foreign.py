@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import numerics
-from adam_tx._core.abstract_link import LIFTED, AbstractLink, MoveSlot, Part
+from adam_tx._core.abstract_link import LIFTED, AbstractLink, Part
 from adam_tx._core.call import Call, maker_name
 from adam_tx._core.facts import Stranger, check_gradient, combined, held_back
 from adam_tx._core.leaves import Column, Leaves
@@ -75,10 +75,9 @@ class Foreign(AbstractLink):
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The transformation's own state."""
-        column = list(leaves.params or ())
-        lifted = any(numerics.dtype_of(column[i]) == jnp.bfloat16 for i in leaves.present)
-        for i in leaves.present:
-            column[i] = numerics.cast(column[i], leaves.dtypes[i])
+        given = leaves.initial
+        lifted = any(numerics.dtype_of(given[i]) == jnp.bfloat16 for i in leaves.present)
+        column = [numerics.cast(x, leaves.dtypes[i]) if i in leaves.present else x for i, x in enumerate(given)]
         token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
         try:
             return self._inner.init(cast(optax.Params, leaves.tree(column)))
@@ -89,9 +88,7 @@ class Foreign(AbstractLink):
         """Its own update, on trees in working precision."""
         given: Any = state if self.facts.keeps else optax.EmptyState()
         params = None if leaves.params is None else cast(optax.Params, leaves.tree(leaves.params))
-        extra = dict(leaves.extra)
-        if leaves.grad is not None:
-            extra["grad"] = leaves.tree(leaves.grad)
+        extra = leaves.extra if leaves.grad is None else {**leaves.extra, "grad": leaves.tree(leaves.grad)}
         try:
             emitted, new = self._inner.update(cast(optax.Updates, leaves.tree(updates)), given, params, **extra)
         except FloatingPointError as error:  # under jax_debug_nans
@@ -104,27 +101,25 @@ class Foreign(AbstractLink):
 
     def state_signature(self) -> Hashable:
         """Known only where there is no state."""
-        try:
-            state = self._state_of_one()
-        except Exception:  # whatever it makes of parameters that are not its own
-            return object()
+        state = self._state_of_one()
         return object() if jax.tree.leaves(state) else jax.tree.structure(state)
 
-    def merge_states(self, leaves: Leaves, owners: Sequence[int], states: Sequence[State]) -> State:
-        """There is nothing in it; see `state_signature`."""
-        del leaves, owners
-        return states[0]
+    def replace_members(self, state: State, inside: Mapping[str, State]) -> State:
+        """All of it is its own; what is merged or moved is empty, as `state_signature` and `basis_obstacles` say."""
+        del inside
+        return state
 
     def _state_of_one(self) -> object:
-        return jax.eval_shape(self._inner.init, jax.ShapeDtypeStruct((1,), jnp.float32))
+        """Its state for one small parameter; where it makes none of a parameter that is not its own, any number."""
+        one = jax.ShapeDtypeStruct((1,), jnp.float32)
+        try:
+            return jax.eval_shape(self._inner.init, one)
+        except Exception:  # whatever it makes of it
+            return one
 
     def _may_average(self) -> bool:
         """Whether its state could hold an average: whether there are numbers in it that are no counts."""
-        try:
-            state = self._state_of_one()
-        except Exception:  # whatever it makes of parameters that are not its own
-            return True
-        return any(jnp.issubdtype(array.dtype, jnp.inexact) for array in jax.tree.leaves(state))
+        return any(jnp.issubdtype(array.dtype, jnp.inexact) for array in jax.tree.leaves(self._state_of_one()))
 
     def basis_obstacles(self) -> Iterator[str]:
         """Nothing is known of its state."""
@@ -134,11 +129,6 @@ class Foreign(AbstractLink):
                 "what it holds is not known. Use a link for it (adam_tx.chain for optax.chain), or write one with "
                 "adam_tx.link."
             )
-
-    def map_slots(self, leaves: Leaves, state: State, move: MoveSlot) -> State:
-        """There is nothing to move; see `basis_obstacles`."""
-        del leaves, move
-        return state
 
     def count_of(self, state: State) -> None:
         """It counts itself, if at all."""

@@ -7,6 +7,7 @@ change from step to step.
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import numbers
@@ -14,13 +15,12 @@ import typing
 from collections.abc import Callable, Generator, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
 from adam_tx._core.bias import DecayNow
@@ -37,23 +37,24 @@ class Range(NamedTuple):
     low_allowed: bool = True
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, float):
-            return False
-        return self.low < value < self.high or (self.low_allowed and value == self.low)
+        return isinstance(value, float) and (self.low < value < self.high or (self.low_allowed and value == self.low))
 
     def __str__(self) -> str:
         return f"{'[' if self.low_allowed else '('}{self.low:g}, {self.high:g})"
 
 
 _DECAY = Range(0.0, 1.0)
+NOT_NEGATIVE = Range(0.0, math.inf)
+POSITIVE = Range(0.0, math.inf, low_allowed=False)
+FINITE = Range(-math.inf, math.inf, low_allowed=False)
 
 Decay = Annotated[ScalarOrSchedule, _DECAY]
 """A decay of an average, in [0, 1): number, 0-d array or schedule `count -> value`."""
-NonNegative = Annotated[ScalarOrSchedule, Range(0.0, math.inf)]
+NonNegative = Annotated[ScalarOrSchedule, NOT_NEGATIVE]
 """At least 0: number, 0-d array or schedule."""
-Positive = Annotated[ScalarOrSchedule, Range(0.0, math.inf, low_allowed=False)]
+Positive = Annotated[ScalarOrSchedule, POSITIVE]
 """Above 0: number, 0-d array or schedule."""
-Finite = Annotated[ScalarOrSchedule, Range(-math.inf, math.inf, low_allowed=False)]
+Finite = Annotated[ScalarOrSchedule, FINITE]
 """Any number: number, 0-d array or schedule."""
 
 
@@ -61,7 +62,6 @@ Value = Scalar | DecayNow | None
 """A hyperparameter at one update; None where none was given."""
 Reader = Callable[[jax.Array], Any]
 """From the count of earlier updates to the value of a hyperparameter."""
-_ANY_COUNT: Any = None  # of which what does not vary knows nothing
 _UNNAMED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -79,18 +79,16 @@ class Parameters:
         for name in ("count", "next"):
             if name in self.signature.parameters:
                 raise TypeError(f"{function.__name__}: name the argument {name!r} otherwise; that is in `now` already.")
-        self._ranges: dict[str, Range] | None = None
-        self._optional: set[str] = set()
 
-    @property
+    @functools.cached_property
+    def _hints(self) -> Mapping[str, Any]:
+        return typing.get_type_hints(self._function, include_extras=True)
+
+    @functools.cached_property
     def ranges(self) -> Mapping[str, Range]:
         """The allowed values of each hyperparameter, that is, of each parameter with such an annotation."""
-        if self._ranges is None:
-            hints = typing.get_type_hints(self._function, include_extras=True)
-            found = {name: _range(hints[name]) for name in self.signature.parameters if name in hints}
-            self._ranges = {name: allowed for name, allowed in found.items() if allowed is not None}
-            self._optional = {name for name in self._ranges if type(None) in typing.get_args(hints[name])}
-        return self._ranges
+        found = {name: _range(self._hints.get(name)) for name in self.signature.parameters}
+        return {name: allowed for name, allowed in found.items() if allowed is not None}
 
     def is_decay(self, name: str) -> bool:
         """Whether the parameter of this name is annotated with `Decay`."""
@@ -107,8 +105,8 @@ class Parameters:
             value = bound.arguments[name]
             if type(value) is float and value in allowed:
                 continue
-            if not is_schedule(value) and not (value is None and name in self._optional):
-                check(_label(self._function.__name__, name, value), value, allowed)
+            if not is_schedule(value) and not (value is None and type(None) in typing.get_args(self._hints[name])):
+                check(self._label(name, value), value, allowed)
         return dict(bound.arguments)
 
     def given(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,22 +121,24 @@ class Parameters:
         for name, allowed in self.ranges.items():
             value = arguments[name]
             if value is None or type(value) is float:  # which was checked when it was bound
-                fixed[name] = _decay_now(value) if value is not None and allowed is _DECAY else value
-                continue
-            read = reader(_label(self._function.__name__, name, value), value, allowed)
-            if is_schedule(value):
-                varying[name] = read
+                fixed[name] = _present(value, allowed)
+            elif is_schedule(value):
+                varying[name] = reader(self._label(name, value), value, allowed)
             else:
-                fixed[name] = read(_ANY_COUNT)
+                fixed[name] = _present(check(self._label(name, value), value, allowed), allowed)
         return fixed, varying
 
+    def _label(self, name: str, value: object) -> str:
+        """What an argument is called in an error."""
+        function = self._function.__name__
+        return (_NAMES.get().get(id(value)) if _has_identity(value) else None) or f"{function}: {name}"
 
-def _range(annotation: Any) -> Range | None:
+
+def _range(annotation: object) -> Range | None:
     """The range in an annotation such as `Decay` or `Decay | None`."""
-    metadata = getattr(annotation, "__metadata__", ())
-    found = next((entry for entry in metadata if isinstance(entry, Range)), None)
-    inside = typing.get_args(annotation) if found is None else ()
-    return found or next((allowed for part in inside if (allowed := _range(part))), None)
+    if isinstance(annotation, Range):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := _range(part))), None)
 
 
 # What the arguments of the optimizer that is being made are called, by the identity of their values: a schedule
@@ -157,15 +157,11 @@ def named(function: str, arguments: Mapping[str, Any]) -> Generator[None]:
         _NAMES.reset(token)
 
 
-def _label(function: str, name: str, value: Any) -> str:
-    return (_NAMES.get().get(id(value)) if _has_identity(value) else None) or f"{function}: {name}"
-
-
-def _has_identity(value: Any) -> bool:
+def _has_identity(value: object) -> bool:
     return is_schedule(value) or isinstance(value, jax.Array | np.ndarray)
 
 
-def reader(label: str, value: Any, allowed: Range) -> Callable[[jax.Array], Any]:
+def reader(label: str, value: Any, allowed: Range) -> Reader:
     """The function `count -> value` of a hyperparameter, `count` the number of earlier updates; a decay as `DecayNow`.
 
     Args:
@@ -177,27 +173,27 @@ def reader(label: str, value: Any, allowed: Range) -> Callable[[jax.Array], Any]
       TypeError: the value is none of these, or an array of 16-bit floats.
       ValueError: a number outside its range, or an array that is not 0-d.
     """
-    present = _decay_now if allowed is _DECAY else lambda value: value
     if is_schedule(value):
-        return lambda count: present(check(label, value(count), allowed))
-    checked = present(check(label, value, allowed))
+        return lambda count: _present(check(label, value(count), allowed), allowed)
+    checked = _present(check(label, value, allowed), allowed)
     return lambda _: checked
 
 
-def _decay_now(value: Scalar) -> DecayNow:
-    return DecayNow(value, 1.0 - value)
-
-
-def number(name: str, value: Any, allowed: Range = Range(0.0, math.inf)) -> Callable[[jax.Array], Scalar]:  # noqa: B008
-    """As `reader`, for an argument that no annotation declares."""
-    return reader(name, value, allowed)
+def _present(value: Scalar | None, allowed: Range) -> Value:
+    """The value as it is in `now`."""
+    return DecayNow(value, 1.0 - value) if allowed is _DECAY and value is not None else value
 
 
 def fixed(name: str, value: Any) -> None:
     """Refuse what is no number of at least zero, or varies with the count."""
     if is_schedule(value):
         raise TypeError(f"{name} must be a number, not a schedule.")
-    check(name, value, Range(0.0, math.inf))
+    check(name, value, NOT_NEGATIVE)
+
+
+def at(value: Any, count: jax.typing.ArrayLike) -> Scalar:
+    """A number as it is, or what a schedule says of this count."""
+    return value(count) if is_schedule(value) else value
 
 
 def check_int(name: str, value: Any, least: int = 1) -> int:
@@ -210,55 +206,9 @@ def check_int(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def is_schedule(value: object) -> bool:
+def is_schedule(value: object) -> TypeGuard[Callable[[jax.typing.ArrayLike], Any]]:
     """Whether a hyperparameter is a function of the count; arrays are not, though JAX's can be called."""
     return callable(value) and not isinstance(value, jax.Array | np.ndarray | np.generic)
-
-
-def check_moment_dtype(moment: str, dtype: DTypeLike | None, decay: Any, *, squares: bool) -> None:
-    """Refuse a storage dtype in which the moving average would stand still.
-
-    Rounding to nearest, bfloat16 drops a change of less than 1/512 to 1/256 of
-    the value. An average with decay 0.999 changes by 1/1000 a step, so it can
-    grow but never decays. Whether an array or schedule stays clear of that cannot
-    be known; a second moment, where it does harm, is then refused too.
-
-    Args:
-      moment: what to call it, such as "mu".
-      dtype: its storage dtype, or None.
-      decay: the average's decay, as it was given; None if it is no average.
-      squares: whether it averages squares.
-    """
-    if dtype is None:
-        return
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"the dtype of {moment} must be a floating-point or complex dtype or None, got {jnp.dtype(dtype)}. For "
-            "eight bits give adam_tx.storage.EightBit()."
-        )
-    if jnp.finfo(dtype).bits >= 32:
-        return
-    if jnp.finfo(dtype).bits < 16:
-        raise ValueError(
-            f"{moment} cannot be stored as {jnp.dtype(dtype)}: rounded to so few bits it would stand still. "
-            "Use adam_tx.storage.EightBit()."
-        )
-    stored = jnp.dtype(dtype).name
-    if squares and jnp.finfo(dtype).minexp > -100:
-        raise ValueError(
-            f"{moment} cannot be stored as {stored}: the squares of small gradients are zero in it. Use float32, or "
-            "bfloat16 with a decay (b2) of at most 0.99."
-        )
-    if decay is None:
-        return
-    known = isinstance(decay, float | int)
-    if (known and decay > 0.99) or (squares and not known):
-        raise ValueError(
-            f"{moment} stored as {stored} needs a decay that is a number of at most 0.99, got {decay}. A step changes "
-            f"the average by 1 - decay of its value; below half a unit in the last place of {stored}, rounding to "
-            "nearest undoes that and the moment never decays. Use adam_tx.storage.StochasticBFloat16(), float32 or a "
-            "smaller decay; under optax.inject_hyperparams name the decay in static_args, so that it stays a number."
-        )
 
 
 def check(label: str, value: Any, allowed: Range) -> Scalar:
@@ -276,16 +226,13 @@ def check(label: str, value: Any, allowed: Range) -> Scalar:
     if jnp.issubdtype(value.dtype, jnp.integer):
         value = value.astype(jnp.float32)
     if value.dtype not in (jnp.float32, jnp.float64):
-        narrow = jnp.issubdtype(value.dtype, jnp.floating)
-        raise TypeError(
-            f"{label} came as a {value.dtype} array; it must be float32 or float64"
-            + (
+        why = "."
+        if jnp.issubdtype(value.dtype, jnp.floating):
+            why = (
                 ", because in so few bits b2 = 0.999 is 1 or eps = 1e-8 is 0. With optax.inject_hyperparams pass "
                 "hyperparam_dtype=jnp.float32."
-                if narrow
-                else "."
             )
-        )
+        raise TypeError(f"{label} came as a {value.dtype} array; it must be float32 or float64{why}")
     if not isinstance(value, Tracer):
         _check_range(label, float(value), allowed)
     return jnp.asarray(value)

@@ -56,7 +56,7 @@ class Leafwise(AbstractLink):
         self.storage = of_slots(declaration.name, rule.dtype, declaration.slots)
         self.scaled = {name: kept.scales_of(name) for name, kept in self.storage.items() if kept.scaled}
         self.step = LeafStep(self.name, declaration, rule, self.storage)
-        self._tree = TreeNumbers(declaration, rule, self.step)
+        self._tree = TreeNumbers(self.name, declaration.numbers, rule, self.step)
         self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
         self._type = declaration.state_type(rule.debias, scaled=bool(self.scaled))
         weights = {decay: declaration.weights[decay] for decay in rule.debias}

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType
-from jax.typing import ArrayLike
 
 from adam_tx._core import blocks, boxes, numerics, paths
 
@@ -118,7 +116,7 @@ class Leaves:
             return column
         return [node if i in self.present else nodes[i] for i, node in enumerate(column)]
 
-    def _lift(self, i: int, row: Mapping[str, ArrayLike], lifted: Mapping[str, Column]) -> None:
+    def _lift(self, i: int, row: Mapping[str, jax.typing.ArrayLike], lifted: Mapping[str, Column]) -> None:
         """Convert what came of a leaf to the dtype to work in."""
         dtypes = {name: self._dtype(i, name, leaf) for name, leaf in row.items()}
         if len(row) > 1:
@@ -179,7 +177,7 @@ class Leaves:
     def on_explicit_mesh(self) -> bool:
         """Whether JAX wants to be told how what is computed of the leaves lies on a mesh."""
         meshes = [getattr(jax.typeof(self.updates[i]).sharding, "mesh", None) for i in self.present]
-        return AxisType.Explicit in {axis for mesh in meshes for axis in getattr(mesh, "axis_types", ())}
+        return jax.sharding.AxisType.Explicit in {axis for mesh in meshes for axis in getattr(mesh, "axis_types", ())}
 
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.
@@ -293,15 +291,13 @@ class Leaves:
         """The path of a leaf as Python would index it, such as `['dense']['kernel']`."""
         return path_str(self._given.keys[i])
 
-    def check_shapes(self, i: int, row: Mapping[str, ArrayLike], block_slots: Collection[str] = ()) -> None:
+    def check_shapes(self, i: int, row: Mapping[str, jax.typing.ArrayLike], block_slots: Collection[str] = ()) -> None:
         """Refuse leaves of different shapes; slots named in `block_slots` need only divide the first."""
-        lead = None
-        for name, leaf in row.items():
-            shape = jnp.shape(leaf)
-            if lead is None:
-                lead = shape
-            elif shape != lead and not (name in block_slots and blocks.divides(shape, lead)):
-                listing = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in row.items())
+        shapes = {name: jnp.shape(leaf) for name, leaf in row.items()}
+        lead = next(iter(shapes.values()))
+        for name, shape in shapes.items():
+            if shape != lead and not (name in block_slots and blocks.divides(shape, lead)):
+                listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
                 raise ValueError(
                     f"leaf {self.path(i)} must have one shape, but came with {listing}. "
                     "Give update the gradient of the params that init was given, or call init anew."
@@ -309,8 +305,6 @@ class Leaves:
 
     def marks(self, mask: Mask) -> Sequence[bool]:
         """For each leaf whether a mask, a tree of booleans or a function from params to one, marks it."""
-        if mask is None:
-            return [True] * len(self)
         params = self.given("params")
         if params is None and self.present:
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")

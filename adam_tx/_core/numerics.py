@@ -14,6 +14,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+# what a rule may need; all else is for the package alone
+__all__ = [
+    "abs_sq",
+    "divide",
+    "ema",
+    "power",
+    "root",
+    "root_and_divide",
+    "root_and_divide_clamped",
+    "saturate",
+    "scalar",
+    "square",
+]
+
 Scalar = float | jax.Array
 """A Python float, exact until it meets a leaf, or a 0-d array."""
 
@@ -23,14 +37,9 @@ def dtype_of(leaf: ArrayLike) -> jnp.dtype:
     return leaf.dtype if isinstance(leaf, jax.Array) else jnp.dtype(jnp.result_type(leaf))
 
 
-def compute_dtype(*leaves: ArrayLike) -> jnp.dtype:
-    """The dtype to work in: at least float32, wider or complex where a leaf is."""
-    return working(*map(dtype_of, leaves))
-
-
 @functools.cache
 def working(*dtypes: jnp.dtype) -> jnp.dtype:
-    """The dtype to work in beside leaves of these dtypes."""
+    """The dtype to work in beside leaves of these dtypes: at least float32, wider or complex where a leaf is."""
     return promoted(jnp.dtype(jnp.float32), *(dtype for dtype in dtypes if jnp.finfo(dtype).bits >= 32))
 
 
@@ -112,7 +121,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
     >>> abs_sq(jnp.array([3.0, 1e30]))
     Array([9.0000000e+00, 3.4028235e+38], dtype=float32)
     """
-    return jnp.minimum(square(x), largest(x.dtype))
+    return saturate(square(x))
 
 
 def saturate(x: jax.Array) -> jax.Array:

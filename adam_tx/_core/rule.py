@@ -161,11 +161,10 @@ class Declaration:
         self._check_names(set(self.parameters.signature.parameters))
         self._module = function.__module__
         # all at once, so that a program that was exported elsewhere finds them registered
-        for size in range(len(self.debiases) + 1):
-            for debiased in itertools.combinations(self.debiases, size):
-                for scaled in {False, bool(slots)}:
-                    self.state_type(debiased, scaled=scaled)
-                    self.state_type(debiased, scaled=scaled, counted=True)
+        for chosen in itertools.product((False, True), repeat=len(self.debiases)):
+            debiased = list(itertools.compress(self.debiases, chosen))
+            for scaled, counted in itertools.product({False, bool(slots)}, (False, True)):
+                self.state_type(debiased, scaled=scaled, counted=counted)
 
     def _check_names(self, arguments: set[str]) -> None:
         """Refuse names that mean something else, and hyperparameters that are not there."""
@@ -188,9 +187,8 @@ class Declaration:
     def state_type(self, debiased: Sequence[str], *, scaled: bool = False, counted: bool = False) -> Any:
         """The type of the states of links that debias by these decays, with or without scales and a count."""
         weights = [name for decay, name in self.weights.items() if decay in debiased]
-        kept = [*weights, *self.numbers, *self.slots]
-        fields = ["count"] * counted + kept + ["scales"] * scaled
-        return states.state_type(self.name, tuple(fields), self._module)
+        fields = (*["count"] * counted, *weights, *self.numbers, *self.slots, *["scales"] * scaled)
+        return states.state_type(self.name, fields, self._module)
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that names what this kind of link does not have."""

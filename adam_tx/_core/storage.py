@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from optax import ScalarOrSchedule
 
-from adam_tx._core import blocks, hyperparams, numerics
+from adam_tx._core import blocks, numerics
 from adam_tx._core.call import Reconstructible
 
 Noise = Callable[[jax.Array], jax.Array]
@@ -119,14 +118,48 @@ class DtypeStorage(Storage):
     as_is = True
     at_random = False
 
-    def __init__(self, given: DTypeLike | None = None) -> None:
+    def __init__(self, given: jax.typing.DTypeLike | None = None) -> None:
         self.given = None if given is None else jnp.dtype(given)
         self._fewest_bytes = 4 if self.given is None else min(self.given.itemsize, 4)
         self.is_narrow = self._fewest_bytes < 4
 
     def check(self, slot: str, kind: str, decay: ScalarOrSchedule | None) -> None:
-        """Refuse a dtype in which a moving average would stand still."""
-        hyperparams.check_moment_dtype(slot, self.given, decay, squares=kind == "square")
+        """Refuse a dtype in which a moving average would stand still.
+
+        Rounding to nearest, bfloat16 drops a change of less than 1/512 to 1/256 of
+        the value. An average with decay 0.999 changes by 1/1000 a step, so it can
+        grow but never decays. Whether an array or schedule stays clear of that cannot
+        be known; a second moment, where it does harm, is then refused too.
+        """
+        if self.given is None:
+            return
+        if not numerics.is_inexact(self.given):
+            raise TypeError(
+                f"the dtype of {slot} must be a floating-point or complex dtype or None, got {self.given}. For "
+                "eight bits give adam_tx.storage.EightBit()."
+            )
+        if not self.is_narrow:
+            return
+        info = jnp.finfo(self.given)
+        if info.bits < 16:
+            raise ValueError(
+                f"{slot} cannot be stored as {self.given}: rounded to so few bits it would stand still. "
+                "Use adam_tx.storage.EightBit()."
+            )
+        if kind == "square" and info.minexp > -100:
+            raise ValueError(
+                f"{slot} cannot be stored as {self.given}: the squares of small gradients are zero in it. Use "
+                "float32, or bfloat16 with a decay (b2) of at most 0.99."
+            )
+        known = isinstance(decay, float | int)
+        if decay is not None and (decay > 0.99 if known else kind == "square"):
+            raise ValueError(
+                f"{slot} stored as {self.given} needs a decay that is a number of at most 0.99, got {decay}. A step "
+                f"changes the average by 1 - decay of its value; below half a unit in the last place of {self.given}, "
+                "rounding to nearest undoes that and the moment never decays. Use "
+                "adam_tx.storage.StochasticBFloat16(), float32 or a smaller decay; under optax.inject_hyperparams name "
+                "the decay in static_args, so that it stays a number."
+            )
 
     def check_leaf(self, where: Callable[[], str], param: jnp.dtype | None, stored: Stored | None) -> None:
         """Refuse fewer bits than were asked for, such as those of another storage: they would be rounded to nearest."""
@@ -157,7 +190,7 @@ class DtypeStorage(Storage):
         return numerics.cast(stored.values, dtype)
 
 
-StorageLike = DTypeLike | Storage
+StorageLike = jax.typing.DTypeLike | Storage
 """What a slot is stored as: a dtype, or an instance of a `Storage`."""
 
 

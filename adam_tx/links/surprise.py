@@ -78,9 +78,8 @@ class Surprise(AbstractLink):
         self.members = self._chain.members
         refuse_terminal(self.name, self.members)
         self.facts = dataclasses.replace(self._chain.facts, reads_grad=True, elementwise=False)
-        above = hyperparams.Range(0.0, float("inf"), low_allowed=False)
-        self._eps = hyperparams.number("scale_by_surprise: eps", eps)
-        self._threshold = hyperparams.reader("scale_by_surprise: threshold", threshold, above)
+        self._eps = hyperparams.reader("scale_by_surprise: eps", eps, hyperparams.NOT_NEGATIVE)
+        self._threshold = hyperparams.reader("scale_by_surprise: threshold", threshold, hyperparams.POSITIVE)
         self._first, first = next(iter(self.members.items()))
         found = first.debiased_square()
         if found is None:

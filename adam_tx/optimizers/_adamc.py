@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from adam_tx._core.hyperparams import Positive, is_schedule
+from adam_tx._core import hyperparams
+from adam_tx._core.hyperparams import Positive
 from adam_tx._core.leaves import Mask, mask_of
 from adam_tx.links.weight_decay import add_decayed_weights
 from adam_tx.optimizers._adam import adam_direction
@@ -72,7 +73,7 @@ class _Corrected:
         self._factors = factors
 
     def __call__(self, count: Any) -> Any:
-        weight_decay, rate, largest = (f(count) if is_schedule(f) else f for f in self._factors)
+        weight_decay, rate, largest = (hyperparams.at(factor, count) for factor in self._factors)
         return weight_decay * rate / largest
 
 

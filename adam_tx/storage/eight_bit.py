@@ -19,8 +19,7 @@ from jax import lax
 from jax.core import Tracer
 from optax import ScalarOrSchedule
 
-from adam_tx._core import hyperparams, numerics, rounding, sharding
-from adam_tx._core.blocks import Shape
+from adam_tx._core import blocks, hyperparams, numerics, rounding, sharding
 from adam_tx._core.storage import Noise, Storage, Stored
 
 _DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbers from each power of two to the next
@@ -97,19 +96,16 @@ class EightBit(Storage):
         few = first.size < max(self.min_size, 1)
         if few or not shape or shape[-1] < min(_LEAST_ROW, self.block) or numerics.is_complex(first):
             return Stored(first)
-        self._check_sharding(where, shape, param)
-        kept = jnp.uint8 if kind == "square" else jnp.int8
-        # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
-        first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
-        return self._encode(first, kept, noise(first))
-
-    def _check_sharding(self, where: str, shape: tuple[int, ...], param: Any) -> None:
         share = sharding.share(param)
         if share is not None and share[-1] < shape[-1] and share[-1] % self.block:
             raise ValueError(
                 f"params: leaf {where} of shape {shape} has {share[-1]} elements of its last axis on each device, "
                 f"which blocks of {self.block} would cross. Use EightBit(block=...) with a divisor of {share[-1]}."
             )
+        kept = jnp.uint8 if kind == "square" else jnp.int8
+        # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
+        first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
+        return self._encode(first, kept, noise(first))
 
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """Codes and scales, or the number itself where it is kept so."""
@@ -127,8 +123,7 @@ class EightBit(Storage):
         codes, scales = stored
         if scales is None:
             return numerics.cast(codes, dtype)
-        blocks = -(-codes.shape[-1] // self.block)
-        if scales.shape != (*codes.shape[:-1], blocks):
+        if scales.shape != (*codes.shape[:-1], -(-codes.shape[-1] // self.block)):
             raise ValueError(
                 f"{self!r}: codes of shape {codes.shape} came with scales of shape {scales.shape}; they were stored "
                 "with another block. Use the storage that made the state, or call init anew."
@@ -136,7 +131,7 @@ class EightBit(Storage):
         decode = _decode_sizes if codes.dtype == jnp.uint8 else _decode_signed
         return numerics.cast(decode(codes, scales, self.block), dtype)
 
-    def pieces(self, shape: Shape, scales: Shape) -> Shape:
+    def pieces(self, shape: blocks.Shape, scales: blocks.Shape) -> blocks.Shape:
         """Blocks stay whole; where the last is shorter than the others, the last dimension does."""
         return (*shape[:-1], 1) if shape[-1] % self.block else super().pieces(shape, scales)
 
@@ -215,16 +210,9 @@ def _ceiling(x: jax.Array) -> jax.Array:
     return _signed((_bits(x) + ((1 << _DROPPED) - 1)) >> _DROPPED)
 
 
-def _bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.uint32)
-
-
-def _float(bits: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def _signed(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.int32)
+_bits = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.uint32)
+_signed = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.int32)
+_float = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.float32)
 
 
 def _largest(x: jax.Array, block: int) -> jax.Array:
