@@ -78,6 +78,21 @@ def test_both_references_to_a_link_are_one_link_after_pickling():
     assert one.implementation is other.implementation
 
 
+def test_a_function_may_name_what_a_module_was_once_called():
+    """Its pickle has, for `adam_tx.chain` in it, the module of that name too, where there is one."""
+
+    @adam_tx.optimizer
+    def mine(learning_rate: adam_tx.NonNegative):
+        return adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.scale_by_learning_rate(learning_rate))
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        again = cloudpickle.loads(cloudpickle.dumps(mine(0.1)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert described(again) == described(mine(0.1))
+
+
 ELSEWHERE = """
 import json, cloudpickle, jax, jax.numpy as jnp, numpy as np, adam_tx
 

@@ -7,8 +7,9 @@ as its modules can be found here. Fields of states that have other names now are
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from adam_tx._core.call import Call, make
@@ -36,6 +37,10 @@ class _Former(ModuleType):
             if hasattr(sys.modules[module], name):
                 return getattr(sys.modules[module], name)
         raise AttributeError(name)
+
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        """It is pickled by its name: cloudpickle takes it for what `adam_tx.chain` in a user's function means."""
+        return importlib.import_module, (self.__name__,)
 
 
 _call = make
