@@ -38,7 +38,11 @@ def boxed_like(tree: Any, like: Any) -> Any:
 def leaves_with_paths(tree: Any, is_leaf: Callable[[Any], bool]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The leaves, each with its path, in which boxes do not show."""
     kinds = _kinds()
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: is_leaf(x) or isinstance(x, kinds)):
+
+    def ends(node: object) -> bool:
+        return is_leaf(node) or isinstance(node, kinds)
+
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=ends):
         if isinstance(node, kinds):
             yield from (((*path, *rest), leaf) for rest, leaf in leaves_with_paths(_held(node), is_leaf))
         else:

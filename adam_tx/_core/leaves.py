@@ -201,7 +201,8 @@ class Leaves:
         """The nodes of a tree in which what is absent may stand above the leaves, as Optax puts it there."""
 
         def below(node: object, part: Tree) -> Tree:
-            return jax.tree.map(lambda _: node, part, is_leaf=is_absent) if is_absent(node) else node
+            inside = jax.tree.structure(part, is_leaf=is_absent)
+            return inside.unflatten([node] * inside.num_leaves) if is_absent(node) else node
 
         ours = self.treedef.unflatten(self.nodes)
         try:
@@ -311,8 +312,7 @@ class Leaves:
         tree = mask_of(mask, params)
         for over in (params, self._given.params):  # a tree may mark what is not there, too
             try:
-                marked = jax.tree.map(lambda mark, part: jax.tree.map(lambda _: _marked(mark), part), tree, over)
-                return self.treedef.flatten_up_to(marked)
+                return self.treedef.flatten_up_to(jax.tree.map(_marked, jax.tree.broadcast(tree, over)))
             except (ValueError, TypeError):
                 continue
         raise ValueError(
