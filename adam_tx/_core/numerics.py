@@ -121,7 +121,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
     >>> abs_sq(jnp.array([3.0, 1e30]))
     Array([9.0000000e+00, 3.4028235e+38], dtype=float32)
     """
-    return saturate(square(x))
+    return jnp.minimum(square(x), largest(x.dtype))
 
 
 def saturate(x: jax.Array) -> jax.Array:
