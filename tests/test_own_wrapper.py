@@ -241,3 +241,26 @@ def test_metrics_takes_no_wrapper_for_a_guard_or_monitor_because_of_what_it_is_c
     restored = pickle.loads(pickle.dumps(state))
     assert_same(restored, state)
     assert adam_tx.metrics(restored) == adam_tx.metrics(state)
+
+
+class Stacked(adam_tx.Wrapper):
+    """A wrapper that emits two updates for one."""
+
+    def __init__(self, inner):
+        super().__init__(inner, name="stacked")
+
+    def update_leaves(self, leaves, updates, state):
+        emitted, inner = self.run_inner(leaves, updates, self.fields(state).inner)
+        return leaves.each(lambda u: jnp.stack([u, u]), emitted), self.state(inner)
+
+
+@adam_tx.optimizer
+def stacked(inner):
+    return Stacked(inner)
+
+
+@pytest.mark.parametrize("around", [lambda tx: tx, adam_tx.chain, adam_tx.parallel])
+def test_an_update_of_another_shape_than_its_leaf_is_refused(around):
+    tx = around(stacked(adam_tx.sgd(1.0)))
+    with pytest.raises(ValueError, match=r"\['enc'\]\['w'\]: an update of shape \(2, 2, 3\) was emitted .* \(2, 3\)"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)

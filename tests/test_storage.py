@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_tx
 from adam_tx._core import rounding
-from adam_tx.storage import EightBit, StochasticBFloat16, Stored
+from adam_tx.storage import EightBit, StochasticBFloat16, Storage, Stored
 
 TINY = EightBit(block=4, min_size=1)
 STORAGES = {"stochastic": StochasticBFloat16(), "eight bit": TINY}
@@ -493,3 +493,36 @@ def test_a_state_of_blocks_of_another_size_is_refused_and_moments_are_found_by_n
     with pytest.raises(ValueError, match=r"its scales are \['nu_by_100'\], but \['nu_by_128'\] came.*EightBit\(block="):
         narrow.update(params, state, params, grad=params)
     assert optax.tree.get(adam_tx.chain(wide).init(params), "nu").dtype == jnp.uint8
+
+
+class Shortened(Storage):
+    """A storage that forgets numbers, or how it keeps them."""
+
+    def __init__(self, forget):
+        self.forget = forget
+
+    def begin(self, where, first, param, kind, noise):
+        return Stored(first)
+
+    def encode(self, x, like, noise):
+        return self.forget(x)
+
+    def decode(self, stored, dtype):
+        return stored.values.astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("forget", "came"),
+    [
+        (lambda x: Stored(x[:1]), r"\['float32\[1\]'\]"),
+        (lambda x: Stored(x.astype(jnp.bfloat16)), r"\['bfloat16\[2\]'\]"),
+        (lambda x: Stored(x, x[:1]), r"\['float32\[2\]', 'float32\[1\]'\]"),
+        (lambda x: None, r"\[\]"),
+    ],
+    ids=["a shape", "a dtype", "scales", "nothing"],
+)
+@pytest.mark.parametrize("around", [adam_tx.chain, adam_tx.guard], ids=["chain", "guard"])
+def test_a_storage_that_keeps_something_else_than_before_is_refused(around, forget, came):
+    tx, grad = around(adam_tx.adam(1.0, mu_dtype=Shortened(forget))), jnp.array([0.5, -0.1])
+    with pytest.raises(ValueError, match=rf"must keep mu as before, as \['float32\[2\]'\], but its encode .* {came}"):
+        tx.update(grad, tx.init(grad))

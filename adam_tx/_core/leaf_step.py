@@ -302,8 +302,17 @@ class LeafStep:
             elif self._storage[name].as_is and slot.dtype == like.values.dtype:
                 new[name] = Stored(slot)
             else:  # the only place where a moment changes dtype, of which rules know nothing
-                new[name] = self._storage[name].encode(slot, like, leaf.noise(self._name, name))
+                new[name] = self._encoded(name, slot, like, leaf)
         return update, new
+
+    def _encoded(self, name: str, slot: jax.Array, like: Stored, leaf: Leaf) -> Stored:
+        stored = self._storage[name].encode(slot, like, leaf.noise(self._name, name))
+        if _described(stored) != _described(like):
+            raise ValueError(
+                f"{self._name}: for leaf {leaf.path()} {self._storage[name]!r} must keep {name} as before, as "
+                f"{_described(like)}, but its encode returned {_described(stored)}."
+            )
+        return stored
 
     def _refuse(self, out: Any, leaf: Leaf, row: Row) -> None:
         """Refuse what a rule has returned, which is not updates and slots of the right shapes."""
@@ -323,6 +332,11 @@ class LeafStep:
             shape = terms.shape if slot is None else jnp.shape(slot)
             return (blocks.mean if statistic.mean else blocks.total)(terms, shape)
         return jnp.sum(terms) / (float(max(terms.size, 1)) if statistic.mean else 1.0)  # JAX takes no int beyond int32
+
+
+def _described(stored: object) -> list[str]:
+    """The dtypes and shapes of what is kept."""
+    return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(stored)]
 
 
 def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:

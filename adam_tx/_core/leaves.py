@@ -225,8 +225,13 @@ class Leaves:
     def lower(self, emitted: Column, *, exact: bool = False) -> Tree:
         """The tree of emitted updates in the dtype of (parameter, update), as Optax emits them; unrounded if exact."""
         column = list(emitted)
-        for i in () if exact else self.present:
-            if column[i].dtype != self._results[i]:
+        for i in self.present:
+            if column[i].shape != self.updates[i].shape:
+                raise ValueError(
+                    f"leaf {self.path(i)}: an update of shape {column[i].shape} was emitted for one of shape "
+                    f"{self.updates[i].shape}. A wrapper, or a transformation from elsewhere, must keep the shape."
+                )
+            if column[i].dtype != self._results[i] and not exact:
                 column[i] = self.lowered(i, column[i])
         return self.treedef.unflatten(column)
 
