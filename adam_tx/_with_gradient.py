@@ -53,6 +53,7 @@ class WithGradient(Wrapper):
     """A link that sees another gradient."""
 
     member = "member"
+    is_straight = True
     formula = "member(u), which sees another gradient"
 
     def __init__(self, member: optax.GradientTransformation, gradient: OfLeaf | Link) -> None:

@@ -45,6 +45,8 @@ class Wrapper(AbstractLink):
       inner: what runs behind the link inside.
       counts_inner: whether the link inside counts its updates by itself, because it may not
         see every one.
+      is_straight: whether `run_inner` is called once an update, and in no branch of the program such as
+        `lax.cond`. Say it if it is so; GPUs then have a shorter program.
       member: the name of the link inside.
       told: the names of what it keeps for people to read, and no step depends on.
       formula: what it emits, in one line, for `summary`.
@@ -84,6 +86,7 @@ class Wrapper(AbstractLink):
     """
 
     counts_inner: ClassVar[bool] = False
+    is_straight: ClassVar[bool] = False
     member: ClassVar[str] = "inner"
 
     def __init__(
@@ -104,7 +107,8 @@ class Wrapper(AbstractLink):
         of_inner = combined([self.inner.facts])
         if self.counts_inner:
             of_inner = held_back(of_inner, name)
-        self.facts = dataclasses.replace(of_inner, keeps=True, **facts)
+        branches = of_inner.branches or not self.is_straight
+        self.facts = dataclasses.replace(of_inner, keeps=True, **{"branches": branches, **facts})
 
     def init_own(self, leaves: Leaves) -> Mapping[str, object]:
         """What it keeps itself, by name: arrays, or trees of them, each an array of its own."""

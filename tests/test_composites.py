@@ -106,6 +106,8 @@ PROBES = {
     "elementwise": CLIP,
     "terminal": TERMINAL,
     "holds_back": adam_tx.guard(M(0.9)),
+    "looks_ahead": M(0.9, dtype=adam_tx.storage.EightBit()),
+    "branches": adam_tx.in_basis(M(0.9), Unturned()),
     "keeps": ONE,
 }
 """For every fact a link of which it is otherwise than of `plain`."""
@@ -121,6 +123,7 @@ ALWAYS = {
     ("InBasis", "reads_grad"): (True, "the basis is that of the gradient"),
     ("InBasis", "elementwise"): (False, "it turns whole leaves"),
     ("InBasis", "holds_back"): (True, "the link inside counts for itself"),
+    ("InBasis", "branches"): (True, "a new basis is found in a branch"),
     ("InBasis", "keeps"): (True, STATE),
     ("Surprise", "reads_grad"): (True, "it measures the gradient"),
     ("Surprise", "elementwise"): (False, "it measures whole leaves"),
@@ -129,17 +132,21 @@ ALWAYS = {
     ("Surprise", "keeps"): (True, "its RMS keeps an average"),
     ("Guard", "elementwise"): (False, "it looks at all leaves"),
     ("Guard", "holds_back"): (True, "it may leave a step out"),
+    ("Guard", "looks_ahead"): (True, "it has to know whether all is finite"),
     ("Guard", "keeps"): (True, STATE),
     ("guard, loss scale", "changes_gradient"): (True, "it divides it"),
     ("Monitor", "keeps"): (True, STATE),
     ("Parallel", "keeps"): (True, STATE),
     ("Groups", "keeps"): (True, STATE),
+    ("Wrapper", "branches"): (True, "it does not say that it runs the link inside in no branch"),
     ("Wrapper", "keeps"): (True, STATE),
     ("Foreign", "changes_gradient"): (True, "nobody has said what it does"),
     ("Foreign", "passes_gradient"): (True, "nobody has said what it does"),
     ("Foreign", "strangers"): (True, "it is one itself"),
     ("Foreign", "elementwise"): (False, UNKNOWN),
     ("Foreign", "holds_back"): (True, "it may leave a step out"),
+    ("Foreign", "looks_ahead"): (False, "its links look ahead themselves"),
+    ("Foreign", "branches"): (False, "its links look ahead themselves"),
     ("Foreign", "keeps"): (True, STATE),
 }
 """By class or name, and fact, what it says of itself whatever is inside, and why."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import states
+from adam_tx._core.ahead import Ahead, apart
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
 from adam_tx._core.leaf_step import Leaf
@@ -275,12 +276,20 @@ class AbstractLink:
                 )
             if self.gives_gradient or not leaves.present:
                 leaves.grad = leaves.updates
+        if self.facts.looks_ahead and not self.facts.branches and leaves.is_traced:
+            leaves.ahead = self._ahead(leaves, state)
         if leaves.observed:
             emitted, new = leaves.run_member("", self, leaves.updates, state)
         else:
             emitted, new = self.update_leaves(leaves, leaves.updates, state)
         lowered = cast(optax.Updates, leaves.lower(emitted, exact=self.facts.terminal))
         return lowered, cast(optax.OptState, self.with_count(new, None if count is None else increment(count)))
+
+    def _ahead(self, leaves: Leaves, state: State) -> Ahead:
+        """What a first run of the step finds, which keeps nothing else."""
+        first = leaves.looking_ahead()
+        self.update_leaves(first, first.updates, apart(state))
+        return Ahead(map(apart, first.ahead.found if first.ahead else ()))
 
     @functools.cached_property
     def positions(self) -> Mapping[tuple[str, ...], str]:

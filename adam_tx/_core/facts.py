@@ -46,6 +46,8 @@ class Facts:
       terminal: whether what it emits has to be added to the parameters as it is: nothing
         may change it, not even a rounding to their dtype.
       holds_back: whether there are links inside that may not see every update.
+      looks_ahead: whether something has to be known before a step is made.
+      branches: whether a link inside may run in a branch of the program, out of which nothing can be taken.
       keeps: whether it has a state inside a chain; a link that does not has no entry there.
     """
 
@@ -58,6 +60,8 @@ class Facts:
     elementwise: bool = True
     terminal: bool = False
     holds_back: bool = False
+    looks_ahead: bool = False
+    branches: bool = False
     keeps: bool = True
 
 
@@ -78,6 +82,8 @@ def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
         elementwise=all(member.elementwise for member in members),
         terminal=any(member.terminal for member in (members[-1:] if in_turn else members)),
         holds_back=any(member.holds_back for member in members),
+        looks_ahead=any(member.looks_ahead for member in members),
+        branches=any(member.branches for member in members),
         keeps=any(member.keeps for member in members),
     )
 

@@ -70,6 +70,8 @@ class Foreign(AbstractLink):
             strangers=(Stranger(self.name, self._may_average),),
             elementwise=False,
             holds_back=bool(held),
+            looks_ahead=False,  # the links inside do it themselves
+            branches=False,
             keeps=self._inner.init is not optax.init_empty_state,
         )
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from adam_tx._core import bias, blocks, numerics, sharding
+from adam_tx._core.ahead import Ahead, known
 from adam_tx._core.bias import DecayNow
 from adam_tx._core.hyperparams import Parameters, Value
 from adam_tx._core.leaves import increment
@@ -188,6 +189,7 @@ class Leaf(NamedTuple):
       spread: whether the arrays may lie differently on an explicit mesh.
       place: the names of what the link stands in, and its own.
       positions: what links are called whose name stands at several places, by place.
+      ahead: what is known ahead; None if nobody looks ahead.
     """
 
     dtype: jnp.dtype
@@ -202,6 +204,7 @@ class Leaf(NamedTuple):
     spread: bool = False
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
+    ahead: Ahead | None = None
 
     def noise(self, link: str, what: str) -> Noise:
         """Random bits for what a link rounds, which depend on the count, the leaf and each element's place alone."""
@@ -280,7 +283,7 @@ class LeafStep:
         """Apply the rule to what was read, and encode what is to be kept."""
         values: dict[str, Any] = dict(row, now=now, **numbers)
         for name, statistic in self._of_leaf.items():
-            values[name] = self.reduced(name, statistic, values)
+            values[name] = known(leaf.ahead, lambda: self.reduced(name, statistic, values))  # noqa: B023
         try:
             out = self._rule.apply(*[values[name] for name in self.reads])
         except KeyError:
@@ -306,10 +309,18 @@ class LeafStep:
         return update, new
 
     def _encoded(self, name: str, slot: jax.Array, like: Stored, leaf: Leaf) -> Stored:
-        stored = self._storage[name].encode(slot, like, leaf.noise(self._name, name))
+        storage = self._storage[name]
+        noise = leaf.noise(self._name, name)
+        if leaf.ahead is None or not storage.looks_ahead:
+            stored = storage.encode(slot, like, noise)
+        else:
+            found = leaf.ahead.of(lambda: storage.ahead(slot, like))
+            if leaf.ahead.is_first:
+                return storage.outline(slot, like)
+            stored = storage.encode_knowing(slot, like, noise, found)
         if _described(stored) != _described(like):
             raise ValueError(
-                f"{self._name}: for leaf {leaf.path()} {self._storage[name]!r} must keep {name} as before, as "
+                f"{self._name}: for leaf {leaf.path()} {storage!r} must keep {name} as before, as "
                 f"{_described(like)}, but its encode returned {_described(stored)}."
             )
         return stored

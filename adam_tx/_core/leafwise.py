@@ -12,6 +12,7 @@ from optax import ScalarOrSchedule
 
 from adam_tx._core import bias, blocks, numerics, states
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, MoveSlot, required_params
+from adam_tx._core.ahead import known
 from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
@@ -88,6 +89,7 @@ class Leafwise(AbstractLink):
             corrects=tuple(Correction(kind, decay, name) for kind, name, decay in corrects if decay is not None),
             elementwise=rule.elementwise and not rule.statistics and not rule.shape,
             terminal=rule.terminal,
+            looks_ahead=any(storage.looks_ahead for storage in self.storage.values()),
             keeps=bool(self._type._fields) or self.is_open,  # an open one is asked for a state, and refuses
         )
 
@@ -204,7 +206,7 @@ class Leafwise(AbstractLink):
         rows: dict[int, Row] = {}
         if self.declaration.numbers or step.over_tree:
             rows = {i: step.read(*of_leaf) for i, of_leaf in read.items()}
-            numbers = self._tree.at(now, rows, leaves, fields)
+            numbers = known(leaves.ahead, lambda: self._tree.at(now, rows, leaves, fields))
             kept |= {name: numbers[name] for name in self.declaration.numbers}
         emitted = list(updates)
         for i, (leaf, slots) in read.items():
@@ -245,6 +247,7 @@ class Leafwise(AbstractLink):
             leaves.on_explicit_mesh,
             leaves.place,
             leaves.positions,
+            leaves.ahead,
         )
         return leaf, slots
 

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from adam_tx._core import blocks, boxes, numerics, paths
+from adam_tx._core.ahead import Ahead
 
 Tree = object
 """Any pytree."""
@@ -58,6 +60,7 @@ class Leaves:
       place: the names of the links that the one which steps stands in, and its own, as far as somebody asks.
       positions: what links are called whose name stands at several places, by place.
       observed: whether somebody asks for places, so that members are run by `run_member`.
+      ahead: what is known ahead of this step; None if nobody looks ahead.
     """
 
     updates: Column
@@ -70,6 +73,7 @@ class Leaves:
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
     observed: bool = False
+    ahead: Ahead | None = None
     treedef: Any
     _results: list[jnp.dtype]
     _watch: Watch | None = None
@@ -282,6 +286,15 @@ class Leaves:
         emitted, state = link.update_leaves(leaves, updates, state)
         self._watch(leaves.place, link, leaves, emitted, True)
         return emitted, state
+
+    def looking_ahead(self) -> "Leaves":
+        """The same for a run that finds what has to be known ahead, and that nobody watches."""
+        return self.replace(ahead=Ahead(), observed=bool(self.positions), _watch=None)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a program is made, and nothing computed."""
+        return any(isinstance(self.updates[i], Tracer) for i in self.present)
 
     def within(self, name: str) -> "Leaves":
         """The same for the link that stands under this name."""

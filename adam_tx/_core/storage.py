@@ -41,6 +41,7 @@ class Storage(Reconstructible):
       as_is: whether a number of the dtype that a leaf is worked with in is kept as it is.
       at_random: whether it rounds at random, or may do so.
       is_narrow: whether it has less than 32 bits, and rounds to nearest.
+      looks_ahead: whether something of all numbers, or of a block, has to be known before one is encoded.
     """
 
     scaled: bool = False
@@ -48,6 +49,7 @@ class Storage(Reconstructible):
     as_is: bool = False
     at_random: bool = True
     is_narrow: bool = False
+    looks_ahead: bool = False
 
     def scales_of(self, slot: str) -> str:
         """The name of a slot's scales in the state; it says what they cannot be read without."""
@@ -89,6 +91,18 @@ class Storage(Reconstructible):
 
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """What is kept of a new value, of the dtypes and shapes of what was kept before."""
+        raise NotImplementedError
+
+    def ahead(self, x: jax.Array, like: Stored) -> Any:
+        """What of a new value has to be known before it is encoded, for a storage that `looks_ahead`."""
+        raise NotImplementedError
+
+    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: Any) -> Stored:
+        """The same as `encode`, with what `ahead` has found."""
+        raise NotImplementedError
+
+    def outline(self, x: jax.Array, like: Stored) -> Stored:
+        """What stands for a value that is not encoded yet: nothing but `finite` is asked of it."""
         raise NotImplementedError
 
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
@@ -184,6 +198,18 @@ class DtypeStorage(Storage):
         """The value in the dtype of the state."""
         del noise
         return Stored(numerics.cast(x, like.values.dtype))
+
+    def ahead(self, x: jax.Array, like: Stored) -> Any:
+        """What of a new value has to be known before it is encoded, for a storage that `looks_ahead`."""
+        raise NotImplementedError
+
+    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: Any) -> Stored:
+        """The same as `encode`, with what `ahead` has found."""
+        raise NotImplementedError
+
+    def outline(self, x: jax.Array, like: Stored) -> Stored:
+        """What stands for a value that is not encoded yet: nothing but `finite` is asked of it."""
+        raise NotImplementedError
 
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
         """The value in working precision."""

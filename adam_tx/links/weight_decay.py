@@ -208,6 +208,7 @@ class OnDecayedWeights(Wrapper):
     """A link that sees decayed parameters."""
 
     member = "member"
+    is_straight = True
     formula = "member(u, decayed params) - times · weight_decay · params"
 
     def __init__(self, member: Link, weight_decay: ScalarOrSchedule, mask: Mask, times: ScalarOrSchedule) -> None:

@@ -67,6 +67,7 @@ class EightBit(Storage):
     block: int = 128
     min_size: int = 4096
     scaled = True
+    looks_ahead = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -105,17 +106,35 @@ class EightBit(Storage):
         kept = jnp.uint8 if kind == "square" else jnp.int8
         # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
         first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
-        return self._encode(first, kept, noise(first))
+        return self._encode(first, kept, noise(first), self._largest(first))
 
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """Codes and scales, or the number itself where it is kept so."""
+        return self.encode_knowing(x, like, noise, self.ahead(x, like))
+
+    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: jax.Array | None) -> Stored:
+        """The same, with the largest size of each block."""
+        if known is None:
+            return Stored(numerics.cast(x, like.values.dtype))
+        return self._encode(x.astype(jnp.float32), like.values.dtype, noise(x), known)
+
+    def ahead(self, x: jax.Array, like: Stored) -> jax.Array | None:
+        """The largest size of each block; None where the number itself is kept."""
+        return None if like.scales is None else self._largest(x)
+
+    def outline(self, x: jax.Array, like: Stored) -> Stored:
+        """Codes that are right where they are NaN."""
         if like.scales is None:
             return Stored(numerics.cast(x, like.values.dtype))
-        return self._encode(x.astype(jnp.float32), like.values.dtype, noise(x))
+        nan = _nan_of(like.values.dtype)
+        return Stored(jnp.where(jnp.isfinite(x), 0, nan).astype(like.values.dtype), jnp.zeros_like(like.scales))
 
-    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array) -> Stored:
+    def _largest(self, x: jax.Array) -> jax.Array:
+        return _largest(lax.stop_gradient(x.astype(jnp.float32)), self.block)
+
+    def _encode(self, x: jax.Array, dtype: Any, noise: jax.Array, largest: jax.Array) -> Stored:
         encode = _encode_sizes if dtype == jnp.uint8 else _encode_signed
-        codes, scales = encode(lax.stop_gradient(x), noise, self.block)
+        codes, scales = encode(lax.stop_gradient(x), noise, self.block, largest)
         return Stored(codes.astype(dtype), scales.astype(jnp.int16))
 
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
@@ -139,7 +158,11 @@ class EightBit(Storage):
         """All but the codes of NaN."""
         if stored.scales is None:
             return super().finite(stored)
-        return stored.values != (_NAN_SIZE if stored.values.dtype == jnp.uint8 else _NAN_SIGNED)
+        return stored.values != _nan_of(stored.values.dtype)
+
+
+def _nan_of(dtype: jnp.dtype) -> int:
+    return _NAN_SIZE if dtype == jnp.uint8 else _NAN_SIGNED
 
 
 # jitted: traced once a shape, and one dispatch where nothing is compiled
@@ -153,10 +176,10 @@ _each = functools.partial(jax.jit, static_argnames="block")
 
 
 @_each
-def _encode_sizes(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+def _encode_sizes(x: jax.Array, noise: jax.Array, block: int, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
     bits = _bits(x)
     finite = bits < _INFINITY
-    top = _ceiling(_largest(x, block))
+    top = _ceiling(largest)
     edge = top + (top & 1) - (254 - _EDGE)
     start = _expand(edge, x, block)
     # what is below the smallest normal number may be flushed to zero, so it is raised to that
@@ -186,11 +209,11 @@ def _decode_sizes(codes: jax.Array, scales: jax.Array, block: int) -> jax.Array:
 
 
 @_each
-def _encode_signed(x: jax.Array, noise: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
+def _encode_signed(x: jax.Array, noise: jax.Array, block: int, largest: jax.Array) -> tuple[jax.Array, jax.Array]:
     finite = jnp.isfinite(x)
     size = jnp.where(finite, jnp.abs(x), 0.0)
     # at least 80, so that the spacing, 2^-126 then, is a normal number
-    offset = jnp.maximum(_ceiling(_largest(x, block) * (1 / 224)), 80)
+    offset = jnp.maximum(_ceiling(largest * (1 / 224)), 80)
     start = _expand(offset, x, block) << _DROPPED
     shifted = jnp.minimum(size + _float(start), numerics.largest(jnp.dtype(jnp.float32)))
     beyond = _bits(shifted) - start.astype(jnp.uint32)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from adam_tx._core import hyperparams, manual, numerics, sharding, states
+from adam_tx._core.ahead import known
 from adam_tx._core.call import Reconstructible
 from adam_tx._core.leaves import Column, Leaves, increment
 from adam_tx._core.states import Fields, State
@@ -126,6 +127,7 @@ class Guard(Wrapper):
     """A link whose members may be left as they were."""
 
     counts_inner = True
+    is_straight = True
     told = ("norm",)
     formula = "inner(u) where all is finite, else nothing"
 
@@ -138,7 +140,7 @@ class Guard(Wrapper):
             raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
         changed: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
         keeps = _keeps(deviations is not None, loss_scale is not None)
-        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **changed)
+        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, looks_ahead=True, **changed)
         self._deviations = deviations
         self._loss_scale = loss_scale
         self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
@@ -171,8 +173,10 @@ class Guard(Wrapper):
         emitted, inner = self.run_inner(inside, safe, fields.inner)
         left = {i: emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]) for i in leaves.present}
         columns = [updates, left] if grad is None else [updates, grad, left]
-        finite = self._is_finite(leaves, columns, fields.inner, inner)
-        norm = _norm(leaves, updates)
+        finite, norm = known(
+            leaves.ahead,
+            lambda: (self._is_finite(leaves, columns, fields.inner, inner), _norm(leaves, updates)),
+        )
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
         emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)

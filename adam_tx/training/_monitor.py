@@ -81,6 +81,7 @@ class Monitor(Wrapper):
     """A link that looks at what another does."""
 
     formula = "inner(u), and figures of it"
+    is_straight = True
     told = ("metrics",)
 
     def __init__(
