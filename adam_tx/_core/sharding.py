@@ -57,6 +57,11 @@ def _explicit_mesh(x: jax.Array) -> Any:
     return mesh if mesh is not None and AxisType.Explicit in getattr(mesh, "axis_types", ()) else None
 
 
+def is_explicit(x: jax.Array) -> bool:
+    """Whether the array lies on an explicit mesh."""
+    return _explicit_mesh(x) is not None
+
+
 def share(x: Any) -> tuple[int, ...] | None:
     """The shape of what each device has of an array; None where that is not known."""
     if isinstance(x, Tracer):  # it has no sharding, and to say so JAX looks through all equations so far

@@ -26,6 +26,7 @@ _DROPPED = 19  # of the 23 bits of a float32's mantissa; four are kept, 16 numbe
 _EDGE = 94  # the code from which on sizes are stored with four bits of mantissa, and below with three
 _INFINITY = 0x7F800000  # as bits, from which on a float32 is not finite
 _NAN_SIZE, _NAN_SIGNED = 255, -128  # the codes of NaN
+_SUBLANES, _LANES = 8, 128  # of a tile of a TPU
 _LEAST_ROW = 64  # a shorter last axis has more scales than it is worth
 
 
@@ -238,16 +239,53 @@ _signed = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.int32)
 _float = functools.partial(lax.bitcast_convert_type, new_dtype=jnp.float32)
 
 
+# Blocks are the last dimension of a view of the array. A TPU keeps an array as tiles of eight rows and 128 columns, of
+# which that view is a copy; there the same blocks are seen tile by tile, which is none.
+
+
 def _largest(x: jax.Array, block: int) -> jax.Array:
     """The largest finite size in each block along the last axis; the last block may be shorter."""
-    n, x = x.shape[-1], jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0)
+    x = jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0)
+    rows = functools.partial(_largest_of_rows, block=block)
+    if not _has_tiles(x, block):
+        return rows(x)
+    return lax.platform_dependent(x, tpu=functools.partial(_largest_of_tiles, block=block), default=rows)
+
+
+def _largest_of_rows(x: jax.Array, block: int) -> jax.Array:
+    n = x.shape[-1]
     if rest := -n % block:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)])
     return jnp.max(x.reshape(*x.shape[:-1], (n + rest) // block, block), axis=-1)
 
 
+def _largest_of_tiles(x: jax.Array, block: int) -> jax.Array:
+    *lead, rows, columns = x.shape
+    tiles = x.reshape(*lead, rows // _SUBLANES, _SUBLANES, columns // block, block).swapaxes(-3, -2)
+    return jnp.max(tiles, axis=-1).swapaxes(-2, -1).reshape(*lead, rows, columns // block)
+
+
 def _expand(scales: jax.Array, like: jax.Array, block: int) -> jax.Array:
     """Every element's scale."""
-    shape = (*scales.shape, block)
-    each = jnp.broadcast_to(scales[..., None], shape).reshape(*scales.shape[:-1], scales.shape[-1] * block)
-    return each[..., : like.shape[-1]]
+    rows = functools.partial(_expand_rows, columns=like.shape[-1], block=block)
+    if not _has_tiles(like, block):
+        return rows(scales)
+    return lax.platform_dependent(scales, tpu=functools.partial(_expand_tiles, block=block), default=rows)
+
+
+def _expand_rows(scales: jax.Array, columns: int, block: int) -> jax.Array:
+    each = jnp.broadcast_to(scales[..., None], (*scales.shape, block))
+    return each.reshape(*scales.shape[:-1], scales.shape[-1] * block)[..., :columns]
+
+
+def _expand_tiles(scales: jax.Array, block: int) -> jax.Array:
+    *lead, rows, blocks = scales.shape
+    tiles = scales.reshape(*lead, rows // _SUBLANES, _SUBLANES, blocks).swapaxes(-2, -1)
+    each = jnp.broadcast_to(tiles[..., None], (*tiles.shape, block)).swapaxes(-3, -2)
+    return each.reshape(*lead, rows, blocks * block)
+
+
+def _has_tiles(x: jax.Array, block: int) -> bool:
+    """Whether blocks are whole tiles of a TPU; with an explicit mesh rows may not be regrouped."""
+    whole = x.ndim >= 2 and x.shape[-2] % _SUBLANES == 0 and x.shape[-1] % block == 0 and block % _LANES == 0
+    return whole and not sharding.is_explicit(x)
