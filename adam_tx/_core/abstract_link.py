@@ -276,7 +276,7 @@ class AbstractLink:
                 )
             if self.gives_gradient or not leaves.present:
                 leaves.grad = leaves.updates
-        if self.facts.looks_ahead and not self.facts.branches and leaves.is_traced:
+        if self._looks_ahead(leaves):
             leaves.ahead = self._ahead(leaves, state)
         if leaves.observed:
             emitted, new = leaves.run_member("", self, leaves.updates, state)
@@ -284,6 +284,10 @@ class AbstractLink:
             emitted, new = self.update_leaves(leaves, leaves.updates, state)
         lowered = cast(optax.Updates, leaves.lower(emitted, exact=self.facts.terminal))
         return lowered, cast(optax.OptState, self.with_count(new, None if count is None else increment(count)))
+
+    def _looks_ahead(self, leaves: Leaves) -> bool:
+        """Whether a program is made, and it needs to know something ahead; out of a branch nothing could be taken."""
+        return self.facts.looks_ahead and not self.facts.branches and leaves.is_traced
 
     def _ahead(self, leaves: Leaves, state: State) -> Ahead:
         """What a first run of the step finds, which keeps nothing else."""

@@ -56,10 +56,18 @@ def known(ahead: Ahead | None, form: Callable[[], T]) -> T:
 
 def apart(tree: T) -> T:
     """The same arrays, which a GPU's compiler takes for others."""
-    return jax.tree.map(lambda x: _apart(x) if isinstance(x, jax.Array) and x.ndim else x, tree)
+    return jax.tree.map(_apart, tree)
+
+
+def _apart(x: Any) -> Any:
+    return _behind_a_barrier(x) if isinstance(x, jax.Array) and x.ndim else x
 
 
 @jax.jit  # traced once a shape
-def _apart(x: jax.Array) -> jax.Array:
+def _behind_a_barrier(x: jax.Array) -> jax.Array:
     barrier = lax.optimization_barrier
-    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
+    return lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=_as_it_is)
+
+
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
