@@ -64,12 +64,16 @@ def test_to_look_ahead_changes_no_number(name, on_a_gpu, monkeypatch):
 
 
 def assert_close(ours, theirs):
-    """Whole numbers, so codes too, are the same; others to two roundings of their size: they are fused otherwise."""
+    """Whole numbers, so codes too, are the same.
+
+    The compiler joins other operations, and sums in another order, once there is a barrier. So numbers are the same to
+    four roundings of the largest of their leaf.
+    """
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         if jnp.issubdtype(x.dtype, jnp.integer):
             assert jnp.array_equal(x, y)
         else:
-            bound = 2 * jnp.finfo(x.dtype).eps * jnp.abs(y)
+            bound = 4 * jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(y), initial=0.0)
             assert jnp.all((jnp.abs(x - y) <= bound) | (jnp.isnan(x) & jnp.isnan(y)))
 
 
