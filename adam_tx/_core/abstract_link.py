@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from adam_tx._core import states
 from adam_tx._core.ahead import Ahead, apart
@@ -276,7 +277,7 @@ class AbstractLink:
                 )
             if self.gives_gradient or not leaves.present:
                 leaves.grad = leaves.updates
-        if self._looks_ahead(leaves):
+        if self._looks_ahead and any(isinstance(leaves.updates[i], Tracer) for i in leaves.present):
             leaves.ahead = self._ahead(leaves, state)
         if leaves.observed:
             emitted, new = leaves.run_member("", self, leaves.updates, state)
@@ -285,15 +286,16 @@ class AbstractLink:
         lowered = cast(optax.Updates, leaves.lower(emitted, exact=self.facts.terminal))
         return lowered, cast(optax.OptState, self.with_count(new, None if count is None else increment(count)))
 
-    def _looks_ahead(self, leaves: Leaves) -> bool:
-        """Whether a program is made, and it needs to know something ahead; out of a branch nothing could be taken."""
-        return self.facts.looks_ahead and not self.facts.branches and leaves.is_traced
+    @functools.cached_property
+    def _looks_ahead(self) -> bool:
+        """Whether a program of it needs to know something ahead; out of a branch nothing could be taken."""
+        return self.facts.looks_ahead and not self.facts.branches
 
     def _ahead(self, leaves: Leaves, state: State) -> Ahead:
         """What a first run of the step finds, which keeps nothing else."""
-        first = leaves.looking_ahead()
-        self.update_leaves(first, first.updates, apart(state))
-        return Ahead(map(apart, first.ahead.found if first.ahead else ()))
+        first = Ahead()
+        self.update_leaves(leaves.unwatched().replace(ahead=first), leaves.updates, apart(state))
+        return Ahead(map(apart, first.found))
 
     @functools.cached_property
     def positions(self) -> Mapping[tuple[str, ...], str]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
 from adam_tx._core import blocks, boxes, numerics, paths
 from adam_tx._core.ahead import Ahead
@@ -287,14 +286,9 @@ class Leaves:
         self._watch(leaves.place, link, leaves, emitted, True)
         return emitted, state
 
-    def looking_ahead(self) -> "Leaves":
-        """The same for a run that finds what has to be known ahead, and that nobody watches."""
-        return self.replace(ahead=Ahead(), observed=bool(self.positions), _watch=None)
-
-    @property
-    def is_traced(self) -> bool:
-        """Whether a program is made, and nothing computed."""
-        return any(isinstance(self.updates[i], Tracer) for i in self.present)
+    def unwatched(self) -> "Leaves":
+        """The same for a run that nobody watches."""
+        return self.replace(observed=bool(self.positions), _watch=None)
 
     def within(self, name: str) -> "Leaves":
         """The same for the link that stands under this name."""

@@ -93,11 +93,11 @@ class Storage(Reconstructible):
         """What is kept of a new value, of the dtypes and shapes of what was kept before."""
         raise NotImplementedError
 
-    def ahead(self, x: jax.Array, like: Stored) -> Any:
+    def ahead(self, x: jax.Array, like: Stored) -> jax.Array | None:
         """What of a new value has to be known before it is encoded, for a storage that `looks_ahead`."""
         raise NotImplementedError
 
-    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: Any) -> Stored:
+    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: jax.Array | None) -> Stored:
         """The same as `encode`, with what `ahead` has found."""
         raise NotImplementedError
 
@@ -199,11 +199,11 @@ class DtypeStorage(Storage):
         del noise
         return Stored(numerics.cast(x, like.values.dtype))
 
-    def ahead(self, x: jax.Array, like: Stored) -> Any:
+    def ahead(self, x: jax.Array, like: Stored) -> jax.Array | None:
         """What of a new value has to be known before it is encoded, for a storage that `looks_ahead`."""
         raise NotImplementedError
 
-    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: Any) -> Stored:
+    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: jax.Array | None) -> Stored:
         """The same as `encode`, with what `ahead` has found."""
         raise NotImplementedError
 
