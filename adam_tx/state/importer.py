@@ -78,10 +78,10 @@ class StateImporter:
             self.report.wrong.append(f"{key} is missing")
 
     def _source(self, entry: LeafEntry, key: Key) -> Key | None:
-        """The key of what is there for a slot: that of its name, and of several averages that of its decay."""
+        """The key of what is there for a slot: that of its name, or of several averages the first of its decay."""
         alike = [key._replace(role=role) for role in self.exported.with_decay(entry.role)]
         if entry.decay is not None and len(alike) > 1:
-            key = next((other for other in alike if self.averages.decay(other) == entry.decay), key)
+            key = next((other for other in (key, *alike) if self.averages.decay(other) == entry.decay), key)
         return key if key in self.exported.entries else self.exported.lookalike(entry.role, key.path)
 
     def _convert(self, entry: LeafEntry, key: Key, source: Key) -> None:
