@@ -332,6 +332,30 @@ def test_absent_leaves_need_no_group_and_masks_of_optax_may_stand_in_one():
     assert set(tx.init(params())) == {"count", "adam", "chain"}
 
 
+def of_two_axes(path, shape):
+    return len(shape) == 2
+
+
+@pytest.mark.parametrize("absent", [None, optax.MaskedNode()], ids=repr)
+@pytest.mark.parametrize(
+    "tx",
+    [
+        adam_tx.groups({of_two_axes: adam_tx.sgd(1.0)}, default=adam_tx.sgd(0.5)),
+        adam_tx.monitor(adam_tx.sgd(1.0), groups={"matrices": of_two_axes}),
+        adam_tx.adamw(1.0, mask=adam_tx.matching(of_two_axes)),
+    ],
+    ids=["groups", "monitor", "mask"],
+)
+def test_a_pattern_by_shape_may_mean_a_leaf_of_which_no_gradient_came(tx, absent):
+    tree = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    state = tx.init(tree)
+    updates, after = tx.update({**tree, "w": absent}, state, tree)
+    assert updates["w"] == absent
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    with pytest.raises(ValueError, match="'of_two_axes' matches no leaf"):
+        adam_tx.groups({of_two_axes: "freeze"}, adam_tx.sgd(1.0)).init({"w": None, "b": jnp.ones(2)})
+
+
 def test_an_alternative_that_matches_no_leaf_is_warned_of():
     tree = {"norm": {"weight": jnp.ones(1)}, "dense": {"bias": jnp.ones(1)}}
     said = r"matching: '!\*/LayerNorm/weight' in the pattern .* matches no leaf; there are, for example, norm/weight"

@@ -321,7 +321,7 @@ class Leaves:
         params = self.given("params")
         if params is None and self.present:
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
-        tree = mask_of(mask, params)
+        tree = mask_of(mask, self._given.params)
         for over in (params, self._given.params):  # a tree may mark what is not there, too
             try:
                 return self.treedef.flatten_up_to(jax.tree.map(_marked, jax.tree.broadcast(tree, over)))

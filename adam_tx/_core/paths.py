@@ -53,16 +53,20 @@ class Pattern:
             return self.matches(path, shape)
         return any(regex.fullmatch(path) for regex in self._taken)
 
-    def check(self, what: str, leaves: Sequence[tuple[str, Any]]) -> None:
+    def check(self, what: str, leaves: Sequence[tuple[str, Any]], *, of_updates: bool = False) -> None:
         """Refuse a pattern that names none of the leaves, and warn of an alternative in it that matches none.
 
-        Where Optax has masked a whole part of the tree, a pattern may mean what is in there.
+        Where Optax has masked a whole part of the tree, a pattern may mean what is in there. A function may mean a leaf
+        of which no update came: its shape is not known.
 
         Args:
           what: whose pattern it is, for the message.
           leaves: every leaf, with its path.
+          of_updates: whether these are updates, where `None` may stand for a parameter that is there.
         """
         if not leaves:
+            return
+        if self._meant and of_updates and any(leaf is None for _, leaf in leaves):
             return
         names = [path for path, _ in leaves]
         masked = [path for path, leaf in leaves if isinstance(leaf, optax.MaskedNode)]

@@ -182,7 +182,7 @@ class Groups(AbstractLink):
         patterns = [(k, group.pattern) for k, group in enumerate(self.groups) if group.pattern is not None]
         rest = [k for k, group in enumerate(self.groups) if group.pattern is None]
         for _, pattern in patterns:
-            pattern.check("groups", arrays)
+            pattern.check("groups", arrays, of_updates=leaves.given("updates") is not None)
         owned: list[set[int]] = [set() for _ in self.groups]
         for i, (path, leaf) in enumerate(arrays):
             claims = [k for k, pattern in patterns if pattern.matches(path, shape_of(leaf))]

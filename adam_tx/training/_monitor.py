@@ -118,7 +118,8 @@ class Monitor(Wrapper):
         arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
         chosen = {"": list(leaves.present)}
         for prefix, pattern in self._patterns.items():
-            pattern.check(f"monitor: groups[{prefix[:-1]!r}]", arrays)
+            what = f"monitor: groups[{prefix[:-1]!r}]"
+            pattern.check(what, arrays, of_updates=leaves.given("updates") is not None)
             chosen[prefix] = [i for i in leaves.present if pattern.matches(arrays[i][0], shape_of(arrays[i][1]))]
         return chosen
 
