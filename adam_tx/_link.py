@@ -172,6 +172,9 @@ def optimizer(function: Callable[P, optax.GradientTransformation | AbstractLink]
         implementation = made if isinstance(made, AbstractLink) else implementation_of(made)
         if implementation is None:
             raise TypeError(f"{function.__name__} must return a link, got {made!r}; adam_tx.as_link makes one of it.")
+        if not implementation.name:
+            of_class = type(implementation).__name__
+            raise TypeError(f"{function.__name__}: a {of_class} has no name: call super().__init__ in its __init__.")
         return link_of(implementation.changed(call=Call(make, args, kwargs)))
 
     return hyperparams.readable(make, "Link")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
-from typing import ClassVar
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import optax
@@ -98,17 +99,36 @@ class Wrapper(AbstractLink):
         hyperparams: Mapping[str, object] = {},
         **facts: object,
     ) -> None:
+        if type(self).update_leaves is AbstractLink.update_leaves:
+            raise TypeError(f"{name}: {type(self).__name__} has no update_leaves; write one, which says what it does.")
         self.name = name
         self.hyperparams = hyperparams
         self.inner = implementation_in(inner)
         self.members = {self.member: self.inner}
-        self.keeps = tuple(keeps)
-        self._type = states.wrapper_type(name, *keeps, self.member, module=type(self).__module__)
+        try:
+            self.keeps = tuple(keeps)
+            self._type: Any = states.wrapper_type(name, *self.keeps, self.member, module=type(self).__module__)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: keeps must be a list of identifiers other than 'count' and {self.member!r}, got {keeps!r}: "
+                f"{error}."
+            ) from error
         of_inner = combined([self.inner.facts])
         if self.counts_inner:
             of_inner = held_back(of_inner, name)
+        known = vars(of_inner)
+        if wrong := {fact: x for fact, x in facts.items() if fact not in known or type(x) is not type(known[fact])}:
+            allowed = {fact: type(x).__name__ for fact, x in known.items()}
+            raise TypeError(f"{name}: the facts {wrong} came, but there may only be {allowed}, as in adam_tx.Facts.")
         branches = of_inner.branches or not self.is_straight
         self.facts = dataclasses.replace(of_inner, keeps=True, **{"branches": branches, **facts})
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let what a step returns be looked at before others take it for a column and a state."""
+        super().__init_subclass__(**options)
+        if "update_leaves" in vars(cls):
+            checked: Any = _checked(cls.update_leaves)
+            cls.update_leaves = checked
 
     def init_own(self, leaves: Leaves) -> Mapping[str, object]:
         """What it keeps itself, by name: arrays, or trees of them, each an array of its own."""
@@ -125,6 +145,11 @@ class Wrapper(AbstractLink):
 
     def state(self, inner: State, **own: object) -> State:
         """The state, from that of the link inside, and from what it keeps itself."""
+        if own.keys() != (kept := {*self._type._fields} - {self.member}):
+            raise TypeError(
+                f"{self.name}: it keeps {sorted(kept)}, but {sorted(own)} came for its state. Name all that it keeps "
+                "in keeps=, and give each to self.state and, as it is at first, in init_own."
+            )
         return self._type(**own, **{self.member: inner})
 
     def fields(self, state: State) -> Fields:
@@ -152,3 +177,21 @@ class Wrapper(AbstractLink):
     def state_signature(self) -> Hashable:
         """What it keeps itself is of the leaves that it is given, all together, and so is a count of its own."""
         return object() if self.keeps or self.counts_inner else super().state_signature()
+
+
+def _checked(update_leaves: Callable[[Any, Leaves, Column, State], object]) -> Callable[..., tuple[Column, State]]:
+    """The same step, which refuses to return what is no column, or no state of the wrapper."""
+
+    @functools.wraps(update_leaves)
+    def checked(wrapper: Any, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        returned: Any = update_leaves(wrapper, leaves, updates, state)
+        column, new = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
+        if not isinstance(column, list) or len(column) != len(leaves) or type(new) is not wrapper._type:
+            came = f"{len(column)} and" if isinstance(column, list) else f"a {type(column).__name__} and"
+            raise TypeError(
+                f"{wrapper.name}: update_leaves must return a list of {len(leaves)} updates, one for each leaf, and "
+                f"self.state(...), got {came} {states.described(new)}."
+            )
+        return column, new
+
+    return checked

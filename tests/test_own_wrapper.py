@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -264,3 +265,83 @@ def test_an_update_of_another_shape_than_its_leaf_is_refused(around):
     tx = around(stacked(adam_tx.sgd(1.0)))
     with pytest.raises(ValueError, match=r"\['enc'\]\['w'\]: an update of shape \(2, 2, 3\) was emitted .* \(2, 3\)"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+class Returns(adam_tx.Wrapper):
+    """A wrapper of which somebody says what its step returns."""
+
+    def __init__(self, inner, returned=lambda self, emitted, inner, before: (emitted, self.state(inner)), **said):
+        super().__init__(inner, name="own", **said)
+        self.returned = returned
+
+    def update_leaves(self, leaves, updates, state):
+        emitted, inner = self.run_inner(leaves, updates, self.fields(state).inner)
+        return self.returned(self, emitted, inner, state)
+
+
+def returns(*said, **facts):
+    @adam_tx.optimizer
+    def made():
+        return Returns(adam_tx.sgd(1.0), *said, **facts)
+
+    return made()
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda self, emitted, inner, before: (emitted, None), "got 2 and a NoneType of []"),
+        (lambda self, emitted, inner, before: (emitted, inner), "got 2 and a dict of []"),
+        (lambda self, emitted, inner, before: (emitted, before), "got 2 and a OwnState of ['count', 'inner']"),
+        (lambda self, emitted, inner, before: (emitted[1:], self.state(inner)), "got 1 and a OwnState of ['inner']"),
+        (lambda self, emitted, inner, before: ([*emitted, 0], self.state(inner)), "got 3 and a OwnState"),
+        (lambda self, emitted, inner, before: ({}, self.state(inner)), "got a dict and a OwnState"),
+        (lambda self, emitted, inner, before: (None, self.state(inner)), "got a NoneType and a OwnState"),
+        (lambda self, emitted, inner, before: self.state(inner), "got a OwnState and a NoneType"),
+        (lambda self, emitted, inner, before: (emitted, self.state(inner, n=0)), "it keeps [], but ['n'] came"),
+    ],
+)
+def test_what_the_step_of_a_wrapper_returns_is_refused_by_name_if_it_is_no_column_and_state(returned, message):
+    tx = returns(returned)
+    with pytest.raises(TypeError, match=f"own: .*{re.escape(message)}"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize("keeps", [("count",), ("inner",), ("a", "a"), ("no name",), False], ids=repr)
+def test_a_wrapper_keeps_under_names_of_its_own(keeps):
+    message = f"own: keeps must be a list of identifiers other than 'count' and 'inner', got {keeps!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        returns(keeps=keeps)
+
+
+def test_what_a_wrapper_keeps_begins_as_something():
+    with pytest.raises(TypeError, match=r"own: it keeps \['seen'\], but \[\] came .* give each to self.state"):
+        returns(keeps=("seen",)).init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"elementwse": False}, {"elementwise": "no"}, {"averages": []}, {"terminal": None}], ids=repr
+)
+def test_a_fact_that_there_is_not_is_refused(facts):
+    with pytest.raises(TypeError, match=f"own: the facts {re.escape(repr(facts))} came, but there may only be"):
+        returns(**facts)
+
+
+def test_a_wrapper_says_what_its_subclass_forgot():
+    class Empty(adam_tx.Wrapper):
+        """A wrapper that does nothing."""
+
+    class Unmade(Returns):
+        """A wrapper that was not made by its base."""
+
+        def __init__(self, inner):
+            self.returned = inner
+
+    @adam_tx.optimizer
+    def made():
+        return Unmade(adam_tx.sgd(1.0))
+
+    with pytest.raises(TypeError, match="own: Empty has no update_leaves"):
+        Empty(adam_tx.sgd(1.0), name="own")
+    with pytest.raises(TypeError, match=r"made: a Unmade has no name: call super\(\).__init__"):
+        made()
