@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from adam_tx._core import states
@@ -88,10 +87,10 @@ class WithGradient(Wrapper):
         grad = list(raw)
         for i in leaves.present:
             grad[i] = of_leaf(raw[i], updates[i])
-            if jnp.shape(grad[i]) != updates[i].shape:
+            if getattr(grad[i], "shape", None) != updates[i].shape:
                 raise ValueError(
-                    f"with_gradient: the gradient that the function made for leaf {leaves.path(i)} has shape "
-                    f"{jnp.shape(grad[i])}, but must have the leaf's, {updates[i].shape}."
+                    f"with_gradient: for leaf {leaves.path(i)} the function must make an array of the leaf's shape, "
+                    f"{updates[i].shape}, got {getattr(grad[i], 'shape', type(grad[i]).__name__)}."
                 )
         return grad
 

@@ -1,5 +1,7 @@
 """A link of one's own is a declaration: what it may say, what follows from it, and what is refused by name."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,53 @@ def test_what_a_rule_returns_is_checked_leaf_by_leaf(rule, slots, message):
     link = declare(rule, slots)
     with pytest.raises((TypeError, ValueError, AttributeError), match=message):
         update(link)
+
+
+@pytest.mark.parametrize(
+    ("rule", "slots", "came"),
+    [(lambda updates: 0.5, {}, r"\['float'\]"), (lambda updates, mu: (updates, 0.5), MU, r"\[\(\), 'float'\]")],
+)
+def test_a_rule_of_a_leaf_without_axes_must_return_arrays(rule, slots, came):
+    tx = adam_tx.chain(declare(rule, slots), adam_tx.scale_by_learning_rate(1.0))
+    with pytest.raises(ValueError, match=f"mine: for leaf .* but it returned {came}"):
+        tx.update(jnp.ones(()), tx.init(jnp.ones(())))
+
+
+@pytest.mark.parametrize(
+    ("rule", "odd"),
+    [(lambda *args: args[1], "'*args'"), (lambda now, **kw: kw, "'**kw'"), (lambda now, *, grad: grad, "'grad'")],
+)
+def test_a_rule_whose_parameters_are_not_given_by_place_is_refused_when_it_is_made(rule, odd):
+    with pytest.raises(TypeError, match=re.escape(f"mine: its rule has the parameters [{odd}]; each must be given")):
+        declare(rule, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"sign": 5}, "sign=...) must be 1 or -1, got 5"),
+        ({"mask": 5}, "mask must be a tree of booleans"),
+        ({"correctable": "x"}, "correctable=...) must be a bool, got 'x'"),
+        ({"elementwise": None}, "elementwise=...) must be a bool, got None"),
+        ({"formula": 3}, "formula=...) must be a str, got 3"),
+    ],
+    ids=repr,
+)
+def test_what_no_rule_says_is_refused_when_it_is_made(said, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        declare(lambda updates: updates, {}, **said)
+
+
+@pytest.mark.parametrize("name", ["now", "updates", "grad", "size"])
+def test_numbers_do_not_take_the_place_of_what_the_rule_reads(name):
+    @adam_tx.link(numbers={"d": 1.0})
+    def mine():
+        size = adam_tx.total(lambda grad: abs(grad), over="tree")
+        numbers = lambda d: {"d": d, "beside": d, name: d}  # noqa: E731
+        return adam_tx.Rule(lambda updates, beside: updates * beside, statistics={"size": size}, numbers=numbers)
+
+    with pytest.raises(ValueError, match=rf"mine: Rule\(numbers=...\) returned \['{name}'\]"):
+        update(adam_tx.chain(mine()))
 
 
 def test_a_slot_whose_blocks_do_not_divide_the_leaf_is_refused():

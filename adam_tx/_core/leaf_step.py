@@ -219,6 +219,7 @@ class LeafStep:
     """The step of one leaf by the rule of a link.
 
     Attributes:
+      known: all that the rule may read.
       reads: what the rule reads, in the order of its parameters.
       inputs: which of updates, grad and params the rule or a statistic reads.
       over_tree: the statistics that are reduced over the whole tree.
@@ -229,7 +230,7 @@ class LeafStep:
         self._slots = declaration.slots
         self._rule = rule
         self._storage = storage
-        self._known = {"now", *INPUTS, *declaration.slots, *declaration.numbers, *rule.statistics}
+        self.known = {"now", *INPUTS, *declaration.slots, *declaration.numbers, *rule.statistics}
         self.reads = self._names_of(rule.apply)
         self._terms = {name: self._names_of(statistic.term) for name, statistic in rule.statistics.items()}
         read = {*self.reads, *(name for names in self._terms.values() for name in names)}
@@ -240,12 +241,12 @@ class LeafStep:
 
     def _names_of(self, function: Callable[..., object]) -> tuple[str, ...]:
         """What a rule reads, from the names of its parameters."""
-        names = parameters_of(function)
-        unknown = [name for name in names if name not in self._known]
+        names = parameters_of(function, f"{self._name}: its rule")
+        unknown = [name for name in names if name not in self.known]
         if unknown and self._rule.numbers is None:
             raise TypeError(
                 f"{self._name}: its rule reads {unknown}; it may read now, updates, grad, params, noise, and the "
-                f"slots, numbers and statistics of the link, {sorted(self._known - {'now', *INPUTS})}."
+                f"slots, numbers and statistics of the link, {sorted(self.known - {'now', *INPUTS})}."
             )
         return names
 
@@ -294,11 +295,11 @@ class LeafStep:
         except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
             raise FloatingPointError(f"{self._name}: leaf {leaf.path()}: {error}") from error
         update, *slots = out if isinstance(out, tuple) else (out,)
-        if len(slots) != len(kept) or getattr(update, "shape", ()) != leaf.updates.shape:
+        if len(slots) != len(kept) or getattr(update, "shape", None) != leaf.updates.shape:
             self._refuse(out, leaf, row)
         new: dict[str, Stored | None] = {}
         for (name, like), slot in zip(kept.items(), slots, strict=True):
-            if like is None or slot is None or getattr(slot, "shape", ()) != values[name].shape:
+            if like is None or slot is None or getattr(slot, "shape", None) != values[name].shape:
                 if like is not slot:
                     self._refuse(out, leaf, row)
                 new[name] = None
@@ -329,7 +330,8 @@ class LeafStep:
         """Refuse what a rule has returned, which is not updates and slots of the right shapes."""
         slots = [row[name] for name in self._slots]
         expected = [leaf.updates.shape, *(None if slot is None else slot.shape for slot in slots)]
-        got = [None if x is None else jnp.shape(x) for x in (out if isinstance(out, tuple) else (out,))]
+        came = out if isinstance(out, tuple) else (out,)
+        got = [None if x is None else getattr(x, "shape", type(x).__name__) for x in came]
         raise ValueError(
             f"{self._name}: for leaf {leaf.path()} its rule must return {' and '.join(['updates', *self._slots])} "
             f"of the shapes {expected}, but it returned {got}."
@@ -350,9 +352,24 @@ def _described(stored: object) -> list[str]:
     return [f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(stored)]
 
 
-def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
-    """The names of a function's parameters."""
+def parameters_of(function: Callable[..., object], what: str) -> tuple[str, ...]:
+    """The names of a function's parameters, each of which is given by its place.
+
+    Args:
+      function: the function.
+      what: what it is called in the error.
+    """
     if inspect.isfunction(function) and not function.__dict__:
         code = function.__code__  # faster than a signature, which what wraps a function would have
-        return code.co_varnames[: code.co_argcount]
-    return tuple(inspect.signature(function).parameters)
+        if not (code.co_kwonlyargcount or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)):
+            return code.co_varnames[: code.co_argcount]
+    parameters = inspect.signature(function).parameters
+    if odd := [str(parameter) for parameter in parameters.values() if parameter.kind not in _BY_PLACE]:
+        raise TypeError(
+            f"{what} has the parameters {odd}; each must be given by its place, and named after what it reads: now, "
+            "updates, grad, params, noise, or a slot, number or statistic of the link."
+        )
+    return tuple(parameters)
+
+
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import keyword
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -137,6 +137,22 @@ class Rule:
     multiplies_by: str | None = None
     sign: int = 1
 
+    def check(self, link: str) -> None:
+        """Refuse what no rule says, for a link of this name."""
+        for name, usual in _PLAIN.items():
+            if type(given := getattr(self, name)) is not type(usual):
+                raise TypeError(f"{link}: Rule({name}=...) must be a {type(usual).__name__}, got {given!r}.")
+        if self.sign not in (1, -1):
+            raise ValueError(f"{link}: Rule(sign=...) must be 1 or -1, got {self.sign!r}.")
+        if any(isinstance(mark, int | float) and mark not in (0, 1) for mark in jax.tree.leaves(self.mask)):
+            raise TypeError(
+                f"{link}: mask must be a tree of booleans, one for each leaf or part of the tree of params, or a "
+                f"function from params to one, got {self.mask!r}."
+            )
+
+
+_PLAIN = {of.name: of.default for of in fields(Rule) if isinstance(of.default, bool | str)}
+
 
 class Declaration:
     """What all links that one function makes have in common.
@@ -192,6 +208,7 @@ class Declaration:
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that names what this kind of link does not have."""
+        rule.check(self.name)
         kept, names = {*self.slots, *self.numbers}, self.parameters
         averaged = [slot.decay for slot in self.slots.values() if slot.decay is not None]
         for decay in {*averaged, *self.debiases}:

@@ -39,7 +39,7 @@ class TreeNumbers(NamedTuple):
         if self.rule.numbers is None:
             return sums | old
         given: dict[str, Any] = {"now": now.at(dtype), **sums, **old}
-        reads = parameters_of(self.rule.numbers)
+        reads = parameters_of(self.rule.numbers, f"{self.name}: Rule(numbers=...)")
         if unknown := [name for name in reads if name not in given]:
             raise TypeError(f"{self.name}: Rule(numbers=...) reads {unknown}, but there are {sorted(given)}.")
         new: Any = self.rule.numbers(*[given[name] for name in reads])
@@ -48,5 +48,9 @@ class TreeNumbers(NamedTuple):
             raise TypeError(
                 f"{self.name}: Rule(numbers=...) must return a dict with a 0-d array for each of {list(old)}, got "
                 f"{new!r}."
+            )
+        if taken := sorted(new.keys() & self.step.known - old.keys()):
+            raise ValueError(
+                f"{self.name}: Rule(numbers=...) returned {taken}, which mean something else; name them otherwise."
             )
         return sums | old | {name: jnp.asarray(value, dtype) for name, value in new.items()}
