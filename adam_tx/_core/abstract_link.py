@@ -294,7 +294,8 @@ class AbstractLink:
     def _ahead(self, leaves: Leaves, state: State) -> Ahead:
         """What a first run of the step finds, which keeps nothing else."""
         first = Ahead()
-        self.update_leaves(leaves.unwatched().replace(ahead=first), leaves.updates, apart(state))
+        unwatched = leaves.replace(ahead=first, observed=bool(leaves.positions), _watch=None)
+        self.update_leaves(unwatched, leaves.updates, apart(state))
         return Ahead(map(apart, first.found))
 
     @functools.cached_property

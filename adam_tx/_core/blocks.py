@@ -5,11 +5,14 @@ the whole matrix, (n, 1) for its rows, (heads, 1) for the rows of each head.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 Shape = tuple[int, ...]
+ShapeOf = Callable[[str, Shape], Shape | None]
+"""The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
 
 
 def divides(shape: Shape, leaf: Shape) -> bool:

@@ -179,10 +179,6 @@ class Leafwise(AbstractLink):
             }
         return trees
 
-    def noise(self, count: Any, i: int, what: str) -> Noise:
-        """Random bits for a leaf at this update, for one of its slots or for the rule."""
-        return Bits(count, i, f"{self.name}.{what}")
-
     def _noise_of(self, leaves: Leaves, i: int, count: Any, what: str) -> Noise:
         return Bits(count, i, f"{leaves.positions.get(leaves.place, self.name)}.{what}")
 

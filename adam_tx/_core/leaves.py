@@ -30,8 +30,6 @@ else:
     Mask = Any  # the annotations of links are read, and inside optax.Params is a name that only chex can resolve
 Column = list[jax.Array]
 """One array for each leaf of a tree, and in the place of one that is absent what stands for it."""
-ShapeOf = Callable[[str, blocks.Shape], blocks.Shape | None]
-"""The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
 
 Watch = Callable[[tuple[str, ...], "Member", "Leaves", Column, bool], None]
 """Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
@@ -285,10 +283,6 @@ class Leaves:
         emitted, state = link.update_leaves(leaves, updates, state)
         self._watch(leaves.place, link, leaves, emitted, True)
         return emitted, state
-
-    def unwatched(self) -> "Leaves":
-        """The same for a run that nobody watches."""
-        return self.replace(observed=bool(self.positions), _watch=None)
 
     def within(self, name: str) -> "Leaves":
         """The same for the link that stands under this name."""

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from jax import Array
 
 from adam_tx._core import blocks
-from adam_tx._core.blocks import Shape
-from adam_tx._core.leaves import ShapeOf
+from adam_tx._core.blocks import Shape, ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide, saturate, square
 from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link, mean, total
 

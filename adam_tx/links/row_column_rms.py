@@ -12,8 +12,7 @@ from jax import Array
 
 from adam_tx import schedules
 from adam_tx._core import blocks, numerics
-from adam_tx._core.blocks import Shape
-from adam_tx._core.leaves import ShapeOf
+from adam_tx._core.blocks import Shape, ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
 from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link
 

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from adam_tx._core import blocks
 from adam_tx._core.leaves import Leaves
+from adam_tx._core.rounding import Bits
 from adam_tx._core.storage import Stored
 from adam_tx.state.arrays import Array, decoded
 from adam_tx.state.averages import Averages
@@ -166,7 +167,7 @@ class StateImporter:
             return Stored(value)  # pyright: ignore[reportArgumentType]
         if value.dtype.kind in "fc":
             value = value.astype(np.result_type(np.float32, value.dtype))
-        noise = entry.link.noise(jnp.full((), -1, jnp.int32), entry.leaf, entry.slot)
+        noise = Bits(jnp.full((), -1, jnp.int32), entry.leaf, f"{entry.link.name}.{entry.slot}")
         placed = jax.device_put(value, like.values.sharding) if like.values.committed else jnp.asarray(value)
         return entry.link.storage[entry.slot].encode(placed, like, noise)
 
