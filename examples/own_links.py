@@ -280,7 +280,6 @@ class ClipToAverageNorm(adam_tx.Wrapper):
     """What runs behind `clip_to_average_norm`."""
 
     formula = "inner(u), u no longer than factor · its average norm"
-    is_straight = True
 
     def init_own(self, leaves: adam_tx.Leaves) -> dict[str, jax.Array]:
         """No norm was seen yet."""
