@@ -372,3 +372,11 @@ def test_whole_weights_are_joined_from_the_state_that_nnx_keeps():
     whole = adam_tx.float32_weights(nnx.state(model, nnx.Param), optimizer.opt_state)
     assert jax.tree.structure(whole) == jax.tree.structure(params)
     assert_same(whole, of_nnx(*LEAVES))
+
+
+@pytest.mark.parametrize(
+    "mask", [adam_tx.matching("!*/bias"), lambda params: params, {}], ids=["pattern", "function", "tree"]
+)
+def test_a_tree_without_leaves_needs_no_parameters_for_a_mask(mask):
+    tx = adam_tx.chain(adam_tx.add_decayed_weights(0.1, mask=mask))
+    assert tx.update({}, tx.init({}))[0] == {}

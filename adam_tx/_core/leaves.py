@@ -20,6 +20,7 @@ import optax
 
 from adam_tx._core import blocks, boxes, numerics, paths
 from adam_tx._core.ahead import Ahead
+from adam_tx._core.paths import path_str, some
 
 Tree = object
 """Any pytree."""
@@ -313,9 +314,11 @@ class Leaves:
     def marks(self, mask: Mask) -> Sequence[bool]:
         """For each leaf whether a mask, a tree of booleans or a function from params to one, marks it."""
         params = self.given("params")
-        if params is None and self.present:
+        if params is None:
+            if not self.present:
+                return [False] * len(self)
             raise ValueError("a mask marks parameters, so it needs params: call tx.update(updates, state, params).")
-        tree = mask_of(mask, self._given.params)
+        tree = mask_of(mask, self._arrays_of_params())
         for over in (params, self._given.params):  # a tree may mark what is not there, too
             try:
                 return self.treedef.flatten_up_to(jax.tree.map(_marked, jax.tree.broadcast(tree, over)))
@@ -324,6 +327,13 @@ class Leaves:
         raise ValueError(
             f"mask must be a tree of booleans, one for each leaf or part of the tree of params, got {tree}."
         )
+
+    def _arrays_of_params(self) -> Tree:
+        """All parameters that came; of what has no update, and is no array, what stands in its place."""
+        shown = self.treedef.flatten_up_to(self.given("params"))
+        came = self.treedef.flatten_up_to(self._given.params)
+        arrays = [all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(node)) for node in came]
+        return self.tree([node if whole else mark for node, mark, whole in zip(came, shown, arrays, strict=True)])
 
     def _different(self, other: Tree, name: str) -> str:
         trees = (self._given.first, other)
@@ -385,16 +395,5 @@ def increment(count: jax.Array) -> jax.Array:
     return jnp.minimum(count, 2**31 - 2) + 1
 
 
-def path_str(path: Any) -> str:
-    """A leaf's path as Python would index it, such as `['dense']['kernel']`."""
-    return jax.tree_util.keystr(path) or "(the tree itself)"
-
-
 def _is_leaf(node: object) -> bool:
     return not is_absent(node) and jax.tree_util.all_leaves([node])
-
-
-def some(paths: list[str], most: int = 5) -> str:
-    """The first of some paths, and how many more there are."""
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(paths[:most]) + more

@@ -16,6 +16,17 @@ PathPattern = str | Callable[[str, tuple[int, ...]], bool]
 """A pattern, or a function from the path and shape of a leaf to whether it is meant."""
 
 
+def path_str(path: Any) -> str:
+    """A leaf's path as Python would index it, such as `['dense']['kernel']`."""
+    return jax.tree_util.keystr(path) or "(the tree itself)"
+
+
+def some(paths: Sequence[str], most: int = 5) -> str:
+    """The first of some paths, and how many more there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more
+
+
 def slashed(path: Sequence[Any]) -> str:
     """The path's parts, joined by slashes."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")

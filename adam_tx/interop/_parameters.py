@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from adam_tx._core.boxes import leaves_with_paths
-from adam_tx._core.leaves import is_absent, some
-from adam_tx._core.paths import Pattern, shape_of, slashed
+from adam_tx._core.leaves import is_absent
+from adam_tx._core.paths import Pattern, shape_of, slashed, some
 from adam_tx.state.arrays import Array
 from adam_tx.state.conversion import rescaling, times
 from adam_tx.state.export import of_parameter

@@ -15,8 +15,9 @@ from jax import Array, lax
 from adam_tx._core import hyperparams, rounding, states
 from adam_tx._core.boxes import boxed_like, unboxed
 from adam_tx._core.leaf_step import Now
-from adam_tx._core.leaves import is_absent, path_str
+from adam_tx._core.leaves import is_absent
 from adam_tx._core.numerics import dtype_of
+from adam_tx._core.paths import path_str
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._core.storage import Noise, Storage, Stored
 from adam_tx._link import link

@@ -17,7 +17,8 @@ import optax
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves, is_absent, path_str
+from adam_tx._core.leaves import Leaves, is_absent
+from adam_tx._core.paths import path_str
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.states import Fields
 from adam_tx.describe import visit

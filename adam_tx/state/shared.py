@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adam_tx._core.leaves import some
+from adam_tx._core.paths import some
 from adam_tx.state.arrays import Array, number, same
 from adam_tx.state.averages import uncounted, unknown_decay
 from adam_tx.state.conversion import misfit
