@@ -21,6 +21,7 @@ from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves, Tree, increment
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
+from adam_tx._core.storage import Storage
 
 KeptOfLeaf = Mapping[str, object]
 """What is kept of one leaf."""
@@ -71,6 +72,7 @@ class AbstractLink:
       relabelled: the name and formula that somebody gave it instead of its own.
       hyperparams: its own hyperparameters by name, as they were given.
       members: the links inside by name.
+      storage: how each of its slots is kept, by name.
       facts: what others need to know of it.
       told: the parts of its state that are for people to read, and that no step depends on.
       emits_last: whether it emits what its last member does, as it is.
@@ -84,6 +86,7 @@ class AbstractLink:
     relabelled: Mapping[str, str] = {}
     hyperparams: Mapping[str, object] = {}
     members: Mapping[str, AbstractLink] = {}
+    storage: Mapping[str, Storage] = {}
     facts: Facts = Facts()
     told: tuple[str, ...] = ()
     emits_last: bool = False

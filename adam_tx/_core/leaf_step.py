@@ -182,7 +182,7 @@ class Leaf(NamedTuple):
       grad: the raw gradient; None if it is not there.
       params: the parameters; None if they are not there.
       updates_before: the number of earlier updates.
-      number: that of the leaf in its tree.
+      number: that of the leaf in its tree; an array in a program that serves several leaves.
       path_of: from that number to the leaf's path, for errors.
       tile: where a tile begins in the whole leaf, and the shape of that; None for the whole leaf.
       param_dtype: the dtype in which the parameter came; None if it did not, or nothing asks for it.
@@ -197,8 +197,8 @@ class Leaf(NamedTuple):
     grad: jax.Array | None
     params: jax.Array | None
     updates_before: jax.Array
-    number: int
-    path_of: Callable[[int], str]
+    number: int | jax.Array
+    path_of: Callable[[Any], str]
     tile: Tile | None = None
     param_dtype: jnp.dtype | None = None
     spread: bool = False

@@ -22,23 +22,28 @@ from jax import lax
 from adam_tx._core import sharding
 
 
-def seed(count: jax.Array, leaf: int, what: str) -> jax.Array:
+def seed(count: jax.Array, leaf: int | jax.Array, what: str) -> jax.Array:
     """A number of its own for every update, leaf and array of that leaf, uint32.
 
     Args:
       count: the number of earlier updates.
-      leaf: the number of the leaf in its tree.
+      leaf: the number of the leaf in its tree; an array in a program that serves several leaves.
       what: the array, such as "scale_by_rms.nu".
     """
-    place = (zlib.crc32(what.encode()) + leaf * 0x9E3779B9) % 2**32
-    return _seed(count, np.array([place, 0], np.uint32))
+    of_array = zlib.crc32(what.encode())
+    if isinstance(leaf, jax.Array):
+        return _mixed(count, jnp.uint32(of_array) + leaf.astype(jnp.uint32) * jnp.uint32(0x9E3779B9))
+    return _seed(count, np.array([(of_array + leaf * 0x9E3779B9) % 2**32, 0], np.uint32))
 
 
 @jax.jit
 def _seed(count: jax.Array, place: jax.Array) -> jax.Array:
     # XLA writes a single constant into the kernel, and every leaf would then have a kernel of its own to compile. A
     # constant of two numbers behind a barrier is an argument of the kernel, which leaves of equal shape share.
-    place = lax.optimization_barrier(place)[0]
+    return _mixed(count, lax.optimization_barrier(place)[0])
+
+
+def _mixed(count: jax.Array, place: jax.Array) -> jax.Array:
     return _mix(_mix(jnp.asarray(count).astype(jnp.uint32) ^ place) + place)
 
 
@@ -51,13 +56,13 @@ class Bits(NamedTuple):
 
     Attributes:
       updates: the number of earlier updates.
-      leaf: the number of the leaf in its tree.
+      leaf: the number of the leaf in its tree; an array in a program that serves several leaves.
       what: the array, such as "scale_by_rms.nu".
       tile: which part of the whole array it is; None for all of it.
     """
 
     updates: jax.Array
-    leaf: int
+    leaf: int | jax.Array
     what: str
     tile: Tile | None = None
 

@@ -37,6 +37,8 @@ class Storage(Reconstructible):
 
     Attributes:
       scaled: whether it keeps scales beside the values.
+      block: how many elements along the last axis share a scale, so that a part of a leaf can be stepped alone; None
+        where there are no scales, or where they are of something else.
       optional: whether it may keep nothing of a leaf.
       as_is: whether a number of the dtype that a leaf is worked with in is kept as it is.
       at_random: whether it rounds at random, or may do so.
@@ -45,6 +47,7 @@ class Storage(Reconstructible):
     """
 
     scaled: bool = False
+    block: int | None = None
     optional: bool = False
     as_is: bool = False
     at_random: bool = True

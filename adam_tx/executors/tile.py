@@ -1,0 +1,208 @@
+"""`TileProgram`: the step of a tile of a leaf, as equations, made from what the links declare.
+
+A tile is some elements of a leaf that follow one another in memory. Where slots are kept
+with scales, it is one block. The step is the links' own: `AbstractLink.leaf_step`, with
+what stands around it in `update`, and `optax.apply_updates`. Leaves of one recipe, which
+have the same dtypes and the same kinds of slots, have the same program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend import core
+
+from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core.leaf_step import Leaf
+from adam_tx._core.leaves import Leaves
+from adam_tx._core.states import State
+from adam_tx._core.storage import Storage
+from adam_tx.executors import jaxprs
+
+TILE = 4096
+"""The elements of a tile where nothing is kept in blocks."""
+
+
+class Unsupported(Exception):  # noqa: N818 - it says why a leaf is run elsewhere, and is never raised to a user
+    """Why an executor does not run a leaf."""
+
+
+class Recipe(NamedTuple):
+    """What leaves have in common that one program steps.
+
+    Attributes:
+      rank: the number of dimensions.
+      param: the dtype of the parameter.
+      update: the dtype of the gradient.
+      kept: what is kept of the leaf, an array by its dtype and whether it is one number a block.
+      block: the elements of a tile.
+      is_blocks: whether a tile is a block, of which each row has its own.
+    """
+
+    rank: int
+    param: jnp.dtype
+    update: jnp.dtype
+    kept: tuple[tuple[jnp.dtype, bool], ...]
+    structure: Any
+    block: int
+    is_blocks: bool
+
+
+class TileProgram(NamedTuple):
+    """The step of a tile.
+
+    Attributes:
+      recipe: of which leaves.
+      state: the variables of the arrays of a state, in their order.
+      constants: what the equations have from outside.
+      ahead: the equations that follow from the state's numbers alone, one run for all tiles of all leaves.
+      scalars: what the body reads of them.
+      number: the leaf's number.
+      start: where in the leaf the tile begins, in elements, uint32.
+      arrays: the tile's parameter, its gradient, and what is kept of it.
+      body: the equations of a tile.
+      outputs: the new parameter, and what is then kept.
+    """
+
+    recipe: Recipe
+    state: list[Any]
+    constants: Mapping[Any, Any]
+    ahead: list[core.JaxprEqn]
+    scalars: list[Any]
+    number: Any
+    start: Any
+    arrays: list[Any]
+    body: list[core.JaxprEqn]
+    outputs: list[Any]
+
+    def scalars_of(self, state: State) -> list[jax.Array]:
+        """What the body reads of a state's numbers, found out before it."""
+        known = dict(zip(self.state, jax.tree.leaves(state), strict=True)) | dict(self.constants)
+        known = jaxprs.run(self.ahead, known)
+        return [jnp.asarray(known[scalar]) for scalar in self.scalars]
+
+
+def recipe_of(link: AbstractLink, param: jax.Array, update: jax.Array, kept: KeptOfLeaf) -> Recipe:
+    """The recipe of a leaf.
+
+    Raises:
+      Unsupported: a leaf that is not cut into tiles.
+    """
+    if not param.size:
+        raise Unsupported("it has no elements")
+    if not param.ndim:
+        raise Unsupported("it is a single number")
+    arrays, structure = jax.tree.flatten(kept)
+    scaled = [array.shape != param.shape for array in arrays]
+    block = _block(link) if any(scaled) else TILE
+    blocks = (*param.shape[:-1], -(-param.shape[-1] // block))
+    if any(array.shape != blocks for array, is_scale in zip(arrays, scaled, strict=True) if is_scale):
+        raise Unsupported("not every slot is kept as one array of its shape, with or without a scale a block")
+    of_arrays = tuple((array.dtype, is_scale) for array, is_scale in zip(arrays, scaled, strict=True))
+    return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled))
+
+
+def _block(link: AbstractLink) -> int:
+    """The size of blocks, which all storages with scales must have in common."""
+    sizes = {storage.block for storage in storages(link) if storage.scaled}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None:
+        raise Unsupported("its slots are kept in blocks of several sizes, or of one that their storage does not say")
+    return size
+
+
+def storages(link: AbstractLink) -> Iterator[Storage]:
+    """How each slot of a link, and of the links in it, is kept."""
+    yield from link.storage.values()
+    for member in link.members.values():
+        yield from storages(member)
+
+
+def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str) -> TileProgram:
+    """The program of the leaves of a recipe.
+
+    Args:
+      link: one without `fusing_obstacles`, and elementwise.
+      state: its state, of which nothing but dtypes and shapes is used.
+      recipe: what the leaves have in common.
+      path: the path of one of them, for errors.
+    """
+    whole = (1,) * (recipe.rank - 1) + (recipe.block,)
+    kept = [jax.ShapeDtypeStruct((1,) * recipe.rank if is_scale else whole, dtype) for dtype, is_scale in recipe.kept]
+    numbers = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in jax.tree.leaves(state)]
+    arguments = (
+        jax.tree.unflatten(jax.tree.structure(state), numbers),
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        jax.ShapeDtypeStruct((), jnp.uint32),
+        jax.ShapeDtypeStruct(whole, recipe.param),
+        jax.ShapeDtypeStruct(whole, recipe.update),
+        jax.tree.unflatten(recipe.structure, kept),
+    )
+
+    def step(state: Any, number: Any, start: Any, param: Any, update: Any, kept: Any) -> list[jax.Array]:
+        return stepped(link, state, param, update, kept, number=number, path=path, start=start)
+
+    equations = jaxprs.inlined(step, *arguments)
+    of_state = equations.inputs[: len(numbers)]
+    number, start, *arrays = equations.inputs[len(numbers) :]
+    ahead, body, scalars = jaxprs.split(equations, of_state)
+    return TileProgram(
+        recipe, of_state, equations.constants, ahead, scalars, number, start, arrays, body, equations.outputs
+    )
+
+
+def stepped(
+    link: AbstractLink,
+    state: State,
+    param: jax.Array,
+    update: jax.Array,
+    kept: KeptOfLeaf,
+    *,
+    number: Any,
+    path: str,
+    start: jax.Array | None = None,
+) -> list[jax.Array]:
+    """The new parameter of a leaf, or of a tile of one, and what is then kept: as `update` and `apply_updates` do.
+
+    Args:
+      link: what steps.
+      state: its state.
+      param: the parameter.
+      update: the gradient.
+      kept: what is kept of the leaf.
+      number: that of the leaf in its tree.
+      path: the leaf's path, for errors.
+      start: where in the whole leaf the tile begins, in elements; None for the whole leaf.
+    """
+    leaves = Leaves(update, None, param, count=link.count_of(state), positions=link.positions)
+    numbers, _ = link.numbers_at(leaves.count, state)
+    tile = None if start is None else ((0,) * (param.ndim - 1) + (start,), param.shape)
+    leaf = Leaf(
+        leaves.dtypes[0],
+        leaves.updates[0],
+        leaves.updates[0],
+        None if leaves.params is None else leaves.params[0],
+        leaves.count,
+        number,
+        lambda _: path,
+        tile,
+        leaves.param_dtypes[0],
+        positions=link.positions,
+    )
+    emitted, new = link.leaf_step(numbers, leaf, kept)
+    lowered: Any = leaves.lower([emitted], exact=link.facts.terminal)
+    with jax.numpy_dtype_promotion("standard"):
+        param = optax.apply_updates(param, lowered)
+    return [param, *jax.tree.leaves(new)]
+
+
+def tiles_of(shape: Sequence[int], recipe: Recipe) -> int:
+    """The number of tiles of a leaf."""
+    if not recipe.is_blocks:
+        return -(-math.prod(shape) // recipe.block)
+    return math.prod(shape[:-1]) * -(-shape[-1] // recipe.block)
