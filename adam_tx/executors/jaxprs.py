@@ -61,17 +61,19 @@ def inlined(function: Callable[..., Any], *arguments: Any) -> Equations:
     return Equations(list(flat.jaxpr.invars), constants, each, list(flat.jaxpr.outvars))
 
 
-def split(equations: Equations, scalars: Sequence[Any]) -> tuple[list[core.JaxprEqn], list[core.JaxprEqn], list[Any]]:
+def split(
+    equations: Equations, scalars: Sequence[Any], size: int
+) -> tuple[list[core.JaxprEqn], list[core.JaxprEqn], list[Any]]:
     """The equations that follow from some inputs alone, the rest, and what the rest reads of the first.
 
-    An array that is made of nothing, such as zeros, stays where it is read.
+    An array of this size or more, such as zeros, stays where it is read.
     """
     known = {*scalars, *equations.constants}
     ahead: list[core.JaxprEqn] = []
     rest: list[core.JaxprEqn] = []
     for equation in equations.each:
         of_scalars = all(variable in known for variable in variables(equation))
-        if of_scalars and all(out.aval.size == 1 for out in equation.outvars):
+        if of_scalars and all(out.aval.size < size for out in equation.outvars):
             ahead.append(equation)
             known.update(equation.outvars)
         else:

@@ -150,7 +150,7 @@ def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str) ->
     equations = jaxprs.inlined(step, *arguments)
     of_state = equations.inputs[: len(numbers)]
     number, start, *arrays = equations.inputs[len(numbers) :]
-    ahead, body, scalars = jaxprs.split(equations, of_state)
+    ahead, body, scalars = jaxprs.split(equations, of_state, recipe.block)
     return TileProgram(
         recipe, of_state, equations.constants, ahead, scalars, number, start, arrays, body, equations.outputs
     )

@@ -1,0 +1,103 @@
+"""`step_leaves`: the step of many leaves of one recipe, in one call of XLA's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adam_tx.executors.cpu import engine
+from adam_tx.executors.cpu.kernel import Kernel, kernel
+from adam_tx.executors.cpu.phases import is_of_elements
+from adam_tx.executors.tile import TileProgram
+
+_DTYPES = {
+    "bool": 1,
+    "int8": 2,
+    "int16": 3,
+    "int32": 4,
+    "uint8": 6,
+    "uint16": 7,
+    "uint32": 8,
+    "float32": 11,
+    "bfloat16": 16,
+}
+"""What XLA calls them: XLA_FFI_DataType."""
+
+
+def compiled(program: TileProgram) -> str:
+    """The name under which XLA calls a program's kernel.
+
+    Raises:
+      Unsupported: what the kernel does not compute, or no compiler.
+    """
+    compiler = engine.engine()
+    return _registered(compiler, kernel(program, compiler.instructions.lanes), _description(program))
+
+
+@functools.cache
+def _registered(compiler: engine.Engine, of: Kernel, description: str) -> str:
+    """The name of a kernel's target; it is compiled and told to XLA once."""
+    target = f"{of.name}_{compiler.instructions.name}"
+    text = f"{of.text}\n{description.replace('@kernel', f'@{of.name}').replace('@target', f'@{target}')}"
+    address = compiler.address(target, text)
+    jax.ffi.register_ffi_target(target, engine.capsule(address), platform="cpu")
+    return target
+
+
+def _description(program: TileProgram) -> str:
+    """What `handler.c` calls a Program, and the function that XLA calls, as LLVM IR."""
+    variables = [*program.arrays, *program.outputs]
+    kinds = [int(not is_of_elements(variable, program.recipe.block)) for variable in variables]
+    dtypes = [_DTYPES[str(variable.aval.dtype)] for variable in variables]
+    counts = [len(program.arrays), len(program.outputs), len(program.scalars), program.recipe.block]
+    numbers = ", ".join(f"i64 {number}" for number in (*counts, int(program.recipe.is_blocks)))
+    layout = "{ ptr, i64, i64, i64, i64, i64, ptr, ptr }"
+    return f"""
+@kinds = private constant {_bytes(kinds)}
+@dtypes = private constant {_bytes(dtypes)}
+@program = private constant {layout} {{ ptr @kernel, {numbers}, ptr @kinds, ptr @dtypes }}
+declare ptr @adam_tx_call(ptr, ptr)
+define ptr @target(ptr %frame) {{
+  %error = call ptr @adam_tx_call(ptr %frame, ptr @program)
+  ret ptr %error
+}}
+"""
+
+
+def _bytes(numbers: Sequence[int]) -> str:
+    return f"[{len(numbers)} x i8] [{', '.join(f'i8 {number}' for number in numbers)}]"
+
+
+def step_leaves(
+    target: str, scalars: Sequence[jax.Array], numbers: Sequence[int], leaves: Sequence[Sequence[Any]]
+) -> list[list[jax.Array]]:
+    """The new parameter of each leaf, and what is then kept of it.
+
+    Args:
+      target: the name that `compiled` gives.
+      scalars: what the program reads of the state's numbers.
+      numbers: those of the leaves in their tree.
+      leaves: of each leaf the parameter, the gradient, and what is kept.
+    """
+    operands = [array for leaf in leaves for array in leaf]
+    written = [k for k in range(len(operands)) if k % len(leaves[0]) != 1]  # all but the gradients, in their place
+    results = [jax.ShapeDtypeStruct(operands[k].shape, operands[k].dtype) for k in written]
+    call = jax.ffi.ffi_call(target, results, input_output_aliases={2 + k: r for r, k in enumerate(written)})
+    made = call(_words(scalars), np.asarray(numbers, np.uint32), *operands)
+    each = len(leaves[0]) - 1
+    return [list(made[k : k + each]) for k in range(0, len(made), each)]
+
+
+def _words(scalars: Sequence[jax.Array]) -> jax.Array:
+    """Numbers as words of four bytes."""
+    words = [
+        scalar.astype(jnp.uint32) if scalar.dtype == jnp.bool_ else lax.bitcast_convert_type(scalar, jnp.uint32)
+        for scalar in scalars
+    ]
+    return jnp.stack([word.reshape(()) for word in words]) if words else jnp.zeros(0, jnp.uint32)

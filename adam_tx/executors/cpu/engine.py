@@ -1,0 +1,149 @@
+"""`Engine`: LLVM IR compiled to machine code, by llvmlite. A kernel is compiled once in a process, and stays."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import pathlib
+import platform
+import threading
+from typing import Any, NamedTuple
+
+from adam_tx.executors.tile import Unsupported
+
+_HANDLER = pathlib.Path(__file__).with_name("handler.ll")
+# Told apart from threads that work, a thread that waits leaves them more of the core, where two share one.
+_WAIT = {"x86_64": "call void @llvm.x86.sse2.pause()", "aarch64": "call void @llvm.aarch64.hint(i32 1)"}
+_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class Instructions(NamedTuple):
+    """A set of instructions that kernels are made for.
+
+    Attributes:
+      name: as XLA calls it.
+      needs: the last of its features, by LLVM's name.
+      without: features that a processor with more has, and that are not to be used.
+      lanes: how many float32 it takes at once.
+    """
+
+    name: str
+    needs: str
+    without: tuple[str, ...]
+    lanes: int
+
+
+_ABOVE_SSE = ("avx", "avx2", "fma", "f16c", "avx512f")
+SETS = (
+    Instructions("AVX512", "avx512bw", (), 16),
+    Instructions("AVX2", "avx2", ("avx512f",), 8),
+    Instructions("SSE4_2", "sse4.2", _ABOVE_SSE, 4),
+)
+"""Those of x86, the best first."""
+USUAL = Instructions("usual", "", (), 4)
+"""Those of another processor, which all have vectors of four."""
+
+
+def obstacle() -> str | None:
+    """Why no kernel can be compiled here; None if one can."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return "llvmlite is not installed: pip install 'adam_tx[cpu]'"
+    if _processor() not in _WAIT:
+        return f"the processor is {platform.machine()}, for which nobody has tried it"
+    return None
+
+
+def _processor() -> str:
+    machine = platform.machine().lower()
+    return _ALIASES.get(machine, machine)
+
+
+@functools.cache
+def instruction_sets() -> tuple[Instructions, ...]:
+    """Those that this processor has, the best first."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return tuple(each for each in SETS if features.get(each.needs)) or (USUAL,)
+
+
+class Engine:
+    """A compiler for a set of instructions.
+
+    Attributes:
+      instructions: those that it uses.
+    """
+
+    def __init__(self, instructions: Instructions) -> None:
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self.instructions = instructions
+        self._lock = threading.RLock()
+        self._functions: dict[str, int] = {}
+        features = llvm.get_host_cpu_features()
+        features.update({name: False for name in features if name.startswith(instructions.without or ("-",))})
+        self._machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3
+        )
+        self._compiler = llvm.create_mcjit_compiler(self._module(_HANDLER.read_text() + _wait()), self._machine)
+        self._compiler.finalize_object()
+
+    def _module(self, text: str) -> Any:
+        import llvmlite.binding as llvm
+
+        module = llvm.parse_assembly(text)
+        module.triple = self._machine.triple
+        module.data_layout = str(self._machine.target_data)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
+        options.loop_vectorization = False  # what is written is vectors already
+        options.slp_vectorization = False
+        passes = llvm.create_pass_builder(self._machine, options)
+        passes.getModulePassManager().run(module, passes)
+        return module
+
+    def address(self, name: str, text: str) -> int:
+        """The address of a function, compiled if it is asked for the first time.
+
+        Args:
+          name: what it is called in the text; of one name there is one text.
+          text: LLVM IR.
+        """
+        with self._lock:
+            if name not in self._functions:
+                self._compiler.add_module(self._module(text))
+                self._compiler.finalize_object()
+                self._functions[name] = self._compiler.get_function_address(name)
+            return self._functions[name]
+
+    def assembly(self, text: str) -> str:
+        """The machine code of LLVM IR, to read."""
+        return self._machine.emit_assembly(self._module(text))
+
+
+def _wait() -> str:
+    call = _WAIT[_processor()]
+    declared = call.replace("call", "declare").replace("i32 1", "i32")
+    return f"\n{declared}\ndefine void @adam_tx_wait() {{\n  {call}\n  ret void\n}}\n"
+
+
+@functools.cache
+def engine(instructions: Instructions | None = None) -> Engine:
+    """The compiler for these instructions, or for the best that this processor has.
+
+    Raises:
+      Unsupported: where there is none.
+    """
+    if (why := obstacle()) is not None:
+        raise Unsupported(why)
+    return Engine(instructions or instruction_sets()[0])
+
+
+def capsule(address: int) -> Any:
+    """A function as JAX registers it."""
+    import jax
+
+    return jax.ffi.pycapsule(ctypes.cast(address, ctypes.c_void_p))

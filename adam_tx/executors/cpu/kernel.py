@@ -1,0 +1,316 @@
+"""`kernel`: a tile's program as a function in LLVM IR, which steps some tiles of a leaf in place.
+
+    for each tile                            from its first to its last
+      its scales are read, and what concerns the tile as a whole is found out
+      for each phase
+        for elements, as many at once as the processor takes, and the rest one by one
+          read → operations → kept for a later phase, or written
+
+It is `void kernel(ptr arrays, ptr scalars, i32 number, i64 row, i64 first, i64 end)`:
+
+    arrays   addresses of the parameter, the gradient and what is kept, and then of all outputs
+    scalars  what the body reads of the state's numbers, each in four bytes
+    number   that of the leaf in its tree
+    row      how many elements follow one another before a new row of blocks begins
+    first, end  which tiles
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+from adam_tx.executors import jaxprs
+from adam_tx.executors.cpu import operations
+from adam_tx.executors.cpu.operations import Code, Value, type_of
+from adam_tx.executors.cpu.phases import Phase, is_of_elements, phases
+from adam_tx.executors.tile import TileProgram, Unsupported
+
+_SIGNATURE = "ptr %arrays, ptr %scalars, i32 %number, i64 %row, i64 %first, i64 %end"
+_LEAST = {"float32": float("-inf"), "int32": -(2**31)}
+"""What the largest of nothing is."""
+
+
+class Kernel(NamedTuple):
+    """A tile's program as LLVM IR.
+
+    Attributes:
+      name: that of the function, which tells it from every other.
+      text: the function, and what it needs.
+    """
+
+    name: str
+    text: str
+
+
+def kernel(program: TileProgram, lanes: int) -> Kernel:
+    """The function that steps tiles, several elements at once.
+
+    Raises:
+      Unsupported: what it does not compute.
+    """
+    lines = _Tiles(program, lanes).written()
+    name = f"adam_tx_{hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]}"
+    head = [*operations.intrinsics(lanes), f"define void @{name}({_SIGNATURE}) {{", "entry:"]
+    return Kernel(name, "\n".join([*head, *lines, "}"]))
+
+
+class _Tiles:
+    """The function as it is written.
+
+    Attributes:
+      code: its lines.
+      known: the values of variables that hold for all of a tile.
+    """
+
+    def __init__(self, program: TileProgram, lanes: int) -> None:
+        self.program = program
+        self.size = program.recipe.block
+        self.lanes = lanes
+        self.code = Code()
+        self.known: dict[Any, Value] = {}
+        self.phases = phases(program)
+        self.pointers: dict[Any, str] = {}
+        self.scratch: dict[Any, str] = {}
+        self.outputs: list[str] = []
+
+    def written(self) -> list[str]:
+        """Its lines, between its first block and its end."""
+        self._enter()
+        code = self.code
+        code.do("br label %tiles")
+        code.label("tiles")
+        code.do("%tile = phi i64 [ %first, %entry ], [ %next, %done ]")
+        code.do("%more = icmp slt i64 %tile, %end")
+        code.do("br i1 %more, label %begin, label %return")
+        code.label("begin")
+        self._begin_tile()
+        block = "begin"
+        for number, phase in enumerate(self.phases):
+            block = self._phase(number, phase, block)
+        self._end_tile()
+        code.do("br label %done")
+        code.label("done")
+        code.do("%next = add i64 %tile, 1")
+        code.do("br label %tiles")
+        code.label("return")
+        code.do("ret void")
+        return code.lines
+
+    def _enter(self) -> None:
+        """Addresses, and what is the same for all tiles."""
+        code, program = self.code, self.program
+        addresses = [self._loaded("ptr", f"ptr %arrays, i64 {k}", "ptr") for k in range(self._array_count())]
+        self.pointers = dict(zip(program.arrays, addresses, strict=False))
+        self.outputs = addresses[len(program.arrays) :]
+        for k, scalar in enumerate(program.scalars):
+            self.known[scalar] = self._scalar(k, str(scalar.aval.dtype), scalar.aval.size)
+        self.known[program.number] = Value("%number", "uint32")
+        for phase in self.phases:
+            for variable in phase.kept:
+                self.scratch[variable] = code.let(f"alloca [{self.size} x {_in_memory(variable)}], align 64")
+        code.do(f"%ahead = add i64 %row, {self.size - 1}")
+        code.do(f"%of_row = udiv i64 %ahead, {self.size}")
+
+    def _array_count(self) -> int:
+        return len(self.program.arrays) + len(self.program.outputs)
+
+    def _loaded(self, type_: str, place: str, element: str) -> str:
+        address = self.code.let(f"getelementptr {element}, {place}")
+        return self.code.let(f"load {type_}, ptr {address}")
+
+    def _scalar(self, k: int, dtype: str, size: int) -> Value:
+        if size != 1 or dtype not in ("bool", "float32", "int32", "uint32"):
+            raise Unsupported(f"its state has numbers that are {dtype}")
+        word = Value(self._loaded("i32", f"ptr %scalars, i64 {k}", "i32"), "int32")
+        if dtype == "bool":
+            return self.code.value(f"trunc i32 {word.name} to i1", dtype, 0)
+        if dtype == "float32":
+            return self.code.value(f"bitcast i32 {word.name} to float", dtype, 0)
+        return word._replace(dtype=dtype)
+
+    def _begin_tile(self) -> None:
+        """Where the tile begins, how many elements it has, and its scales."""
+        code, program = self.code, self.program
+        code.do("%row_number = udiv i64 %tile, %of_row")
+        code.do("%before = mul i64 %row_number, %of_row")
+        code.do("%in_row = sub i64 %tile, %before")
+        code.do(f"%column = mul i64 %in_row, {self.size}")
+        code.do("%row_start = mul i64 %row_number, %row")
+        code.do("%start = add i64 %row_start, %column")
+        code.do("%left = sub i64 %row, %column")
+        code.do(f"%is_whole = icmp sgt i64 %left, {self.size}")
+        code.do(f"%count = select i1 %is_whole, i64 {self.size}, i64 %left")
+        code.do("%start32 = trunc i64 %start to i32")
+        self.known[program.start] = Value("%start32", "uint32")
+        for variable, pointer in self.pointers.items():
+            if not is_of_elements(variable, self.size):
+                dtype = str(variable.aval.dtype)
+                self.known[variable] = self._read(pointer, "%tile", dtype, 0)
+
+    def _end_tile(self) -> None:
+        """The new scales are written."""
+        for atom, pointer in zip(self.program.outputs, self.outputs, strict=True):
+            if not is_of_elements(atom, self.size):
+                self._write(pointer, "%tile", self.known[atom])
+
+    def _phase(self, number: int, phase: Phase, block: str) -> str:
+        """A loop over several elements at once, one over the rest, and what the two end with."""
+        for equation in phase.before:
+            self.known[equation.outvars[0]] = self._number(equation)
+        least = [_least(equation) for equation in phase.reductions]
+        many = _Loop(self, number, phase, self.lanes, block, "0")
+        ended = many.written([operations.constant(*start, self.lanes) for start in least])
+        halves = [_largest_of(self.code, value) for value in ended]
+        after = f"rest{number}"
+        self.code.do(f"br label %{after}")
+        self.code.label(after)
+        one = _Loop(self, number, phase, 1, after, many.index)
+        ended = one.written([self.code.spread(value, 1) for value in halves])
+        for equation, value in zip(phase.reductions, ended, strict=True):
+            self.known[equation.outvars[0]] = _largest_of(self.code, value)
+        return one.exit
+
+    def _number(self, equation: core.JaxprEqn) -> Value:
+        if equation.primitive.name == "iota":
+            return operations.constant(0, str(equation.outvars[0].aval.dtype), 0)
+        return operations.write(self.code, equation, self.known, 0)
+
+    def _read(self, pointer: str, place: str, dtype: str, lanes: int) -> Value:
+        element = _memory_type(dtype)
+        address = self.code.let(f"getelementptr {element}, ptr {pointer}, i64 {place}")
+        of = f"<{lanes} x {element}>" if lanes else element
+        value = self.code.let(f"load {of}, ptr {address}, align {_alignment(element)}")
+        if dtype == "bool":
+            value = self.code.let(f"trunc {of} {value} to {type_of(dtype, lanes)}")
+        return Value(value, dtype, lanes)
+
+    def _write(self, pointer: str, place: str, value: Value) -> None:
+        element = _memory_type(value.dtype)
+        of = f"<{value.lanes} x {element}>" if value.lanes else element
+        name = value.name
+        if value.dtype == "bool":
+            name = self.code.let(f"zext {value.type} {name} to {of}")
+        address = self.code.let(f"getelementptr {element}, ptr {pointer}, i64 {place}")
+        self.code.do(f"store {of} {name}, ptr {address}, align {_alignment(element)}")
+
+
+class _Loop:
+    """A phase's loop over elements, several at once or one by one.
+
+    Attributes:
+      index: the first element that it leaves out.
+      exit: the block that follows it.
+    """
+
+    def __init__(self, tiles: _Tiles, number: int, phase: Phase, lanes: int, before: str, start: str) -> None:
+        self._tiles = tiles
+        self._phase = phase
+        self._lanes = lanes
+        self._before = before
+        self._start = start
+        self._label = f"p{number}x{lanes}" if lanes > 1 else f"p{number}rest"
+        self._is_last = number == len(tiles.phases) - 1
+        self.index = f"%i.{self._label}"
+        self.exit = f"{self._label}.exit"
+
+    def written(self, starts: Sequence[Value]) -> list[Value]:
+        """What the reductions have come to, from what they start with."""
+        code, label, lanes = self._tiles.code, self._label, self._lanes
+        so_far = [start._replace(name=f"%so_far{k}.{label}") for k, start in enumerate(starts)]
+        code.do(f"br label %{label}")
+        code.label(label)
+        code.do(f"{self.index} = phi i64 [ {self._start}, %{self._before} ], [ %next.{label}, %{label}.each ]")
+        for k, (value, start) in enumerate(zip(so_far, starts, strict=True)):
+            after = f"[ %after{k}.{label}, %{label}.each ]"
+            code.do(f"{value.name} = phi {value.type} [ {start.name}, %{self._before} ], {after}")
+        code.do(f"%next.{label} = add i64 {self.index}, {lanes}")
+        code.do(f"%fits.{label} = icmp sle i64 %next.{label}, %count")
+        code.do(f"br i1 %fits.{label}, label %{label}.each, label %{label}.exit")
+        code.label(f"{label}.each")
+        self._each(so_far)
+        code.do(f"br label %{label}")
+        code.label(self.exit)
+        return so_far
+
+    def _each(self, so_far: Sequence[Value]) -> None:
+        """What is done for some elements: all is read before anything is written."""
+        tiles, code = self._tiles, self._tiles.code
+        known = dict(tiles.known)
+        place = code.let(f"add i64 %start, {self.index}")
+        for variable in self._elements_read():
+            dtype = str(variable.aval.dtype)
+            if variable in tiles.pointers:
+                known[variable] = tiles._read(tiles.pointers[variable], place, dtype, self._lanes)
+            else:
+                known[variable] = tiles._read(tiles.scratch[variable], self.index, dtype, self._lanes)
+        for equation in self._phase.each:
+            known[equation.outvars[0]] = self._made(equation, known)
+        for variable in self._phase.kept:
+            tiles._write(tiles.scratch[variable], self.index, known[variable])
+        for k, (equation, value) in enumerate(zip(self._phase.reductions, so_far, strict=True)):
+            larger = operations.extreme(code, value, known[equation.invars[0]], "gt")
+            code.do(f"%after{k}.{self._label} = select i1 true, {larger.type} {larger.name}, {larger.type} {larger.name}")
+        if self._is_last:
+            for variable, pointer in zip(tiles.program.outputs, tiles.outputs, strict=True):
+                if is_of_elements(variable, tiles.size):
+                    tiles._write(pointer, place, known[variable])
+
+    def _elements_read(self) -> Iterable[Any]:
+        """What the loop reads from memory: of the leaf, or kept by an earlier phase."""
+        size = self._tiles.size
+        equations = (*self._phase.each, *self._phase.reductions)
+        read = [variable for equation in equations for variable in jaxprs.variables(equation)]
+        read += self._tiles.program.outputs if self._is_last else []
+        made = {equation.outvars[0] for equation in self._phase.each}
+        return dict.fromkeys(v for v in read if is_of_elements(v, size) and v not in made)
+
+    def _made(self, equation: core.JaxprEqn, known: dict[Any, Value]) -> Value:
+        if equation.primitive.name != "iota":
+            return operations.write(self._tiles.code, equation, known, self._lanes)
+        aval = equation.outvars[0].aval
+        dtype = str(aval.dtype)
+        if dtype not in ("int32", "uint32"):
+            raise Unsupported(f"it counts elements in {dtype}")
+        if aval.shape[equation.params["dimension"]] == 1:
+            return operations.constant(0, dtype, self._lanes)
+        code = self._tiles.code
+        first = code.spread(code.value(f"trunc i64 {self.index} to i32", dtype, 0), self._lanes)
+        steps = f"<{', '.join(f'i32 {k}' for k in range(self._lanes))}>"
+        return code.value(f"add {first.type} {first.name}, {steps}", dtype, self._lanes)
+
+
+def _memory_type(dtype: str) -> str:
+    """LLVM's type of a number in memory, where a boolean takes a byte."""
+    return "i8" if dtype == "bool" else type_of(dtype, 0)
+
+
+def _in_memory(variable: Any) -> str:
+    return _memory_type(str(variable.aval.dtype))
+
+
+def _alignment(element: str) -> int:
+    return {"i8": 1, "i16": 2}.get(element, 4)
+
+
+def _least(equation: core.JaxprEqn) -> tuple[float, str]:
+    dtype = str(equation.outvars[0].aval.dtype)
+    if equation.primitive.name != "reduce_max" or dtype not in _LEAST:
+        raise Unsupported(f"it computes {equation.primitive.name} of {dtype}")
+    return _LEAST[dtype], dtype
+
+
+def _largest_of(code: Code, value: Value) -> Value:
+    """The largest of some elements, as a number: halves are compared until one is left."""
+    while value.lanes > 1:
+        half = value.lanes // 2
+        parts = []
+        for first in (0, half):
+            places = ", ".join(f"i32 {k}" for k in range(first, first + half))
+            shuffled = f"shufflevector {value.type} {value.name}, {value.type} poison, <{half} x i32> <{places}>"
+            parts.append(code.value(shuffled, value.dtype, half))
+        value = operations.extreme(code, *parts, "gt")
+    return code.value(f"extractelement {value.type} {value.name}, i32 0", value.dtype, 0)
