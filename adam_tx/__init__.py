@@ -16,6 +16,7 @@ from adam_tx._with_gradient import with_gradient
 from adam_tx._wrapper import Wrapper
 from adam_tx.describe.config import from_config, get_config
 from adam_tx.describe.summary import summary
+from adam_tx.executors._step import step
 from adam_tx.links.atan2 import scale_by_atan2
 from adam_tx.links.basis import Basis, Turn, in_basis
 from adam_tx.links.belief_rms import scale_by_belief_rms
@@ -132,6 +133,7 @@ __all__ = [
     "schedules",
     "split_float32_weights",
     "state_sharding",
+    "step",
     "stochastic_round",
     "storage",
     "summary",

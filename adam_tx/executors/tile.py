@@ -195,10 +195,14 @@ def stepped(
         positions=link.positions,
     )
     emitted, new = link.leaf_step(numbers, leaf, kept)
-    lowered: Any = leaves.lower([emitted], exact=link.facts.terminal)
+    lowered = leaves.lower([emitted], exact=link.facts.terminal)
+    return [applied(param, lowered), *jax.tree.leaves(new)]
+
+
+def applied(params: Any, updates: Any) -> Any:
+    """What `optax.apply_updates` makes of them, also of a parameter and an update of two dtypes."""
     with jax.numpy_dtype_promotion("standard"):
-        param = optax.apply_updates(param, lowered)
-    return [param, *jax.tree.leaves(new)]
+        return optax.apply_updates(params, updates)
 
 
 def tiles_of(shape: Sequence[int], recipe: Recipe) -> int:
