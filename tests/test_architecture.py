@@ -8,7 +8,13 @@ import structure
 from test_arrows import PACKAGE, part_of, said
 
 MOST_LINES = 400
-OPTIONAL = {"h5py", "matplotlib", "keras", "torch"}  # they may be missing, so they are imported where they are needed
+OPTIONAL = {
+    "h5py",
+    "matplotlib",
+    "keras",
+    "llvmlite",
+    "torch",
+}  # may be missing, so imported late
 KNOWS_CLASSES = ("describe/visit.py", "_core/")
 
 

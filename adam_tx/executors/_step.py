@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
@@ -40,7 +39,9 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     the same checkpoints. XLA runs a step in several passes over memory on a CPU. Here each
     number is read once and written once, in a kernel that is made from the links' own
     rules. Donate parameters and state: then they are written in their place, and nothing
-    else is allocated.
+    else is allocated. JAX pairs donated arrays with results in their order, so donate to a
+    function that takes and gives them in one order, as `train` below; of
+    `jax.jit(step, donate_argnums=(1, 2))` it would make copies.
 
     One pass is made of links that step each element by itself: Adam and its relatives, in
     every storage, with master weights; not of a guard, groups, masks, or a norm of a
@@ -62,14 +63,20 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
       TypeError: what is no transformation.
       ValueError: another executor; with "cpu", an optimizer or a machine that it is not for.
 
+    >>> import functools
     >>> import adam_tx
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> tx = adam_tx.adamw(1e-3)
     >>> step = adam_tx.step(tx)
     >>> params = {"w": jnp.ones(3)}
-    >>> params, state = step({"w": jnp.ones(3)}, tx.init(params), params)
+    >>> @functools.partial(jax.jit, donate_argnums=(0, 1))
+    ... def train(params, state, batch):
+    ...     grads = jax.grad(lambda params: jnp.sum(params["w"] * batch))(params)
+    ...     return step(grads, state, params)
+    >>> params, state = train(params, tx.init(params), jnp.array([1.0, 2.0, -3.0]))
     >>> params["w"]
-    Array([0.9989999, 0.9989999, 0.9989999], dtype=float32)
+    Array([0.9989999, 0.9989999, 1.0009999], dtype=float32)
     """
     if not closures.is_transformation(tx):
         raise TypeError(f"step: tx must be a transformation, with init and update, got {type(tx).__name__}.")
@@ -227,17 +234,18 @@ def _fused(link: AbstractLink, fused: Fused, members: Sequence[int], paths: Sequ
             for i, path, leaf in zip(members, paths, leaves, strict=True)
         ]
 
-    @jax.custom_jvp
     @jax.custom_batching.custom_vmap
-    def in_one_pass(state: Any, leaves: Any) -> Any:
+    def kernel(state: Any, leaves: Any) -> Any:
         scalars = fused.program.scalars_of(state)
         return call.step_leaves(fused.target, scalars, members, [jax.tree.leaves(leaf) for leaf in leaves])
 
-    @in_one_pass.fun.def_vmap
+    @kernel.def_vmap
     def _(axis_size: int, is_batched: Any, state: Any, leaves: Any) -> Any:
         axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(is_batched))
         made = jax.vmap(by_xla, in_axes=axes, axis_size=axis_size)(state, leaves)
         return made, jax.tree.map(lambda _: True, made)
+
+    in_one_pass = jax.custom_jvp(kernel)
 
     @in_one_pass.defjvp
     def _(primals: Any, tangents: Any) -> Any:

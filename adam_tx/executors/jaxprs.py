@@ -8,13 +8,15 @@ run(equations, …)     the equations run one by one by JAX
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 Atom = Any
-"""A variable of a jaxpr, or a literal."""
+"""A variable of a jaxpr, or a literal. JAX has no public types that say what these have."""
+Equation = Any
+"""An equation of a jaxpr."""
 
 # What calls another jaxpr, and under which name it has that.
 _CALLS = {
@@ -43,7 +45,7 @@ class Equations(NamedTuple):
 
     inputs: list[Any]
     constants: dict[Any, Any]
-    each: list[core.JaxprEqn]
+    each: list[Equation]
     outputs: list[Atom]
 
 
@@ -52,7 +54,7 @@ def inlined(function: Callable[..., Any], *arguments: Any) -> Equations:
     called = jax.make_jaxpr(function)(*arguments)
     flat = jax.make_jaxpr(lambda *given: _evaluated(called.jaxpr, called.consts, given))(*jax.tree.leaves(arguments))
     needed = {atom for atom in flat.jaxpr.outvars if is_variable(atom)}
-    each: list[core.JaxprEqn] = []
+    each: list[Equation] = []
     for equation in reversed(flat.jaxpr.eqns):
         if needed.intersection(equation.outvars):
             each.insert(0, equation)
@@ -61,16 +63,14 @@ def inlined(function: Callable[..., Any], *arguments: Any) -> Equations:
     return Equations(list(flat.jaxpr.invars), constants, each, list(flat.jaxpr.outvars))
 
 
-def split(
-    equations: Equations, scalars: Sequence[Any], size: int
-) -> tuple[list[core.JaxprEqn], list[core.JaxprEqn], list[Any]]:
+def split(equations: Equations, scalars: Sequence[Any], size: int) -> tuple[list[Equation], list[Equation], list[Any]]:
     """The equations that follow from some inputs alone, the rest, and what the rest reads of the first.
 
     An array of this size or more, such as zeros, stays where it is read.
     """
     known = {*scalars, *equations.constants}
-    ahead: list[core.JaxprEqn] = []
-    rest: list[core.JaxprEqn] = []
+    ahead: list[Equation] = []
+    rest: list[Equation] = []
     for equation in equations.each:
         of_scalars = all(variable in known for variable in variables(equation))
         if of_scalars and all(out.aval.size < size for out in equation.outvars):
@@ -82,7 +82,7 @@ def split(
     return ahead, rest, list(read)
 
 
-def run(equations: Sequence[core.JaxprEqn], values: Mapping[Any, Any]) -> dict[Any, Any]:
+def run(equations: Sequence[Equation], values: Mapping[Any, Any]) -> dict[Any, Any]:
     """What is known once the equations have run, by variable."""
     known = dict(values)
     for equation in equations:
@@ -92,12 +92,12 @@ def run(equations: Sequence[core.JaxprEqn], values: Mapping[Any, Any]) -> dict[A
     return known
 
 
-def variables(equation: core.JaxprEqn) -> list[Any]:
+def variables(equation: Equation) -> list[Any]:
     """What an equation reads, but for literals."""
     return [atom for atom in equation.invars if is_variable(atom)]
 
 
-def is_variable(atom: Atom) -> TypeGuard[core.Var]:
+def is_variable(atom: Atom) -> bool:
     """Whether it is no literal."""
     return not isinstance(atom, core.Literal)
 

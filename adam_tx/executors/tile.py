@@ -8,14 +8,12 @@ have the same dtypes and the same kinds of slots, have the same program.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.extend import core
 
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.leaf_step import Leaf
@@ -23,6 +21,7 @@ from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
 from adam_tx._core.storage import Storage
 from adam_tx.executors import jaxprs
+from adam_tx.executors.jaxprs import Equation
 
 TILE = 4096
 """The elements of a tile where nothing is kept in blocks."""
@@ -72,12 +71,12 @@ class TileProgram(NamedTuple):
     recipe: Recipe
     state: list[Any]
     constants: Mapping[Any, Any]
-    ahead: list[core.JaxprEqn]
+    ahead: list[Equation]
     scalars: list[Any]
     number: Any
     start: Any
     arrays: list[Any]
-    body: list[core.JaxprEqn]
+    body: list[Equation]
     outputs: list[Any]
 
     def scalars_of(self, state: State) -> list[jax.Array]:
@@ -203,10 +202,3 @@ def applied(params: Any, updates: Any) -> Any:
     """What `optax.apply_updates` makes of them, also of a parameter and an update of two dtypes."""
     with jax.numpy_dtype_promotion("standard"):
         return optax.apply_updates(params, updates)
-
-
-def tiles_of(shape: Sequence[int], recipe: Recipe) -> int:
-    """The number of tiles of a leaf."""
-    if not recipe.is_blocks:
-        return -(-math.prod(shape) // recipe.block)
-    return math.prod(shape[:-1]) * -(-shape[-1] // recipe.block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from adam_tx.executors.cpu import engine
-from adam_tx.executors.cpu.kernel import Kernel, kernel
+from adam_tx.executors.cpu.kernel import kernel
 from adam_tx.executors.cpu.phases import is_of_elements
 from adam_tx.executors.tile import TileProgram
 
@@ -37,20 +36,13 @@ def compiled(program: TileProgram) -> str:
       Unsupported: what the kernel does not compute, or no compiler.
     """
     compiler = engine.engine()
-    return _registered(compiler, kernel(program, compiler.instructions.lanes), _description(program))
-
-
-@functools.cache
-def _registered(compiler: engine.Engine, of: Kernel, description: str) -> str:
-    """The name of a kernel's target; it is compiled and told to XLA once."""
+    of = kernel(program, compiler.instructions.lanes)
     target = f"{of.name}_{compiler.instructions.name}"
-    text = f"{of.text}\n{description.replace('@kernel', f'@{of.name}').replace('@target', f'@{target}')}"
-    address = compiler.address(target, text)
-    jax.ffi.register_ffi_target(target, engine.capsule(address), platform="cpu")
+    compiler.tell_xla(target, of.text + _description(program, of.name, target))
     return target
 
 
-def _description(program: TileProgram) -> str:
+def _description(program: TileProgram, kernel: str, target: str) -> str:
     """What `handler.c` calls a Program, and the function that XLA calls, as LLVM IR."""
     variables = [*program.arrays, *program.outputs]
     kinds = [int(not is_of_elements(variable, program.recipe.block)) for variable in variables]
@@ -61,9 +53,9 @@ def _description(program: TileProgram) -> str:
     return f"""
 @kinds = private constant {_bytes(kinds)}
 @dtypes = private constant {_bytes(dtypes)}
-@program = private constant {layout} {{ ptr @kernel, {numbers}, ptr @kinds, ptr @dtypes }}
+@program = private constant {layout} {{ ptr @{kernel}, {numbers}, ptr @kinds, ptr @dtypes }}
 declare ptr @adam_tx_call(ptr, ptr)
-define ptr @target(ptr %frame) {{
+define ptr @{target}(ptr %frame) {{
   %error = call ptr @adam_tx_call(ptr %frame, ptr @program)
   ret ptr %error
 }}

@@ -10,6 +10,8 @@ import platform
 import threading
 from typing import Any, NamedTuple
 
+import jax
+
 from adam_tx.executors.tile import Unsupported
 
 _HANDLER = pathlib.Path(__file__).with_name("handler.ll")
@@ -24,7 +26,7 @@ class Instructions(NamedTuple):
     Attributes:
       name: as XLA calls it.
       needs: the last of its features, by LLVM's name.
-      without: features that a processor with more has, and that are not to be used.
+      without: what the names of features begin with that are not to be used, though there may be some.
       lanes: how many float32 it takes at once.
     """
 
@@ -34,11 +36,10 @@ class Instructions(NamedTuple):
     lanes: int
 
 
-_ABOVE_SSE = ("avx", "avx2", "fma", "f16c", "avx512f")
 SETS = (
     Instructions("AVX512", "avx512bw", (), 16),
-    Instructions("AVX2", "avx2", ("avx512f",), 8),
-    Instructions("SSE4_2", "sse4.2", _ABOVE_SSE, 4),
+    Instructions("AVX2", "avx2", ("avx512",), 8),
+    Instructions("SSE4_2", "sse4.2", ("avx", "fma", "f16c"), 4),
 )
 """Those of x86, the best first."""
 USUAL = Instructions("usual", "", (), 4)
@@ -82,9 +83,9 @@ class Engine:
         llvm.initialize_native_asmprinter()
         self.instructions = instructions
         self._lock = threading.RLock()
-        self._functions: dict[str, int] = {}
+        self._told: set[str] = set()
         features = llvm.get_host_cpu_features()
-        features.update({name: False for name in features if name.startswith(instructions.without or ("-",))})
+        features.update({name: False for name in features if name.startswith(instructions.without)})
         self._machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3
         )
@@ -105,19 +106,21 @@ class Engine:
         passes.getModulePassManager().run(module, passes)
         return module
 
-    def address(self, name: str, text: str) -> int:
-        """The address of a function, compiled if it is asked for the first time.
+    def tell_xla(self, name: str, text: str) -> None:
+        """Compile a function that XLA calls by its name, unless that was done before.
 
         Args:
           name: what it is called in the text; of one name there is one text.
           text: LLVM IR.
         """
         with self._lock:
-            if name not in self._functions:
-                self._compiler.add_module(self._module(text))
-                self._compiler.finalize_object()
-                self._functions[name] = self._compiler.get_function_address(name)
-            return self._functions[name]
+            if name in self._told:
+                return
+            self._compiler.add_module(self._module(text))
+            self._compiler.finalize_object()
+            address = self._compiler.get_function_address(name)
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(ctypes.c_void_p(address)), platform="cpu")
+            self._told.add(name)
 
     def assembly(self, text: str) -> str:
         """The machine code of LLVM IR, to read."""
@@ -130,20 +133,18 @@ def _wait() -> str:
     return f"\n{declared}\ndefine void @adam_tx_wait() {{\n  {call}\n  ret void\n}}\n"
 
 
-@functools.cache
-def engine(instructions: Instructions | None = None) -> Engine:
-    """The compiler for these instructions, or for the best that this processor has.
+def engine() -> Engine:
+    """The compiler for the best instructions that this processor has.
 
     Raises:
       Unsupported: where there is none.
     """
     if (why := obstacle()) is not None:
         raise Unsupported(why)
-    return Engine(instructions or instruction_sets()[0])
+    return engine_for(instruction_sets()[0])
 
 
-def capsule(address: int) -> Any:
-    """A function as JAX registers it."""
-    import jax
-
-    return jax.ffi.pycapsule(ctypes.cast(address, ctypes.c_void_p))
+@functools.cache
+def engine_for(instructions: Instructions) -> Engine:
+    """The compiler for these."""
+    return Engine(instructions)

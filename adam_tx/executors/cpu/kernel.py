@@ -21,12 +21,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend import core
-
 from adam_tx.executors import jaxprs
 from adam_tx.executors.cpu import operations
-from adam_tx.executors.cpu.operations import Code, Value, type_of
+from adam_tx.executors.cpu.code import Code, Value, constant, in_memory
 from adam_tx.executors.cpu.phases import Phase, is_of_elements, phases
+from adam_tx.executors.jaxprs import Equation
 from adam_tx.executors.tile import TileProgram, Unsupported
 
 _SIGNATURE = "ptr %arrays, ptr %scalars, i32 %number, i64 %row, i64 %first, i64 %end"
@@ -52,10 +51,10 @@ def kernel(program: TileProgram, lanes: int) -> Kernel:
     Raises:
       Unsupported: what it does not compute.
     """
-    lines = _Tiles(program, lanes).written()
-    name = f"adam_tx_{hashlib.sha256('\n'.join(lines).encode()).hexdigest()[:16]}"
-    head = [*operations.intrinsics(lanes), f"define void @{name}({_SIGNATURE}) {{", "entry:"]
-    return Kernel(name, "\n".join([*head, *lines, "}"]))
+    body = "\n".join(_Tiles(program, lanes).written())
+    name = f"adam_tx_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+    declared = "\n".join(operations.intrinsics(lanes))
+    return Kernel(name, f"{declared}\ndefine void @{name}({_SIGNATURE}) {{\nentry:\n{body}\n}}\n")
 
 
 class _Tiles:
@@ -103,7 +102,8 @@ class _Tiles:
     def _enter(self) -> None:
         """Addresses, and what is the same for all tiles."""
         code, program = self.code, self.program
-        addresses = [self._loaded("ptr", f"ptr %arrays, i64 {k}", "ptr") for k in range(self._array_count())]
+        count = len(program.arrays) + len(program.outputs)
+        addresses = [code.let(f"load ptr, ptr {code.address('ptr', '%arrays', str(k))}") for k in range(count)]
         self.pointers = dict(zip(program.arrays, addresses, strict=False))
         self.outputs = addresses[len(program.arrays) :]
         for k, scalar in enumerate(program.scalars):
@@ -111,21 +111,16 @@ class _Tiles:
         self.known[program.number] = Value("%number", "uint32")
         for phase in self.phases:
             for variable in phase.kept:
-                self.scratch[variable] = code.let(f"alloca [{self.size} x {_in_memory(variable)}], align 64")
+                self.scratch[variable] = code.let(
+                    f"alloca [{self.size} x {in_memory(str(variable.aval.dtype))}], align 64"
+                )
         code.do(f"%ahead = add i64 %row, {self.size - 1}")
         code.do(f"%of_row = udiv i64 %ahead, {self.size}")
-
-    def _array_count(self) -> int:
-        return len(self.program.arrays) + len(self.program.outputs)
-
-    def _loaded(self, type_: str, place: str, element: str) -> str:
-        address = self.code.let(f"getelementptr {element}, {place}")
-        return self.code.let(f"load {type_}, ptr {address}")
 
     def _scalar(self, k: int, dtype: str, size: int) -> Value:
         if size != 1 or dtype not in ("bool", "float32", "int32", "uint32"):
             raise Unsupported(f"its state has numbers that are {dtype}")
-        word = Value(self._loaded("i32", f"ptr %scalars, i64 {k}", "i32"), "int32")
+        word = self.code.load("%scalars", str(k), "int32", 0)
         if dtype == "bool":
             return self.code.value(f"trunc i32 {word.name} to i1", dtype, 0)
         if dtype == "float32":
@@ -149,13 +144,13 @@ class _Tiles:
         for variable, pointer in self.pointers.items():
             if not is_of_elements(variable, self.size):
                 dtype = str(variable.aval.dtype)
-                self.known[variable] = self._read(pointer, "%tile", dtype, 0)
+                self.known[variable] = self.code.load(pointer, "%tile", dtype, 0)
 
     def _end_tile(self) -> None:
         """The new scales are written."""
         for atom, pointer in zip(self.program.outputs, self.outputs, strict=True):
             if not is_of_elements(atom, self.size):
-                self._write(pointer, "%tile", self.known[atom])
+                self.code.store(pointer, "%tile", self.known[atom])
 
     def _phase(self, number: int, phase: Phase, block: str) -> str:
         """A loop over several elements at once, one over the rest, and what the two end with."""
@@ -163,7 +158,7 @@ class _Tiles:
             self.known[equation.outvars[0]] = self._number(equation)
         least = [_least(equation) for equation in phase.reductions]
         many = _Loop(self, number, phase, self.lanes, block, "0")
-        ended = many.written([operations.constant(*start, self.lanes) for start in least])
+        ended = many.written([constant(*start, self.lanes) for start in least])
         halves = [_largest_of(self.code, value) for value in ended]
         after = f"rest{number}"
         self.code.do(f"br label %{after}")
@@ -174,28 +169,10 @@ class _Tiles:
             self.known[equation.outvars[0]] = _largest_of(self.code, value)
         return one.exit
 
-    def _number(self, equation: core.JaxprEqn) -> Value:
+    def _number(self, equation: Equation) -> Value:
         if equation.primitive.name == "iota":
-            return operations.constant(0, str(equation.outvars[0].aval.dtype), 0)
+            return constant(0, str(equation.outvars[0].aval.dtype), 0)
         return operations.write(self.code, equation, self.known, 0)
-
-    def _read(self, pointer: str, place: str, dtype: str, lanes: int) -> Value:
-        element = _memory_type(dtype)
-        address = self.code.let(f"getelementptr {element}, ptr {pointer}, i64 {place}")
-        of = f"<{lanes} x {element}>" if lanes else element
-        value = self.code.let(f"load {of}, ptr {address}, align {_alignment(element)}")
-        if dtype == "bool":
-            value = self.code.let(f"trunc {of} {value} to {type_of(dtype, lanes)}")
-        return Value(value, dtype, lanes)
-
-    def _write(self, pointer: str, place: str, value: Value) -> None:
-        element = _memory_type(value.dtype)
-        of = f"<{value.lanes} x {element}>" if value.lanes else element
-        name = value.name
-        if value.dtype == "bool":
-            name = self.code.let(f"zext {value.type} {name} to {of}")
-        address = self.code.let(f"getelementptr {element}, ptr {pointer}, i64 {place}")
-        self.code.do(f"store {of} {name}, ptr {address}, align {_alignment(element)}")
 
 
 class _Loop:
@@ -219,45 +196,44 @@ class _Loop:
 
     def written(self, starts: Sequence[Value]) -> list[Value]:
         """What the reductions have come to, from what they start with."""
-        code, label, lanes = self._tiles.code, self._label, self._lanes
+        code, label = self._tiles.code, self._label
         so_far = [start._replace(name=f"%so_far{k}.{label}") for k, start in enumerate(starts)]
         code.do(f"br label %{label}")
         code.label(label)
         code.do(f"{self.index} = phi i64 [ {self._start}, %{self._before} ], [ %next.{label}, %{label}.each ]")
-        for k, (value, start) in enumerate(zip(so_far, starts, strict=True)):
-            after = f"[ %after{k}.{label}, %{label}.each ]"
-            code.do(f"{value.name} = phi {value.type} [ {start.name}, %{self._before} ], {after}")
-        code.do(f"%next.{label} = add i64 {self.index}, {lanes}")
+        lines = [code.reserve() for _ in so_far]
+        code.do(f"%next.{label} = add i64 {self.index}, {self._lanes}")
         code.do(f"%fits.{label} = icmp sle i64 %next.{label}, %count")
-        code.do(f"br i1 %fits.{label}, label %{label}.each, label %{label}.exit")
+        code.do(f"br i1 %fits.{label}, label %{label}.each, label %{self.exit}")
         code.label(f"{label}.each")
-        self._each(so_far)
+        for line, start, value, after in zip(lines, starts, so_far, self._each(so_far), strict=True):
+            came = f"[ {start.name}, %{self._before} ], [ {after.name}, %{label}.each ]"
+            code.lines[line] = f"  {value.name} = phi {value.type} {came}"
         code.do(f"br label %{label}")
         code.label(self.exit)
         return so_far
 
-    def _each(self, so_far: Sequence[Value]) -> None:
-        """What is done for some elements: all is read before anything is written."""
+    def _each(self, so_far: Sequence[Value]) -> list[Value]:
+        """What is done for some elements, and what the reductions are then: all is read before anything is written."""
         tiles, code = self._tiles, self._tiles.code
         known = dict(tiles.known)
         place = code.let(f"add i64 %start, {self.index}")
         for variable in self._elements_read():
             dtype = str(variable.aval.dtype)
             if variable in tiles.pointers:
-                known[variable] = tiles._read(tiles.pointers[variable], place, dtype, self._lanes)
+                known[variable] = code.load(tiles.pointers[variable], place, dtype, self._lanes)
             else:
-                known[variable] = tiles._read(tiles.scratch[variable], self.index, dtype, self._lanes)
+                known[variable] = code.load(tiles.scratch[variable], self.index, dtype, self._lanes)
         for equation in self._phase.each:
             known[equation.outvars[0]] = self._made(equation, known)
         for variable in self._phase.kept:
-            tiles._write(tiles.scratch[variable], self.index, known[variable])
-        for k, (equation, value) in enumerate(zip(self._phase.reductions, so_far, strict=True)):
-            larger = operations.extreme(code, value, known[equation.invars[0]], "gt")
-            code.do(f"%after{k}.{self._label} = select i1 true, {larger.type} {larger.name}, {larger.type} {larger.name}")
+            code.store(tiles.scratch[variable], self.index, known[variable])
         if self._is_last:
             for variable, pointer in zip(tiles.program.outputs, tiles.outputs, strict=True):
                 if is_of_elements(variable, tiles.size):
-                    tiles._write(pointer, place, known[variable])
+                    code.store(pointer, place, known[variable])
+        reduced = zip(self._phase.reductions, so_far, strict=True)
+        return [operations.extreme(code, value, known[equation.invars[0]], "gt") for equation, value in reduced]
 
     def _elements_read(self) -> Iterable[Any]:
         """What the loop reads from memory: of the leaf, or kept by an earlier phase."""
@@ -268,7 +244,7 @@ class _Loop:
         made = {equation.outvars[0] for equation in self._phase.each}
         return dict.fromkeys(v for v in read if is_of_elements(v, size) and v not in made)
 
-    def _made(self, equation: core.JaxprEqn, known: dict[Any, Value]) -> Value:
+    def _made(self, equation: Equation, known: dict[Any, Value]) -> Value:
         if equation.primitive.name != "iota":
             return operations.write(self._tiles.code, equation, known, self._lanes)
         aval = equation.outvars[0].aval
@@ -276,27 +252,14 @@ class _Loop:
         if dtype not in ("int32", "uint32"):
             raise Unsupported(f"it counts elements in {dtype}")
         if aval.shape[equation.params["dimension"]] == 1:
-            return operations.constant(0, dtype, self._lanes)
+            return constant(0, dtype, self._lanes)
         code = self._tiles.code
         first = code.spread(code.value(f"trunc i64 {self.index} to i32", dtype, 0), self._lanes)
         steps = f"<{', '.join(f'i32 {k}' for k in range(self._lanes))}>"
         return code.value(f"add {first.type} {first.name}, {steps}", dtype, self._lanes)
 
 
-def _memory_type(dtype: str) -> str:
-    """LLVM's type of a number in memory, where a boolean takes a byte."""
-    return "i8" if dtype == "bool" else type_of(dtype, 0)
-
-
-def _in_memory(variable: Any) -> str:
-    return _memory_type(str(variable.aval.dtype))
-
-
-def _alignment(element: str) -> int:
-    return {"i8": 1, "i16": 2}.get(element, 4)
-
-
-def _least(equation: core.JaxprEqn) -> tuple[float, str]:
+def _least(equation: Equation) -> tuple[float, str]:
     dtype = str(equation.outvars[0].aval.dtype)
     if equation.primitive.name != "reduce_max" or dtype not in _LEAST:
         raise Unsupported(f"it computes {equation.primitive.name} of {dtype}")
@@ -307,10 +270,10 @@ def _largest_of(code: Code, value: Value) -> Value:
     """The largest of some elements, as a number: halves are compared until one is left."""
     while value.lanes > 1:
         half = value.lanes // 2
-        parts = []
+        parts: list[Value] = []
         for first in (0, half):
             places = ", ".join(f"i32 {k}" for k in range(first, first + half))
             shuffled = f"shufflevector {value.type} {value.name}, {value.type} poison, <{half} x i32> <{places}>"
             parts.append(code.value(shuffled, value.dtype, half))
-        value = operations.extreme(code, *parts, "gt")
+        value = operations.extreme(code, parts[0], parts[1], "gt")
     return code.value(f"extractelement {value.type} {value.name}, i32 0", value.dtype, 0)

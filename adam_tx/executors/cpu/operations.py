@@ -7,113 +7,15 @@ through `max` and `min`, as in XLA. bfloat16 is computed with as float32, and ro
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend import core
 
 from adam_tx.executors import jaxprs
+from adam_tx.executors.cpu.code import TYPES, Code, Value, constant, type_of
+from adam_tx.executors.jaxprs import Equation
 from adam_tx.executors.tile import Unsupported
-
-TYPES = {
-    "bool": "i1",
-    "int8": "i8",
-    "uint8": "i8",
-    "int16": "i16",
-    "uint16": "i16",
-    "int32": "i32",
-    "uint32": "i32",
-    "bfloat16": "i16",
-    "float32": "float",
-}
-"""LLVM's type of each dtype. Of bfloat16 LLVM sees the bits."""
-
-
-class Value(NamedTuple):
-    """A value in LLVM IR.
-
-    Attributes:
-      name: what it is called there.
-      dtype: its dtype.
-      lanes: how many elements it has; 0 for a number.
-    """
-
-    name: str
-    dtype: str
-    lanes: int = 0
-
-    @property
-    def type(self) -> str:
-        """Its type in LLVM IR."""
-        return type_of(self.dtype, self.lanes)
-
-
-def type_of(dtype: str, lanes: int) -> str:
-    """LLVM's type of a number, or of so many elements."""
-    if dtype not in TYPES:
-        raise Unsupported(f"it computes with {dtype}")
-    return f"<{lanes} x {TYPES[dtype]}>" if lanes else TYPES[dtype]
-
-
-class Code:
-    """LLVM IR as it is written.
-
-    Attributes:
-      lines: its lines so far.
-    """
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._names = 0
-
-    def do(self, line: str) -> None:
-        """An instruction without a result."""
-        self.lines.append(f"  {line}")
-
-    def let(self, expression: str) -> str:
-        """An instruction's result, by its name."""
-        self._names += 1
-        name = f"%v{self._names}"
-        self.do(f"{name} = {expression}")
-        return name
-
-    def label(self, name: str) -> None:
-        """From here on a block of this name."""
-        self.lines.append(f"{name}:")
-
-    def value(self, expression: str, dtype: str, lanes: int) -> Value:
-        """An instruction's result, of this dtype."""
-        return Value(self.let(expression), dtype, lanes)
-
-    def spread(self, value: Value, lanes: int) -> Value:
-        """A number in so many elements."""
-        if value.lanes == lanes:
-            return value
-        of = type_of(value.dtype, lanes)
-        first = self.let(f"insertelement {of} poison, {value.type} {value.name}, i32 0")
-        zeros = f"<{lanes} x i32> zeroinitializer"
-        return self.value(f"shufflevector {of} {first}, {of} poison, {zeros}", value.dtype, lanes)
-
-
-def constant(number: Any, dtype: str, lanes: int) -> Value:
-    """A literal."""
-    text = _literal(np.asarray(number, dtype).reshape(()), dtype)
-    if lanes:
-        text = f"<{', '.join([f'{TYPES[dtype]} {text}'] * lanes)}>"
-    return Value(text, dtype, lanes)
-
-
-def _literal(number: np.ndarray, dtype: str) -> str:
-    if dtype == "float32":
-        return f"0x{struct.unpack('<Q', struct.pack('<d', float(number)))[0]:016X}"
-    if dtype == "bfloat16":
-        return str(number.view(np.int16))
-    if dtype in ("uint8", "uint16", "uint32"):  # LLVM's integers have no sign
-        return str(number.view(f"int{number.itemsize * 8}"))
-    return str(int(number))
-
 
 Operation = Callable[[Code, "Given"], Value]
 OPERATIONS: dict[str, Operation] = {}
@@ -145,7 +47,7 @@ class Given(NamedTuple):
         return constant(number, dtype, self.lanes)
 
 
-def write(code: Code, equation: core.JaxprEqn, known: dict[Any, Value], lanes: int) -> Value:
+def write(code: Code, equation: Equation, known: dict[Any, Value], lanes: int) -> Value:
     """The result of an equation, in so many elements.
 
     Args:
@@ -244,13 +146,15 @@ def extreme(code: Code, one: Value, other: Value, order: str) -> Value:
 @_operation("max")
 @_in_float32
 def _max(code: Code, given: Given) -> Value:
-    return extreme(code, *given.values, "gt")
+    one, other = given.values
+    return extreme(code, one, other, "gt")
 
 
 @_operation("min")
 @_in_float32
 def _min(code: Code, given: Given) -> Value:
-    return extreme(code, *given.values, "lt")
+    one, other = given.values
+    return extreme(code, one, other, "lt")
 
 
 @_operation("select_n")
@@ -337,7 +241,9 @@ def _shift(name: str, instruction: str) -> None:
             by = extreme(code, by._replace(dtype=_unsigned(by.dtype)), raise_to, "lt")
             return code.value(f"ashr {x.type} {x.name}, {by.name}", x.dtype, x.lanes)
         shifted = code.value(f"{instruction} {x.type} {x.name}, {by.name}", x.dtype, x.lanes)
-        within = code.value(f"icmp ult {by.type} {by.name}, {given.constant(_bits(x.dtype), by.dtype).name}", "bool", x.lanes)
+        within = code.value(
+            f"icmp ult {by.type} {by.name}, {given.constant(_bits(x.dtype), by.dtype).name}", "bool", x.lanes
+        )
         return chosen(code, within, shifted, given.constant(0, x.dtype))
 
     OPERATIONS[name] = run

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend import core
-
 from adam_tx.executors import jaxprs
+from adam_tx.executors.jaxprs import Equation
 from adam_tx.executors.tile import TileProgram, Unsupported
 
 
@@ -28,9 +27,9 @@ class Phase(NamedTuple):
       kept: what later loops read of it.
     """
 
-    before: list[core.JaxprEqn]
-    each: list[core.JaxprEqn]
-    reductions: list[core.JaxprEqn]
+    before: list[Equation]
+    each: list[Equation]
+    reductions: list[Equation]
     kept: list[Any]
 
 
@@ -70,7 +69,7 @@ def check(program: TileProgram) -> None:
             raise Unsupported(f"{equation.primitive.name} is not over a block of what is kept")
 
 
-def _is_of_block(equation: core.JaxprEqn, program: TileProgram) -> bool:
+def _is_of_block(equation: Equation, program: TileProgram) -> bool:
     """Whether it reduces the last axis, where that is a block."""
     shape = equation.invars[0].aval.shape
     return program.recipe.is_blocks and equation.params["axes"] == (len(shape) - 1,) and len(shape) > 1
@@ -81,12 +80,12 @@ def is_of_elements(atom: Any, size: int) -> bool:
     return atom.aval.size == size
 
 
-def is_reduction(equation: core.JaxprEqn, size: int) -> bool:
+def is_reduction(equation: Equation, size: int) -> bool:
     """Whether it makes one number of a tile's elements."""
     return equation.primitive.name.startswith("reduce_") and is_of_elements(equation.invars[0], size)
 
 
-def _levels(body: Sequence[core.JaxprEqn], size: int) -> dict[Any, int]:
+def _levels(body: Sequence[Equation], size: int) -> dict[Any, int]:
     """How many loops must have ended before each variable can be known."""
     levels: dict[Any, int] = {}
     for equation in body:

@@ -1,0 +1,99 @@
+"""The kernel's bits are those of the operations run one by one, whatever the optimizer, storage, size or processor."""
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import pytest
+import step_problems as problems
+
+import adam_tx
+from adam_tx.executors import _step
+from adam_tx.executors.cpu import engine
+from adam_tx.storage import EightBit
+
+pytest.importorskip("llvmlite", reason="one pass on a CPU needs llvmlite: pip install 'adam_tx[cpu]'")
+pytestmark = pytest.mark.usefixtures("as_written", "standard_promotion")
+
+SHAPES = {"matrix": (3, 200), "cube": (2, 3, 256), "vector": (77,), "number": (), "nothing": (0, 3), "one": (1,)}
+TWO_CALLS = {"large": (1025, 1024), "small": (64, 100)}
+
+
+@pytest.fixture(params=engine.instruction_sets() if engine.obstacle() is None else [], ids=lambda given: given.name)
+def instructions(request, monkeypatch):
+    """The step is compiled for a processor with these, and no others."""
+    made = engine.engine_for(request.param)
+    monkeypatch.setattr(engine, "engine", lambda: made)
+    return request.param
+
+
+def assert_steps_like_update(tx, shapes, dtype, steps=3, but=()):
+    step = adam_tx.step(tx, "cpu")
+    params = problems.tree(shapes, dtype)
+    reasons = step.reasons(params)
+    assert {name for name, reason in reasons.items() if reason} == set(but)
+    state = tx.init(params)
+    for k in range(steps):
+        grads = problems.tree(shapes, dtype, seed=k + 1, awkward=k == 1)
+        expected = problems.updated(tx, grads, state, params)
+        assert not problems.differing(step(grads, state, params), expected)
+        params, state = expected
+
+
+EVERY_RUN = catalogue.ONE_SETTING | problems.STORAGES.keys()
+
+
+@pytest.mark.parametrize("name", catalogue.costly([name for name in problems.FUSED if name != "adam_atan2"], EVERY_RUN))
+def test_a_step_is_the_update_to_the_last_bit(name):
+    tx = problems.FUSED[name]()
+    assert_steps_like_update(tx, SHAPES, problems.dtype_of(name), but=("nothing", "number"))
+
+
+@pytest.mark.parametrize("name", problems.STORAGES)
+def test_every_set_of_instructions_gives_the_same_bits(name, instructions):
+    shapes = {"matrix": (3, 200), "vector": (77,)}
+    assert_steps_like_update(problems.STORAGES[name](), shapes, problems.dtype_of(name))
+
+
+def test_a_leaf_may_have_any_number_of_elements():
+    sizes = [*range(1, 36), 127, 4095, 4096, 4097]
+    shapes = {f"{size}": (size,) for size in sizes} | {f"rows of {size}": (2, size) for size in sizes}
+    assert_steps_like_update(adam_tx.adamw(1e-2), shapes, jnp.float32, steps=1)
+
+
+def test_the_last_block_of_a_row_may_be_shorter():
+    tx = adam_tx.adam(1e-2, mu_dtype=problems.E8, nu_dtype=problems.E8)
+    lasts = [64, 65, 127, 128, 129, 255, 300]
+    shapes = {f"rows of {last}": (3, last) for last in lasts} | {f"a cube of {last}": (2, 2, last) for last in lasts}
+    assert_steps_like_update(tx, shapes, jnp.float32, steps=2)
+
+
+def test_several_calls_and_threads_give_the_same_bits():
+    assert_steps_like_update(problems.STORAGES["five bytes"](), TWO_CALLS, jnp.bfloat16, steps=2)
+
+
+def test_leaves_of_several_dtypes_are_stepped_in_one_tree():
+    tx = adam_tx.adamw(1e-2, nu_dtype=EightBit(min_size=1))
+    params = {"a": jnp.ones((2, 128), jnp.bfloat16), "b": jnp.ones((2, 128)), "c": jnp.ones(5, jnp.bfloat16)}
+    grads = {"a": jnp.ones((2, 128)), "b": jnp.ones((2, 128)), "c": jnp.ones(5, jnp.bfloat16)}
+    state = tx.init(params)
+    step = adam_tx.step(tx, "cpu")
+    assert not any(step.reasons(params).values())
+    assert not problems.differing(step(grads, state, params), problems.updated(tx, grads, state, params))
+
+
+def test_absent_leaves_stay_absent():
+    tx = adam_tx.adamw(1e-2)
+    params = {"a": jnp.ones(5), "b": None}
+    grads = {"a": jnp.ones(5), "b": None}
+    state = tx.init(params)
+    assert not problems.differing(
+        adam_tx.step(tx, "cpu")(grads, state, params), problems.updated(tx, grads, state, params)
+    )
+
+
+def test_a_leaf_compiles_one_kernel_whatever_its_number_and_shape():
+    """So a model with hundreds of leaves compiles a few kernels."""
+    tx = problems.STORAGES["16 bits at random"]()
+    params = problems.tree({f"leaf{k}": (k + 1, 7) for k in range(9)}, jnp.float32)
+    jaxpr = str(jax.make_jaxpr(_step.step(tx, "cpu"))(params, tx.init(params), params))
+    assert jaxpr.count("ffi_call[") == 1

@@ -1,0 +1,69 @@
+"""What the tests of executors step: optimizers in every storage, and leaves of awkward sizes."""
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adam_tx
+from adam_tx.storage import EightBit, StochasticBFloat16
+
+E8, ROUNDED = EightBit(min_size=128), StochasticBFloat16()
+STORAGES = {
+    "eight bits": lambda: adam_tx.adamw(1e-2, mu_dtype=E8, nu_dtype=E8),
+    "five bytes": lambda: adam_tx.chain(adam_tx.adamw(1e-2, mu_dtype=E8, nu_dtype=E8), adam_tx.master_weights()),
+    "master 32": lambda: adam_tx.chain(adam_tx.adamw(1e-2), adam_tx.master_weights(bits=32)),
+    "16 bits at random": lambda: adam_tx.adamw(1e-2, mu_dtype=ROUNDED, nu_dtype=ROUNDED),
+    "bfloat16": lambda: adam_tx.adamw(1e-2),
+    "blocks of 48": lambda: adam_tx.adam(1e-2, nu_dtype=EightBit(block=48, min_size=96)),
+}
+IN_BFLOAT16 = {"five bytes", "master 32", "bfloat16"}
+
+
+def fusable(tx):
+    """Whether one of its leaves can be stepped without the others."""
+    link = getattr(tx, "implementation", None)
+    return link is not None and link.facts.elementwise and not list(link.fusing_obstacles())
+
+
+FUSED = {name: make for name, make in catalogue.OPTIMIZERS.items() if fusable(make())} | STORAGES
+
+
+def dtype_of(name):
+    """The dtype of the parameters that an optimizer is tried with."""
+    return jnp.bfloat16 if name in IN_BFLOAT16 else jnp.float32
+
+
+def tree(shapes, dtype, seed=0, awkward=False):
+    """Numbers of many sizes; if awkward also some that are not finite, zero, or less than normal numbers are."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, shape in shapes.items():
+        x = rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3, shape)
+        if awkward:
+            flat = x.reshape(-1)
+            some = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-42, 3e38, 1e-30]
+            flat[:: max(1, flat.size // len(some))][: len(some)] = some[: len(flat[:: max(1, flat.size // len(some))])]
+        made[name] = jnp.asarray(x, dtype)
+    return made
+
+
+def updated(tx, grads, state, params):
+    """A step as Optax writes it."""
+    updates, state = tx.update(grads, state, params)
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.apply_updates(params, updates), state
+
+
+def differing(one, other):
+    """How many bytes of two trees differ."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    count = 0
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        if x.dtype in (jnp.float32, jnp.bfloat16):  # the bits of NaN say nothing
+            x, y = (np.where(np.isnan(z), np.ones_like(z) * np.nan, z) for z in (x, y))
+        count += int((x.reshape(-1).view(np.uint8) != y.reshape(-1).view(np.uint8)).sum())
+    return count

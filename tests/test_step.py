@@ -1,0 +1,383 @@
+"""`adam_tx.step`: where it is used, what it falls back from, and what it says of that."""
+
+import functools
+import pickle
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import step_problems as problems
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_tx
+from adam_tx.executors.cpu import engine
+from adam_tx.storage import Storage, Stored
+
+needs_llvmlite = pytest.mark.skipif(
+    engine.obstacle() is not None, reason="one pass on a CPU needs llvmlite: pip install 'adam_tx[cpu]'"
+)
+SHAPES = {"w": (12, 200), "b": (7,)}
+
+
+def problem(dtype=jnp.float32):
+    return problems.tree(SHAPES, dtype), problems.tree(SHAPES, dtype, seed=1)
+
+
+def adamw():
+    return adam_tx.adamw(1e-2, weight_decay=0.1)
+
+
+def five_bytes():
+    return problems.STORAGES["five bytes"]()
+
+
+def close(one, other, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-6, atol=atol)
+
+
+# Where it is used
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("as_written", "standard_promotion")
+@pytest.mark.parametrize("make", [adamw, five_bytes])
+def test_steps_and_updates_take_turns(make):
+    tx = make()
+    dtype = jnp.bfloat16 if make is five_bytes else jnp.float32
+    params, grads = problem(dtype)
+    step = adam_tx.step(tx, "cpu")
+    ours = theirs = params, tx.init(params)
+    for k in range(4):
+        theirs = problems.updated(tx, grads, theirs[1], theirs[0])
+        ours = (step(grads, ours[1], ours[0])) if k % 2 else problems.updated(tx, grads, ours[1], ours[0])
+    assert not problems.differing(ours, theirs)
+
+
+@needs_llvmlite
+def test_parameters_and_state_are_written_in_their_place():
+    tx = five_bytes()
+    step = adam_tx.step(tx, "cpu")
+    params, grads = problem(jnp.bfloat16)
+    state = jax.jit(tx.init)(params)
+
+    def train(params, state, grads):
+        return step(grads, state, params)
+
+    compiled = jax.jit(train, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 1024
+    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((params, state)))
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_scan_makes_the_steps_of_a_loop():
+    tx = adamw()
+    step = adam_tx.step(tx, "cpu")
+    params, grads = problem()
+    several = jax.tree.map(lambda g: jnp.stack([g, 2 * g, -g]), grads)
+    scanned = jax.jit(
+        lambda params, state: jax.lax.scan(lambda c, g: (step(g, c[1], c[0]), None), (params, state), several)[0]
+    )(params, tx.init(params))
+    looped = params, tx.init(params)
+    for k in range(3):
+        looped = step(jax.tree.map(lambda g, k=k: g[k], several), looped[1], looped[0])
+    close(scanned, looped, 0)
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+def test_under_vmap_and_derivatives_it_is_xla():
+    tx = adamw()
+    step = adam_tx.step(tx, "cpu")
+    params, grads = problem()
+    state = tx.init(params)
+    many = jax.tree.map(lambda g: jnp.stack([g, -g]), grads)
+    members = jax.vmap(lambda g: step(g, state, params))(many)
+    expected = jax.vmap(lambda g: problems.updated(tx, g, state, params))(many)
+    close(members, expected)
+
+    def loss(grads, run):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(run(grads, state, params)[0]))
+
+    ours = jax.grad(functools.partial(loss, run=step))(grads)
+    theirs = jax.grad(functools.partial(loss, run=functools.partial(problems.updated, tx)))(grads)
+    close(ours, theirs)
+    assert any(np.any(x) for x in jax.tree.leaves(ours))
+    _, tangent = jax.jvp(lambda g: step(g, state, params)[0], (grads,), (grads,))
+    close(tangent, jax.jvp(lambda g: problems.updated(tx, g, state, params)[0], (grads,), (grads,))[1])
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_population_of_rates_is_stepped_by_xla():
+    params, grads = problem()
+
+    def end(rate, make):
+        tx = adam_tx.adam(rate)
+        return make(tx)(grads, tx.init(params), params)[0]
+
+    rates = jnp.array([1e-3, 1e-2])
+    ours = jax.vmap(functools.partial(end, make=lambda tx: adam_tx.step(tx, "cpu")))(rates)
+    theirs = jax.vmap(functools.partial(end, make=lambda tx: functools.partial(problems.updated, tx)))(rates)
+    close(ours, theirs)
+
+
+@needs_llvmlite
+def test_each_device_runs_its_own_part_in_shard_map():
+    tx = adamw()
+    step = adam_tx.step(tx)
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,))
+    params = problems.tree({"w": (8, 40)}, jnp.float32)
+    state = tx.init(params)
+    of = jax.tree.map(lambda x: P("x") if x.ndim == 2 else P(), (params, state, params))
+    run = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=of, out_specs=(of[2], of[1])))
+    assert "ffi_call[" in str(jax.make_jaxpr(run)(params, state, params))
+    close(run(params, state, params), problems.updated(tx, params, state, params))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_what_is_spread_over_devices_is_stepped_by_xla_and_stays_spread(kind):
+    tx = adamw()
+    step = adam_tx.step(tx)
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(kind,))
+    params = jax.device_put(problems.tree({"w": (8, 40)}, jnp.float32), NamedSharding(mesh, P("x", None)))
+    state = jax.jit(tx.init)(params)
+    for run in (step, jax.jit(step)):
+        new, _ = run(params, state, params)
+        assert new["w"].sharding == params["w"].sharding
+        close(new, problems.updated(tx, params, state, params)[0])
+    with_several_devices = jax.make_jaxpr(step)(params, state, params)
+    assert "ffi_call[" not in str(with_several_devices)
+
+
+@needs_llvmlite
+def test_an_export_refuses_the_kernel_aloud_and_takes_xla():
+    tx = adamw()
+    params, grads = problem()
+    arguments = grads, tx.init(params), params
+    with pytest.raises(ValueError, match="custom call"):
+        jax.export.export(jax.jit(adam_tx.step(tx, "cpu").__call__))(*arguments)
+    exported = jax.export.export(jax.jit(adam_tx.step(tx, "xla").__call__))(*arguments)
+    close(exported.call(*arguments), problems.updated(tx, *arguments))
+
+
+@needs_llvmlite
+def test_threads_may_step_at_once():
+    tx = five_bytes()
+    step = adam_tx.step(tx, "cpu")
+    params, grads = problem(jnp.bfloat16)
+    state = tx.init(params)
+    results = []
+
+    def work():
+        results.append(step(grads, state, params))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(problems.differing(results[0], other) for other in results[1:])
+    assert len(results) == 6
+
+
+def test_what_update_takes_beside_the_gradient_is_given_to_it():
+    seen = []
+
+    def update(updates, state, params=None, *, value):
+        seen.append(value)
+        return updates, state
+
+    tx = optax.GradientTransformationExtraArgs(optax.sgd(1.0).init, update)
+    params = jnp.ones(3)
+    adam_tx.step(tx)(params, tx.init(params), params, value=3.0)
+    assert seen == [3.0]
+
+
+def test_a_step_is_pickled_with_its_optimizer():
+    step = pickle.loads(pickle.dumps(adam_tx.step(adamw(), "xla")))
+    assert step.executor == "xla"
+    assert repr(step.tx) == repr(adamw())
+
+
+# What it says of itself
+
+
+def reason(tx, params=None, executor="auto"):
+    reasons = adam_tx.step(tx, executor).reasons(jnp.ones((2, 64)) if params is None else params)
+    assert len(set(reasons.values())) == 1
+    return next(iter(reasons.values()))
+
+
+@adam_tx.link(slots={"nu": adam_tx.Slot("square")})
+def scale_by_own_rms(eps: adam_tx.Positive = 1e-8):
+    def rule(now, updates, grad, nu):
+        nu = nu + grad * grad
+        return updates / (jnp.sqrt(nu) + now.eps), nu
+
+    return adam_tx.Rule(rule, formula="u / (sqrt(nu) + eps)")
+
+
+class Halves(Storage):
+    """A number as its half."""
+
+    def begin(self, where, first, param, kind, noise):
+        return Stored(first / 2)
+
+    def encode(self, x, like, noise):
+        return Stored(x / 2)
+
+    def decode(self, stored, dtype):
+        return stored.values * 2
+
+
+class OneScale(Halves):
+    """The same with a scale that is of the whole leaf."""
+
+    scaled = True
+
+    def begin(self, where, first, param, kind, noise):
+        return Stored(first / 2, jnp.ones(()))
+
+    def encode(self, x, like, noise):
+        return Stored(x / 2, like.scales)
+
+
+def scale_by_sine():
+    @adam_tx.link
+    def scale_by_sine():
+        return adam_tx.Rule(lambda now, updates: jnp.sin(updates))
+
+    return scale_by_sine()
+
+
+def largest():
+    @adam_tx.link
+    def divided_by_largest():  # which does not say that it is not elementwise
+        return adam_tx.Rule(lambda now, updates: updates / jnp.max(updates))
+
+    return divided_by_largest()
+
+
+E8 = problems.E8
+REASONS = {
+    "a guard": (lambda: adam_tx.guard(adamw()), "guard runs what is inside it on all leaves together"),
+    "a mask": (lambda: adam_tx.adamw(1e-2, mask=adam_tx.matching("*")), "has a mask"),
+    "of Optax": (lambda: optax.adam(1e-2), "is not a link of adam_tx"),
+    "of Optax, inside": (lambda: adam_tx.lion(1e-2), "scale_by_sign runs what is inside it on all leaves together"),
+    "a norm of a tensor": (lambda: adam_tx.lamb(1e-2), "does not step each element by itself"),
+    "a sine": (scale_by_sine, "it computes sin"),
+    "atan2": (lambda: adam_tx.adam_atan2(1e-2), "it computes atan2"),
+    "a maximum": (largest, "reduce_max is not over a block of what is kept"),
+    "a scale of a leaf": (lambda: adam_tx.adam(1e-2, nu_dtype=OneScale()), "blocks of several sizes, or of one that"),
+    "blocks of two sizes": (
+        lambda: adam_tx.adam(1e-2, mu_dtype=E8, nu_dtype=adam_tx.storage.EightBit(block=64, min_size=1)),
+        "blocks of several sizes",
+    ),
+}
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("name", REASONS)
+def test_an_optimizer_that_is_run_by_xla_says_why_and_steps(name):
+    make, why = REASONS[name]
+    tx = make()
+    assert why in reason(tx)
+    params = {"w": jnp.linspace(-1, 1, 128).reshape(2, 64)}
+    state = tx.init(params)
+    with jax.numpy_dtype_promotion("standard"):
+        close(adam_tx.step(tx)(params, state, params), problems.updated(tx, params, state, params))
+
+
+@needs_llvmlite
+def test_a_leaf_that_is_run_by_xla_says_why():
+    for params, why in (
+        (jnp.ones(()), "it is a single number"),
+        (jnp.ones((0, 3)), "it has no elements"),
+        (jnp.ones(3, jnp.complex64), "it is complex64"),
+        (jnp.ones(3, jnp.float16), "it is float16"),
+    ):
+        assert reason(adamw(), params) == why
+
+
+@needs_llvmlite
+def test_float64_is_run_by_xla(x64):
+    assert reason(adamw(), jnp.ones(3, jnp.float64)) == "it is float64"
+    params = {"double": jnp.ones(3, jnp.float64), "single": jnp.ones(3, jnp.float32)}
+    tx = adamw()
+    state = tx.init(params)
+    close(adam_tx.step(tx)(params, state, params), problems.updated(tx, params, state, params))
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("as_written")
+@pytest.mark.parametrize("make", [scale_by_own_rms, lambda: adam_tx.adam(1e-2, nu_dtype=Halves())])
+def test_a_link_and_a_storage_of_ones_own_are_run_in_one_pass(make):
+    tx = adam_tx.chain(make(), adam_tx.scale_by_learning_rate(0.1))
+    params, grads = problem()
+    assert reason(tx, params) == ""
+    state = tx.init(params)
+    assert not problems.differing(
+        adam_tx.step(tx, "cpu")(grads, state, params), problems.updated(tx, grads, state, params)
+    )
+
+
+@needs_llvmlite
+def test_the_summary_has_a_line_for_each_way_in_which_leaves_are_run():
+    params = {"layers": [{"w": jnp.ones((4, 4)), "scale": jnp.ones(())} for _ in range(3)], "w": jnp.ones(3)}
+    assert adam_tx.step(adamw()).summary(params) == (
+        "xla  3×layers/#/scale: it is a single number\ncpu  3×layers/#/w, w"
+    )
+
+
+def test_without_llvmlite_it_is_xla_and_says_so(monkeypatch):
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert reason(adamw()) == "llvmlite is not installed: pip install 'adam_tx[cpu]'"
+    with pytest.raises(ValueError, match=r"because llvmlite is not installed: pip install 'adam_tx\[cpu\]'"):
+        adam_tx.step(adamw(), "cpu")
+    params, grads = problem()
+    tx = adamw()
+    state = tx.init(params)
+    close(adam_tx.step(tx)(grads, state, params), problems.updated(tx, grads, state, params))
+
+
+def test_what_cannot_be_a_step_is_refused():
+    with pytest.raises(TypeError, match=r"step: tx must be a transformation, with init and update, got float"):
+        adam_tx.step(1e-3)
+    with pytest.raises(ValueError, match=r"step: executor must be 'auto', 'xla' or 'cpu', got 'gpu'"):
+        adam_tx.step(adamw(), "gpu")
+    with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because guard runs"):
+        adam_tx.step(adam_tx.guard(adamw()), "cpu")
+
+
+def test_a_wrong_tree_is_refused_as_update_refuses_it():
+    params, grads = problem()
+    tx = adamw()
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"leaf \['b'\] must have one shape"):
+        adam_tx.step(tx)(grads | {"b": jnp.ones(3)}, state, params)
+    with pytest.raises(ValueError, match="state"):
+        adam_tx.step(tx)(grads, adam_tx.sgd(1e-2).init(params), params)
+
+
+@needs_llvmlite
+def test_slots_of_another_shape_are_refused_as_update_refuses_them():
+    params, grads = problem()
+    tx = adamw()
+    state = tx.init({"w": params["w"], "b": jnp.ones(9)})
+    with pytest.raises(ValueError, match=r"leaf \['b'\] must have one shape"):
+        adam_tx.step(tx, "cpu")(grads, state, params)
+
+
+def test_importing_adam_tx_imports_no_compiler():
+    code = "import sys, adam_tx; print(any(name.startswith('llvmlite') for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
