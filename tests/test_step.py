@@ -149,13 +149,13 @@ def test_what_is_spread_over_devices_is_stepped_by_xla_and_stays_spread(kind):
     step = adam_tx.step(tx)
     mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2], axis_types=(kind,))
     params = jax.device_put(problems.tree({"w": (8, 40)}, jnp.float32), NamedSharding(mesh, P("x", None)))
-    state = jax.jit(tx.init)(params)
-    for run in (step, jax.jit(step)):
-        new, _ = run(params, state, params)
-        assert new["w"].sharding == params["w"].sharding
-        close(new, problems.updated(tx, params, state, params)[0])
-    with_several_devices = jax.make_jaxpr(step)(params, state, params)
-    assert "ffi_call[" not in str(with_several_devices)
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(params)
+        for run in (step, jax.jit(step)):
+            new, _ = run(params, state, params)
+            assert new["w"].sharding == params["w"].sharding
+            close(new, problems.updated(tx, params, state, params)[0])
+        assert "ffi_call[" not in str(jax.make_jaxpr(step)(params, state, params))
 
 
 @needs_llvmlite
