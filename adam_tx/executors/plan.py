@@ -94,8 +94,9 @@ def _choice(link: AbstractLink, state: State, recipe: Recipe, path: str) -> Choi
         return Choice(str(why))
 
 
-_ALONE = 2**20
-"""The elements of a leaf that has a call of its own: it need not wait for the gradients of others."""
+_MOST_ELEMENTS = 2**20
+_MOST_LEAVES = 50
+"""What one call steps. More would wait for the gradients of others; XLA takes long to compile a call of 1000 arrays."""
 
 
 def calls(choices: Sequence[Choice], sizes: Mapping[int, int]) -> Iterator[tuple[Fused, list[int]]]:
@@ -105,16 +106,22 @@ def calls(choices: Sequence[Choice], sizes: Mapping[int, int]) -> Iterator[tuple
       choices: for each leaf who runs it.
       sizes: the number of elements of each leaf that is there.
     """
-    together: dict[int, list[int]] = {}
-    for i, size in sizes.items():
+    alike: dict[int, tuple[Fused, list[int]]] = {}
+    for i in sizes:
         fused = choices[i].fused
-        if fused is None:
-            continue
-        if size >= _ALONE:
-            yield fused, [i]
-        else:
-            together.setdefault(id(fused), []).append(i)
-    for members in together.values():
-        fused = choices[members[0]].fused
-        assert fused is not None
-        yield fused, members
+        if fused is not None:
+            alike.setdefault(id(fused), (fused, []))[1].append(i)
+    for fused, members in alike.values():
+        for batch in _batches(members, sizes):
+            yield fused, batch
+
+
+def _batches(members: Sequence[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for i in members:
+        elements = sum(sizes[k] for k in batch) + sizes[i]
+        if batch and (elements > _MOST_ELEMENTS or len(batch) == _MOST_LEAVES):
+            yield batch
+            batch = []
+        batch.append(i)
+    yield batch

@@ -1,5 +1,7 @@
 """The kernel's bits are those of the operations run one by one, whatever the optimizer, storage, size or processor."""
 
+import re
+
 import catalogue
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,10 @@ import pytest
 import step_problems as problems
 
 import adam_tx
-from adam_tx.executors import _step
+from adam_tx._core.leaves import Leaves
+from adam_tx.executors import tile
 from adam_tx.executors.cpu import engine
+from adam_tx.executors.cpu.kernel import kernel
 from adam_tx.storage import EightBit
 
 pytest.importorskip("llvmlite", reason="one pass on a CPU needs llvmlite: pip install 'adam_tx[cpu]'")
@@ -95,5 +99,39 @@ def test_a_leaf_compiles_one_kernel_whatever_its_number_and_shape():
     """So a model with hundreds of leaves compiles a few kernels."""
     tx = problems.STORAGES["16 bits at random"]()
     params = problems.tree({f"leaf{k}": (k + 1, 7) for k in range(9)}, jnp.float32)
-    jaxpr = str(jax.make_jaxpr(_step.step(tx, "cpu"))(params, tx.init(params), params))
+    jaxpr = str(jax.make_jaxpr(adam_tx.step(tx, "cpu"))(params, tx.init(params), params))
     assert jaxpr.count("ffi_call[") == 1
+
+
+def test_leaves_share_calls_as_far_as_none_waits_long_for_others():
+    params = problems.tree({"large": (1025, 1024), **{f"small{k}": (k + 1, 100) for k in range(60)}}, jnp.float32)
+    tx = adam_tx.adamw(1e-2)
+    jaxpr = str(jax.make_jaxpr(adam_tx.step(tx, "cpu"))(params, tx.init(params), params))
+    assert jaxpr.count("ffi_call[") == 3
+    assert len(set(re.findall(r"target_name=(\w+)", jaxpr))) == 1
+
+
+@pytest.mark.parametrize("name", problems.STORAGES)
+def test_the_kernel_and_its_handler_compile_for_another_processor(name):
+    """Whether they run there nobody has tried."""
+    llvm = pytest.importorskip("llvmlite.binding")
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(opt=3)
+    for text in (
+        kernel(program_of(problems.STORAGES[name](), problems.dtype_of(name)), 4).text,
+        engine.handler("aarch64"),
+    ):
+        module = llvm.parse_assembly(text)
+        module.triple = machine.triple
+        module.data_layout = str(machine.target_data)
+        module.verify()
+        assert "ret" in machine.emit_assembly(module)
+
+
+def program_of(tx, dtype):
+    params = problems.tree({"leaf": (3, 200)}, dtype)
+    link, state = tx.implementation, tx.init(params)
+    kept = link.kept_of_leaves(Leaves(params, None, params, count=state["count"]), state)[0]
+    recipe = tile.recipe_of(link, params["leaf"], params["leaf"], kept)
+    return tile.tile_program(link, state, recipe, "leaf")

@@ -89,7 +89,7 @@ class Engine:
         self._machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3
         )
-        self._compiler = llvm.create_mcjit_compiler(self._module(_HANDLER.read_text() + _wait()), self._machine)
+        self._compiler = llvm.create_mcjit_compiler(self._module(handler(_processor())), self._machine)
         self._compiler.finalize_object()
 
     def _module(self, text: str) -> Any:
@@ -131,10 +131,11 @@ class Engine:
         return self._machine.emit_assembly(self._module(text))
 
 
-def _wait() -> str:
-    call = _WAIT[_processor()]
+def handler(processor: str) -> str:
+    """What XLA calls, as LLVM IR: that of handler.c, and how this processor waits."""
+    call = _WAIT[processor]
     declared = call.replace("call", "declare").replace("i32 1", "i32")
-    return f"\n{declared}\ndefine void @adam_tx_wait() {{\n  {call}\n  ret void\n}}\n"
+    return f"{_HANDLER.read_text()}\n{declared}\ndefine void @adam_tx_wait() {{\n  {call}\n  ret void\n}}\n"
 
 
 def engine() -> Engine:
