@@ -43,7 +43,7 @@ def assert_steps_like_update(tx, shapes, dtype, steps=3, but=()):
         params, state = expected
 
 
-EVERY_RUN = catalogue.ONE_SETTING | problems.STORAGES.keys()
+EVERY_RUN = {"adam", "radam", *problems.STORAGES}
 
 
 @pytest.mark.parametrize("name", catalogue.costly([name for name in problems.FUSED if name != "adam_atan2"], EVERY_RUN))
@@ -52,9 +52,9 @@ def test_a_step_is_the_update_to_the_last_bit(name):
     assert_steps_like_update(tx, SHAPES, problems.dtype_of(name), but=("nothing", "number"))
 
 
-@pytest.mark.parametrize("name", problems.STORAGES)
+@pytest.mark.parametrize("name", catalogue.costly(problems.STORAGES, {"five bytes"}))
 def test_every_set_of_instructions_gives_the_same_bits(name, instructions):
-    shapes = {"matrix": (3, 200), "vector": (77,)}
+    shapes = {"matrix": (3, 200)}
     assert_steps_like_update(problems.STORAGES[name](), shapes, problems.dtype_of(name))
 
 
@@ -111,7 +111,7 @@ def test_leaves_share_calls_as_far_as_none_waits_long_for_others():
     assert len(set(re.findall(r"target_name=(\w+)", jaxpr))) == 1
 
 
-@pytest.mark.parametrize("name", problems.STORAGES)
+@pytest.mark.parametrize("name", ["five bytes", "blocks of 48"])
 def test_the_kernel_and_its_handler_compile_for_another_processor(name):
     """Whether they run there nobody has tried."""
     llvm = pytest.importorskip("llvmlite.binding")

@@ -25,25 +25,25 @@ class Instructions(NamedTuple):
 
     Attributes:
       name: as XLA calls it.
-      needs: the last of its features, by LLVM's name.
-      without: what the names of features begin with that are not to be used, though there may be some.
-      lanes: how many float32 it takes at once.
+      needs: features that it takes, by LLVM's names.
+      processor: one that has these and no more, by LLVM's name; empty for that which it runs on.
+      lanes: how many elements are stepped at once: two registers full, so that one is computed while the other waits.
     """
 
     name: str
-    needs: str
-    without: tuple[str, ...]
+    needs: tuple[str, ...]
+    processor: str
     lanes: int
 
 
 SETS = (
-    Instructions("AVX512", "avx512bw", (), 16),
-    Instructions("AVX2", "avx2", ("avx512",), 8),
-    Instructions("SSE4_2", "sse4.2", ("avx", "fma", "f16c"), 4),
+    Instructions("AVX512", ("avx512bw", "avx512dq", "avx512vl"), "", 32),
+    Instructions("AVX2", ("avx2", "bmi2", "f16c", "fma", "movbe"), "x86-64-v3", 16),
+    Instructions("SSE4_2", ("cx16", "popcnt", "sse4.2"), "x86-64-v2", 8),
 )
 """Those of x86, the best first."""
-USUAL = Instructions("usual", "", (), 4)
-"""Those of another processor, which all have vectors of four."""
+USUAL = Instructions("usual", (), "", 8)
+"""Those of another processor."""
 
 
 def obstacle() -> str | None:
@@ -66,7 +66,7 @@ def instruction_sets() -> tuple[Instructions, ...]:
     import llvmlite.binding as llvm
 
     features = llvm.get_host_cpu_features()
-    return tuple(each for each in SETS if features.get(each.needs)) or (USUAL,)
+    return tuple(each for each in SETS if all(map(features.get, each.needs))) or (USUAL,)
 
 
 class Engine:
@@ -84,10 +84,10 @@ class Engine:
         self.instructions = instructions
         self._lock = threading.RLock()
         self._told: set[str] = set()
-        features = llvm.get_host_cpu_features()
-        features.update({name: False for name in features if name.startswith(instructions.without)})
         self._machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3
+            cpu=instructions.processor or llvm.get_host_cpu_name(),
+            features="" if instructions.processor else llvm.get_host_cpu_features().flatten(),
+            opt=3,
         )
         self._compiler = llvm.create_mcjit_compiler(self._module(handler(_processor())), self._machine)
         self._compiler.finalize_object()
