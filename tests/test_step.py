@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 
+import equinox
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import step_problems as problems
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -189,6 +191,24 @@ def test_threads_may_step_at_once():
     assert len(results) == 6
 
 
+@needs_llvmlite
+@pytest.mark.usefixtures("as_written", "standard_promotion")
+def test_a_tree_may_be_a_module_of_flax_or_equinox_or_of_numpy():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((3, 5)))
+
+    flax = nnx.state(Model(), nnx.Param)
+    linear = equinox.filter(equinox.nn.Linear(3, 4, key=jax.random.key(0)), equinox.is_array)
+    tx = adamw()
+    step = adam_tx.step(tx, "cpu")
+    for params in (flax, linear, {"w": np.ones(4, np.float32)}, (np.float32(1.0), jnp.ones(3))):
+        state = tx.init(params)
+        expected = problems.updated(tx, params, state, params)
+        assert not problems.differing(step(params, state, params), expected)
+        assert not problems.differing(jax.jit(step)(params, state, params), expected)
+
+
 def test_what_update_takes_beside_the_gradient_is_given_to_it():
     seen = []
 
@@ -354,6 +374,8 @@ def test_what_cannot_be_a_step_is_refused():
         adam_tx.step(1e-3)
     with pytest.raises(ValueError, match=r"step: executor must be 'auto', 'xla' or 'cpu', got 'gpu'"):
         adam_tx.step(adamw(), "gpu")
+    with pytest.raises(ValueError, match=r"step: params is None, but they are what a step changes"):
+        adam_tx.step(adamw())(jnp.ones(3), adamw().init(jnp.ones(3)), None)
     with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because guard runs"):
         adam_tx.step(adam_tx.guard(adamw()), "cpu")
 

@@ -101,9 +101,11 @@ class Step:
     executor: Executor
 
     def __call__(
-        self, grads: optax.Updates, state: optax.OptState, params: optax.Params, **extra: Any
+        self, grads: optax.Updates, state: optax.OptState, params: optax.Params | None, **extra: Any
     ) -> tuple[optax.Params, optax.OptState]:
         """The parameters and the state after this gradient."""
+        if params is None:
+            raise ValueError("step: params is None, but they are what a step changes: call step(grads, state, params).")
         arrays = jax.tree.leaves((grads, state, params))
         if extra or self._obstacle_at(arrays) is not None:
             run = functools.partial(self._by_xla, **extra)
@@ -197,8 +199,8 @@ def _run(
     link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOfLeaf], choices: Sequence[Choice]
 ) -> tuple[Any, Any]:
     """The step of every leaf by whom it is run."""
-    params: list[Any] = leaves.treedef.flatten_up_to(leaves.given("params"))
-    updates: list[Any] = leaves.treedef.flatten_up_to(leaves.given("updates"))
+    params = plan.as_given(leaves, "params")
+    updates = plan.as_given(leaves, "updates")
     given = state
     rest = [i for i in leaves.present if choices[i].fused is None]
     numbers = link.numbers_at(leaves.count, given)[1]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
@@ -64,8 +65,8 @@ def plan(link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOf
       state: the state before it.
       kept: what is kept of each leaf.
     """
-    params = leaves.treedef.flatten_up_to(leaves.given("params"))
-    updates = leaves.treedef.flatten_up_to(leaves.given("updates"))
+    params = as_given(leaves, "params")
+    updates = as_given(leaves, "updates")
     made: dict[Recipe, Choice] = {}
     choices = [Choice("it is absent")] * len(leaves)
     for i in leaves.present:
@@ -78,6 +79,12 @@ def plan(link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOf
             made[recipe] = _choice(link, state, recipe, leaves.path(i))
         choices[i] = made[recipe]
     return choices
+
+
+def as_given(leaves: Leaves, name: str) -> list[Any]:
+    """The leaves of updates or params as they came, in their own dtype."""
+    column = leaves.treedef.flatten_up_to(leaves.given(name))
+    return [jnp.asarray(leaf) if i in leaves.present else leaf for i, leaf in enumerate(column)]
 
 
 def _choice(link: AbstractLink, state: State, recipe: Recipe, path: str) -> Choice:
