@@ -45,10 +45,13 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
 
     One pass is made of links that step each element by itself: Adam and its relatives, in
     every storage, with master weights; not of a guard, groups, masks, or a norm of a
-    tensor. It needs `pip install 'adam_tx[cpu]'`. What cannot be run so is run by XLA, leaf by
-    leaf; `step.summary(params)` says which and why. Under `jax.vmap` and derivatives it is
-    XLA, too. Its bits are those of the operations run one by one; XLA, which rounds some
-    products and sums once, differs from them in the last bits.
+    tensor. What stands before the last member of an `optax.chain`, such as
+    `optax.clip_by_global_norm`, runs before it. One pass needs `pip install 'adam_tx[cpu]'`.
+
+    What cannot be run so is run by XLA, leaf by leaf; `step.summary(params)` says which and
+    why. Under `jax.vmap` and derivatives it is XLA, too. `jax.export` refuses the kernel;
+    export a step with "xla". The kernel's bits are those of the operations run one by one.
+    XLA rounds some products and sums once, and differs in the last bits.
 
     Args:
       tx: a link, a chain, or an Optax transformation.
@@ -118,11 +121,21 @@ class Step:
         """Why no leaf is run in one pass, whatever the parameters are; None where some may be."""
         if self.executor == "xla":
             return "executor='xla' was asked for"
-        return next(plan.obstacles(self._link, self.tx), None)
+        return next(plan.obstacles(self._link, self._in_turn[-1]), None)
+
+    @functools.cached_property
+    def _in_turn(self) -> Sequence[Any]:
+        """The members of an `optax.chain`, or the one transformation that it is."""
+        made_by = closures.call_of(self.tx)
+        return made_by.args if made_by is not None and made_by.maker is optax.chain and made_by.args else (self.tx,)
+
+    @property
+    def _is_chain(self) -> bool:
+        return self._in_turn[-1] is not self.tx
 
     @property
     def _link(self) -> AbstractLink | None:
-        return implementation_of(self.tx)
+        return implementation_of(self._in_turn[-1])
 
     def _obstacle_at(self, arrays: Sequence[Any]) -> str | None:
         """Why no leaf of these arrays is run in one pass."""
@@ -144,14 +157,22 @@ class Step:
         return tile.applied(params, updates), state
 
     def _in_one_pass(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        link = cast(AbstractLink, self._link)
-        count = link.count_of(state)
-        leaves = Leaves(grads, None, params, count=count, positions=link.positions)
-        if leaves.on_explicit_mesh:
+        if Leaves(grads, None, params).on_explicit_mesh:
             return self._by_xla(grads, state, params)
+        if not self._is_chain:
+            return self._of_link(grads, state, params)
+        *states, own = state
+        for k, tx in enumerate(self._in_turn[:-1]):
+            grads, states[k] = optax.with_extra_args_support(tx).update(grads, states[k], params)
+        params, own = self._of_link(grads, own, params)
+        return params, (*states, own)
+
+    def _of_link(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The step of the link that is run in one pass."""
+        link = cast(AbstractLink, self._link)
+        leaves = Leaves(grads, None, params, count=link.count_of(state), positions=link.positions)
         kept = link.kept_of_leaves(leaves, state)
-        choices = plan.plan(link, leaves, state, kept)
-        return _run(link, leaves, state, kept, choices)
+        return _run(link, leaves, state, kept, plan.plan(link, leaves, state, kept))
 
     def summary(self, params: optax.Params) -> str:
         """A line for each way in which leaves are run: by whom, which, and why XLA.
@@ -174,7 +195,7 @@ class Step:
 
         def see(params: Any) -> None:
             leaves = Leaves.of_params(params)
-            state = self.tx.init(params)
+            state = self._in_turn[-1].init(params)
             why = self._obstacle_at([])
             choices = [Choice(why or "")] * len(leaves)
             if why is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,13 +38,23 @@ def compiled(program: TileProgram) -> str:
     """
     compiler = engine.engine()
     of = kernel(program, compiler.instructions.lanes)
-    target = f"{of.name}_{compiler.instructions.name}"
-    compiler.tell_xla(target, of.text + _description(program, of.name, target))
+    text = f"{of.text}{_description(program, of.name)}"
+    target = f"adam_tx_{hashlib.sha256(text.encode()).hexdigest()[:16]}_{compiler.instructions.name}"
+    compiler.tell_xla(target, f"{text}{_CALL.format(target=target)}")
     return target
 
 
-def _description(program: TileProgram, kernel: str, target: str) -> str:
-    """What `handler.c` calls a Program, and the function that XLA calls, as LLVM IR."""
+_CALL = """
+declare ptr @adam_tx_call(ptr, ptr)
+define ptr @{target}(ptr %frame) {{
+  %error = call ptr @adam_tx_call(ptr %frame, ptr @program)
+  ret ptr %error
+}}
+"""
+
+
+def _description(program: TileProgram, kernel: str) -> str:
+    """What `handler.c` calls a Program, as LLVM IR."""
     variables = [*program.arrays, *program.outputs]
     kinds = [int(not is_of_elements(variable, program.recipe.block)) for variable in variables]
     dtypes = [_DTYPES[str(variable.aval.dtype)] for variable in variables]
@@ -54,11 +65,6 @@ def _description(program: TileProgram, kernel: str, target: str) -> str:
 @kinds = private constant {_bytes(kinds)}
 @dtypes = private constant {_bytes(dtypes)}
 @program = private constant {layout} {{ ptr @{kernel}, {numbers}, ptr @kinds, ptr @dtypes }}
-declare ptr @adam_tx_call(ptr, ptr)
-define ptr @{target}(ptr %frame) {{
-  %error = call ptr @adam_tx_call(ptr %frame, ptr @program)
-  ret ptr %error
-}}
 """
 
 

@@ -54,7 +54,7 @@ def kernel(program: TileProgram, lanes: int) -> Kernel:
     body = "\n".join(_Tiles(program, lanes).written())
     name = f"adam_tx_{hashlib.sha256(body.encode()).hexdigest()[:16]}"
     declared = "\n".join(operations.intrinsics(lanes))
-    return Kernel(name, f"{declared}\ndefine void @{name}({_SIGNATURE}) {{\nentry:\n{body}\n}}\n")
+    return Kernel(name, f"{declared}\ndefine weak_odr void @{name}({_SIGNATURE}) {{\nentry:\n{body}\n}}\n")
 
 
 class _Tiles:
