@@ -390,7 +390,7 @@ def test_what_cannot_be_a_step_is_refused():
         adam_tx.step(1e-3)
     with pytest.raises(ValueError, match=r"step: executor must be 'auto', 'xla' or 'cpu', got 'gpu'"):
         adam_tx.step(adamw(), "gpu")
-    with pytest.raises(ValueError, match=r"step: params is None, but they are what a step changes"):
+    with pytest.raises(ValueError, match=r"step: it needs params, which it changes, but None came"):
         adam_tx.step(adamw())(jnp.ones(3), adamw().init(jnp.ones(3)), None)
     with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because guard runs"):
         adam_tx.step(adam_tx.guard(adamw()), "cpu")

@@ -108,7 +108,7 @@ class Step:
     ) -> tuple[optax.Params, optax.OptState]:
         """The parameters and the state after this gradient."""
         if params is None:
-            raise ValueError("step: params is None, but they are what a step changes: call step(grads, state, params).")
+            raise ValueError("step: it needs params, which it changes, but None came; call step(grads, state, params).")
         arrays = jax.tree.leaves((grads, state, params))
         if extra or self._obstacle_at(arrays) is not None:
             run = functools.partial(self._by_xla, **extra)
