@@ -264,9 +264,12 @@ def _fused(link: AbstractLink, fused: Fused, members: Sequence[int], paths: Sequ
 
     @kernel.def_vmap
     def _(axis_size: int, is_batched: Any, state: Any, leaves: Any) -> Any:
-        axes = jax.tree.map(lambda batched: 0 if batched else None, tuple(is_batched))
+        def axis_of(batched: bool) -> int | None:
+            return 0 if batched else None
+
+        axes = jax.tree.map(axis_of, tuple(is_batched))
         made = jax.vmap(by_xla, in_axes=axes, axis_size=axis_size)(state, leaves)
-        return made, jax.tree.map(lambda _: True, made)
+        return made, [[True] * len(leaf) for leaf in made]
 
     in_one_pass = jax.custom_jvp(kernel)
 

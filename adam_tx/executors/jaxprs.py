@@ -52,7 +52,11 @@ class Equations(NamedTuple):
 def inlined(function: Callable[..., Any], *arguments: Any) -> Equations:
     """The equations of a function of arrays, or of descriptions of them; its inputs and outputs flattened."""
     called = jax.make_jaxpr(function)(*arguments)
-    flat = jax.make_jaxpr(lambda *given: _evaluated(called.jaxpr, called.consts, given))(*jax.tree.leaves(arguments))
+
+    def without_calls(*given: Any) -> list[Any]:
+        return _evaluated(called.jaxpr, called.consts, given)
+
+    flat = jax.make_jaxpr(without_calls)(*jax.tree.leaves(arguments))
     needed = {atom for atom in flat.jaxpr.outvars if is_variable(atom)}
     each: list[Equation] = []
     for equation in reversed(flat.jaxpr.eqns):

@@ -180,6 +180,11 @@ def stepped(
     """
     leaves = Leaves(update, None, param, count=link.count_of(state), positions=link.positions)
     numbers, _ = link.numbers_at(leaves.count, state)
+
+    def path_of(number: Any) -> str:
+        del number
+        return path
+
     tile = None if start is None else ((0,) * (param.ndim - 1) + (start,), param.shape)
     leaf = Leaf(
         leaves.dtypes[0],
@@ -188,7 +193,7 @@ def stepped(
         None if leaves.params is None else leaves.params[0],
         leaves.count,
         number,
-        lambda _: path,
+        path_of,
         tile,
         leaves.param_dtypes[0],
         positions=link.positions,
