@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from catalogue import costly
 
 import adam_tx
 from adam_tx import export_state, import_state, migrate, state_sharding
@@ -59,7 +60,7 @@ TRANSFORMATIONS = {
 
 
 @pytest.mark.parametrize("leaves", [40, pytest.param(100, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", costly(TRANSFORMATIONS, every_run=("adam_tx", "groups", "unknown")))
 def test_ten_times_as_many_parameters_take_ten_times_as_many_calls(name, leaves):
     tx = TRANSFORMATIONS[name]()
 

@@ -32,7 +32,7 @@ def stepped_by_tiles(link, params, grads, state):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # which the schedules of Optax need
-@pytest.mark.parametrize("name", catalogue.costly(problems.FUSED, {"adam", "five bytes"}))
+@pytest.mark.parametrize("name", catalogue.costly(problems.FUSED, {"adam"}))
 def test_tile_after_tile_is_the_chains_update_to_the_last_bit(name, monkeypatch):
     monkeypatch.setattr(tile, "TILE", 128)
     tx = problems.FUSED[name]()
