@@ -11,6 +11,7 @@ and state are donated. "cpu" is the time of all threads together.
 """
 
 import argparse
+import importlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +130,7 @@ def _normal(shape: tuple[int, ...], seed: int, dtype: Any) -> jax.Array:
 def torch_fused(shapes: Sequence[tuple[int, ...]]) -> Callable[[], None] | None:
     """A step of PyTorch's AdamW, if it is installed."""
     try:
-        import torch
+        torch: Any = importlib.import_module("torch")
     except ImportError:
         return None
     torch.set_num_threads(os.cpu_count() or 1)
@@ -142,7 +143,7 @@ def torch_fused(shapes: Sequence[tuple[int, ...]]) -> Callable[[], None] | None:
 def in_place(size: int) -> Callable[[], None] | None:
     """Seven reads and writes a parameter, as AdamW has, as fast as memory is: a multiplication in place, by PyTorch."""
     try:
-        import torch
+        torch: Any = importlib.import_module("torch")
     except ImportError:
         return None
     array = torch.ones(size * 7 // 2)

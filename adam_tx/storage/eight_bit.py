@@ -65,7 +65,7 @@ class EightBit(Storage):
     (dtype('uint8'), (64, 2))
     """
 
-    block: int = 128
+    block: int = 128  # pyright: ignore[reportIncompatibleVariableOverride]
     min_size: int = 4096
     scaled = True
     looks_ahead = True
