@@ -198,11 +198,14 @@ def seldom(inner, every):
 
 
 def test_groups_with_counts_of_their_own_do_not_share_one():
-    tx, alone = adam_tx.groups({"head": seldom(adam(), 1)}, default=seldom(adam(), 3)), seldom(adam(), 3)
-    emitted, _ = stepped(tx)
-    expected, _ = stepped(alone)
-    for ours, theirs in zip(emitted, expected, strict=True):
-        assert_same(ours["enc"], theirs["enc"])
+    often, rarely = seldom(adam(), 1), seldom(adam(), 3)
+    tx = adam_tx.groups({"head": often, "enc/*": rarely})
+    emitted, state = stepped(tx)
+    for group, alone in (("head", often), ("enc", rarely)):
+        expected, _ = stepped(alone)
+        for ours, theirs in zip(emitted, expected, strict=True):
+            assert_same(ours[group], theirs[group])
+    assert [int(state[name].inner["count"]) for name in ("seldom", "seldom_2")] == [6, 2]
 
 
 class Counted(adam_tx.Wrapper):

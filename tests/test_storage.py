@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adam_tx
 from adam_tx._core import rounding
-from adam_tx.storage import EightBit, StochasticBFloat16, Storage, Stored
+from adam_tx.storage import EightBit, StochasticBFloat16, Storage, Stored, eight_bit
 
 TINY = EightBit(block=4, min_size=1)
 STORAGES = {"stochastic": StochasticBFloat16(), "eight bit": TINY}
@@ -526,3 +526,18 @@ def test_a_storage_that_keeps_something_else_than_before_is_refused(around, forg
     tx, grad = around(adam_tx.adam(1.0, mu_dtype=Shortened(forget))), jnp.array([0.5, -0.1])
     with pytest.raises(ValueError, match=rf"must keep mu as before, as \['float32\[2\]'\], but its encode .* {came}"):
         tx.update(grad, tx.init(grad))
+
+
+@pytest.mark.parametrize("shape", [(8, 128), (24, 384), (3, 2, 16, 256)])
+def test_blocks_that_are_seen_tile_by_tile_are_the_blocks_of_the_rows(shape):
+    """As a TPU sees them; here both ways are run."""
+    x = jnp.abs(jax.random.normal(jax.random.key(0), shape))
+    assert eight_bit._has_tiles(x, 128)
+    largest = eight_bit._largest_of_rows(x, 128)
+    assert jnp.array_equal(eight_bit._largest_of_tiles(x, 128), largest)
+    assert jnp.array_equal(eight_bit._expand_tiles(largest, 128), eight_bit._expand_rows(largest, shape[-1], 128))
+
+
+@pytest.mark.parametrize(("shape", "block"), [((9, 128), 128), ((8, 130), 128), ((8, 192), 64), ((128,), 128)])
+def test_blocks_that_are_no_whole_tiles_are_seen_as_rows(shape, block):
+    assert not eight_bit._has_tiles(jnp.ones(shape), block)

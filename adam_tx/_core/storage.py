@@ -202,18 +202,6 @@ class DtypeStorage(Storage):
         del noise
         return Stored(numerics.cast(x, like.values.dtype))
 
-    def ahead(self, x: jax.Array, like: Stored) -> jax.Array | None:
-        """What of a new value has to be known before it is encoded, for a storage that `looks_ahead`."""
-        raise NotImplementedError
-
-    def encode_knowing(self, x: jax.Array, like: Stored, noise: Noise, known: jax.Array | None) -> Stored:
-        """The same as `encode`, with what `ahead` has found."""
-        raise NotImplementedError
-
-    def outline(self, x: jax.Array, like: Stored) -> Stored:
-        """What stands for a value that is not encoded yet: nothing but `finite` is asked of it."""
-        raise NotImplementedError
-
     def decode(self, stored: Stored, dtype: jnp.dtype) -> jax.Array:
         """The value in working precision."""
         return numerics.cast(stored.values, dtype)
