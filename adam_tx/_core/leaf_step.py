@@ -174,7 +174,7 @@ class _Probed(Now):
 
 
 class Leaf(NamedTuple):
-    """A leaf, or a tile of one, in working precision.
+    """A leaf, or a tile of one.
 
     Attributes:
       dtype: the working dtype.
@@ -263,7 +263,10 @@ class LeafStep:
 
     def read(self, leaf: Leaf, kept: Slots) -> dict[str, jax.Array | None]:
         """What the rule reads of a leaf, in working precision."""
-        row: dict[str, jax.Array | None] = {name: getattr(leaf, name) for name in self.inputs}
+        row: dict[str, jax.Array | None] = {}
+        for name in self.inputs:
+            given = getattr(leaf, name)
+            row[name] = given if given is None or given.dtype == leaf.dtype else numerics.cast(given, leaf.dtype)
         for name, stored in kept.items():
             storage = self._storage[name]
             if storage.as_is and stored is not None and stored.values.dtype == leaf.dtype:
@@ -282,9 +285,10 @@ class LeafStep:
 
     def write(self, now: Now, numbers: Row, leaf: Leaf, kept: Slots, row: Row) -> tuple[jax.Array, Slots]:
         """Apply the rule to what was read, and encode what is to be kept."""
-        values: dict[str, Any] = dict(row, now=now, **numbers)
-        for name, statistic in self._of_leaf.items():
-            values[name] = known(leaf.ahead, lambda: self.reduced(name, statistic, values))  # noqa: B023
+        values: dict[str, Any] = {**row, "now": now, **numbers}
+        if self._of_leaf:
+            for name, statistic in self._of_leaf.items():
+                values[name] = known(leaf.ahead, lambda: self.reduced(name, statistic, values))  # noqa: B023
         try:
             out = self._rule.apply(*[values[name] for name in self.reads])
         except KeyError:
@@ -298,6 +302,8 @@ class LeafStep:
         if len(slots) != len(kept) or getattr(update, "shape", None) != leaf.updates.shape:
             self._refuse(out, leaf, row)
         new: dict[str, Stored | None] = {}
+        if not kept:
+            return update, new
         for (name, like), slot in zip(kept.items(), slots, strict=True):
             if like is None or slot is None or getattr(slot, "shape", None) != values[name].shape:
                 if like is not slot:

@@ -224,17 +224,15 @@ class Leafwise(AbstractLink):
         """A leaf as its step reads it, and what is kept of it, once it is known to be of its shape."""
         dtype = leaves.dtypes[i]
         update = updates[i]
-        grad = None if leaves.grad is None else leaves.grad[i]
-        param = None if leaves.params is None else leaves.params[i]
         slots = {name: column[i] for name, column in columns.items()}
         for name, stored in slots.items():
             if stored is not None and (stored.values.shape != update.shape or dtype.kind == "c"):
                 self._check_slot(leaves, i, name, stored)
         leaf = Leaf(
             dtype,
-            update if update.dtype == dtype else numerics.cast(update, dtype),
-            grad if grad is None or grad.dtype == dtype else numerics.cast(grad, dtype),
-            param if param is None or param.dtype == dtype else numerics.cast(param, dtype),
+            update,
+            None if leaves.grad is None else leaves.grad[i],
+            None if leaves.params is None else leaves.params[i],
             leaves.count,
             i,
             leaves.path,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import blocks, boxes, numerics, paths
+from adam_tx._core import blocks, boxes, numerics, paths, sharding
 from adam_tx._core.ahead import Ahead
 from adam_tx._core.paths import path_str, some
 
@@ -123,12 +123,8 @@ class Leaves:
         dtypes = {name: self._dtype(i, name, leaf) for name, leaf in row.items()}
         if len(row) > 1:
             self.check_shapes(i, row)
-        dtype = numerics.working(*dtypes.values())
-        if dtype.kind == "c" and "params" in row and dtypes["params"].kind != "c":
-            # a complex gradient of a real parameter is projected: the only direction in which that can move
-            dtype = numerics.real_dtype(dtype)
+        dtype, self._results[i] = numerics.working_and_emitted(**dtypes)
         self.dtypes[i] = dtype
-        self._results[i] = numerics.promoted(*[dtypes[name] for name in row if name != "grad"])
         for name, leaf in row.items():
             if not (dtypes[name] == dtype and isinstance(leaf, jax.Array)):
                 lifted[name][i] = numerics.cast(leaf, dtype)
@@ -178,8 +174,7 @@ class Leaves:
     @functools.cached_property
     def on_explicit_mesh(self) -> bool:
         """Whether JAX wants to be told how what is computed of the leaves lies on a mesh."""
-        meshes = [getattr(jax.typeof(self.updates[i]).sharding, "mesh", None) for i in self.present]
-        return jax.sharding.AxisType.Explicit in {axis for mesh in meshes for axis in getattr(mesh, "axis_types", ())}
+        return any(sharding.is_explicit(self.updates[i]) for i in self.present)
 
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.

@@ -51,6 +51,17 @@ def promoted(*dtypes: jnp.dtype) -> jnp.dtype:
 
 
 @functools.cache
+def working_and_emitted(*, updates: jnp.dtype, **others: jnp.dtype) -> tuple[jnp.dtype, jnp.dtype]:
+    """The dtype to work in, and that of the update that is emitted, for a leaf that came in these dtypes."""
+    dtype = working(updates, *others.values())
+    param = others.get("params", updates)
+    if dtype.kind == "c" and param.kind != "c":
+        # a complex gradient of a real parameter is projected: the only direction in which that can move
+        dtype = real_dtype(dtype)
+    return dtype, promoted(updates, param)
+
+
+@functools.cache
 def is_inexact(dtype: jnp.dtype) -> bool:
     """Whether it is floating-point or complex; float0, which stands for no derivative, is neither."""
     return bool(jnp.issubdtype(dtype, jnp.inexact))
