@@ -8,7 +8,7 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -138,10 +138,19 @@ class Chain(AbstractLink):
             return leaves
         return self.members[self._last].full_precision_params(leaves, self._checked(state).get(self._last))
 
-    def fusing_obstacles(self) -> Iterator[str]:
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """Those of its members, in their order."""
+        of_members = [member.ways(leaves) for member in self.members.values()]
+        return [ways if any(way is not None for way in ways) else None for ways in zip(*of_members, strict=True)]
+
+    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
         """Those of its members."""
-        for member in self.members.values():
-            yield from member.fusing_obstacles()
+        for member, own in zip(self.members.values(), self._each(way), strict=True):
+            yield from member.fusing_obstacles(own, tiled=tiled)
+
+    def _each(self, way: Any) -> Sequence[Hashable]:
+        """How each member treats a leaf."""
+        return [None] * len(self.members) if way is None else way
 
     def numbers_at(self, count: jax.Array, state: State) -> tuple[dict[str, object], dict[str, object]]:
         """Those of its members by name."""
@@ -157,12 +166,13 @@ class Chain(AbstractLink):
         if self.facts.terminal and params is not None:
             full = self.full_precision_of(params, kept)
         new: dict[str, object] = {}
-        for name, member in self.members.items():
+        for (name, member), way in zip(self.members.items(), self._each(leaf.way), strict=True):
             known = leaf._replace(
                 updates=updates,
                 grad=leaf.updates,
                 params=params if member.facts.terminal else full,
                 place=(*leaf.place, name),
+                way=way,
             )
             updates, new[name] = member.leaf_step(numbers[name], known, slots[name])
         return updates, new
@@ -178,12 +188,13 @@ class Chain(AbstractLink):
         columns = {name: member.kept_of_leaves(leaves, parts.get(name)) for name, member in self.members.items()}
         return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
 
-    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The states of its members by name."""
+        before = self._checked(state)
         by_name: Sequence[Any] = kept
         return {
-            name: self.members[name].with_kept(leaves, numbers[name], [of_leaf[name] for of_leaf in by_name])
-            for name in self.members
+            name: member.with_kept(before.get(name), leaves, numbers[name], [of_leaf[name] for of_leaf in by_name])
+            for name, member in self.members.items()
             if name in self._keys
         }
 

@@ -193,22 +193,6 @@ def test_threads_may_step_at_once():
 
 @needs_llvmlite
 @pytest.mark.usefixtures("as_written", "standard_promotion")
-def test_what_stands_before_a_link_in_a_chain_of_optax_runs_before_it():
-    tx = optax.chain(optax.trace(0.5), optax.clip_by_global_norm(1.0), five_bytes())
-    step = adam_tx.step(tx, "cpu")
-    params, grads = problem(jnp.bfloat16)
-    assert not any(step.reasons(params).values())
-    ours = theirs = params, tx.init(params)
-    for _ in range(2):
-        theirs = problems.updated(tx, grads, theirs[1], theirs[0])
-        ours = step(grads, ours[1], ours[0])
-    close(ours, theirs)
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    assert reason(optax.chain(optax.clip(1.0), optax.adam(1.0))) == "chain is not a link of adam_tx"
-
-
-@needs_llvmlite
-@pytest.mark.usefixtures("as_written", "standard_promotion")
 def test_a_tree_may_be_a_module_of_flax_or_equinox_or_of_numpy():
     class Model(nnx.Module):
         def __init__(self):
@@ -306,7 +290,7 @@ def largest():
 E8 = problems.E8
 REASONS = {
     "a guard": (lambda: adam_tx.guard(adamw()), "guard runs what is inside it on all leaves together"),
-    "a mask": (lambda: adam_tx.adamw(1e-2, mask=adam_tx.matching("*")), "has a mask"),
+    "of Optax, injected": (lambda: optax.inject_hyperparams(optax.adam)(1e-2), "inject_hyperparams is not a link"),
     "of Optax": (lambda: optax.adam(1e-2), "is not a link of adam_tx"),
     "of Optax, inside": (lambda: adam_tx.lion(1e-2), "scale_by_sign runs what is inside it on all leaves together"),
     "a norm of a tensor": (lambda: adam_tx.lamb(1e-2), "does not step each element by itself"),

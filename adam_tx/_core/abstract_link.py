@@ -201,8 +201,18 @@ class AbstractLink:
 
     # One leaf's step without the tree, for what runs a leaf or a tile at a time.
 
-    def fusing_obstacles(self) -> Iterator[str]:
-        """Why one leaf cannot be stepped without the others."""
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """How it treats each leaf, where it does not treat all alike: what its `leaf_step` finds as `Leaf.way`."""
+        return [None] * len(leaves)
+
+    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
+        """Why one leaf cannot be stepped without the others.
+
+        Args:
+          way: how the leaf is treated; None to ask whether any can be.
+          tiled: whether a tile of a leaf shall be stepped without the rest of it.
+        """
+        del way, tiled
         yield f"{self.name} runs what is inside it on all leaves together"
 
     def numbers_at(self, count: jax.Array, state: State) -> tuple[object, object]:
@@ -228,8 +238,8 @@ class AbstractLink:
         """What is kept of each leaf, by slot; of links that hold others by member, and then by slot."""
         raise NotImplementedError(next(self.fusing_obstacles()))
 
-    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
-        """The state, from the numbers after an update, the second of `numbers_at`, and from what is kept of leaves."""
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The state with these numbers, the second of `numbers_at`, and with this kept of leaves."""
         raise NotImplementedError(next(self.fusing_obstacles()))
 
     # As the outermost link, or under transformations of others.

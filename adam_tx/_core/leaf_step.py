@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -190,6 +190,7 @@ class Leaf(NamedTuple):
       place: the names of what the link stands in, and its own.
       positions: what links are called whose name stands at several places, by place.
       ahead: what is known ahead; None if nobody looks ahead.
+      way: how the link treats it, if it does not treat all leaves alike: one of `AbstractLink.ways`.
     """
 
     dtype: jnp.dtype
@@ -205,6 +206,7 @@ class Leaf(NamedTuple):
     place: tuple[str, ...] = ()
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
     ahead: Ahead | None = None
+    way: Hashable = None
 
     def noise(self, link: str, what: str) -> Noise:
         """Random bits for what a link rounds, which depend on the count, the leaf and each element's place alone."""

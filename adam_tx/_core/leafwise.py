@@ -25,7 +25,7 @@ from adam_tx._core.leaf_step import (
     Row,
     Slots,
 )
-from adam_tx._core.leaves import Column, Leaves, Mask, is_absent
+from adam_tx._core.leaves import Column, Leaves, is_absent
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.rounding import Bits
 from adam_tx._core.rule import Declaration, Rule
@@ -195,7 +195,8 @@ class Leafwise(AbstractLink):
         """Apply the rule to every leaf, with the hyperparameters that `at` gives."""
         step = self.step
         columns = self.stored(leaves, fields)
-        chosen = leaves.present if self.rule.mask is None else self._marked(leaves, self.rule.mask)
+        marks = None if self.rule.mask is None else leaves.marks(self.rule.mask)
+        chosen = leaves.present if marks is None else [i for i in leaves.present if marks[i]]
         read = {i: self._leaf(leaves, i, updates, columns) for i in chosen}
         now, kept = at(leaves.count, fields)
         numbers: Mapping[str, jax.Array] = {}
@@ -214,13 +215,7 @@ class Leafwise(AbstractLink):
                 columns[name][i] = slot
         return emitted, self._type(**kept, **self._kept(leaves, columns))
 
-    def _marked(self, leaves: Leaves, mask: Mask) -> list[int]:
-        marks = leaves.marks(mask)
-        return [i for i in leaves.present if marks[i]]
-
-    def _leaf(
-        self, leaves: Leaves, i: int, updates: Column, columns: Mapping[str, Sequence[Any]]
-    ) -> tuple[Leaf, Slots]:
+    def _leaf(self, leaves: Leaves, i: int, updates: Column, columns: Mapping[str, Any]) -> tuple[Leaf, Slots]:
         """A leaf as its step reads it, and what is kept of it, once it is known to be of its shape."""
         dtype = leaves.dtypes[i]
         update = updates[i]
@@ -268,19 +263,27 @@ class Leafwise(AbstractLink):
                 param = self.storage[name].full_precision(param, stored)
         return param
 
-    def fusing_obstacles(self) -> Iterator[str]:
-        """What is of the whole tree cannot be known of one leaf."""
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """Whether a mask marks each."""
+        mask = self.rule.mask
+        return super().ways(leaves) if mask is None else list(map(bool, leaves.marks(mask)))
+
+    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
+        """What is of the whole tree cannot be known of one leaf, and what is of a leaf not of a tile."""
+        del way
         if self.declaration.numbers or self.step.over_tree:
             yield f"{self.name} reads a statistic over the tree"
-        if self.rule.mask is not None:
-            yield f"{self.name} has a mask, which is of the tree"
+        if tiled and not self.facts.elementwise:
+            yield f"{self.name} does not step each element by itself"
 
     def numbers_at(self, count: jax.Array, state: State) -> tuple[NowByDtype, dict[str, jax.Array]]:
         """The hyperparameters, and the weights of the state after this update."""
         return self.numbers.at(count, cast(Fields, state))
 
     def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
-        """One leaf's step by the rule."""
+        """One leaf's step by the rule; what a mask leaves out passes."""
+        if leaf.way is False:
+            return leaf.updates, kept
         return self.step(numbers.at(numerics.real_dtype(leaf.dtype)), {}, leaf, cast(Slots, kept))
 
     def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
@@ -288,8 +291,9 @@ class Leafwise(AbstractLink):
         columns = self.stored(leaves, cast(Fields, state))
         return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
 
-    def with_kept(self, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The state in which this is kept."""
+        del state
         columns = {name: [of_leaf[name] for of_leaf in kept] for name in self.declaration.slots}
         return self._type(**numbers, **self._kept(leaves, columns))
 

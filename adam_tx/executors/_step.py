@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import jax
 import optax
 from jax.core import Tracer
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, implementation_of
-from adam_tx._core.leaves import WATCH, Leaves, increment
-from adam_tx._core.states import State
+from adam_tx._core.abstract_link import AbstractLink, implementation_of
+from adam_tx._core.leaves import WATCH, Leaves
 from adam_tx.describe import closures
 from adam_tx.describe.summary import alike
-from adam_tx.executors import plan, tile
-from adam_tx.executors.cpu import call
-from adam_tx.executors.plan import Choice, Fused
+from adam_tx.executors import around, plan, tile
+from adam_tx.executors.cpu.executor import CPU
+from adam_tx.executors.run import leaves_of, run_link
 
 Executor = Literal["auto", "xla", "cpu"]
 
@@ -44,9 +43,10 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     `jax.jit(step, donate_argnums=(1, 2))` it would make copies.
 
     One pass is made of links that step each element by itself: Adam and its relatives, in
-    every storage, with master weights; not of a guard, groups, masks, or a norm of a
-    tensor. What stands before the last member of an `optax.chain`, such as
-    `optax.clip_by_global_norm`, runs before it. One pass needs `pip install 'adam_tx[cpu]'`.
+    every storage, with master weights, in groups and under masks; not of a guard, or a norm
+    of a tensor. What stands before the last member of an `optax.chain`, such as
+    `optax.clip_by_global_norm`, runs before it. Hyperparameters may be injected by Optax, or
+    be arguments of the function around. One pass needs `pip install 'adam_tx[cpu]'`.
 
     What cannot be run so is run by XLA, leaf by leaf; `step.summary(params)` says which and
     why. Under `jax.vmap` and derivatives it is XLA, too. `jax.export` refuses the kernel;
@@ -121,21 +121,8 @@ class Step:
         """Why no leaf is run in one pass, whatever the parameters are; None where some may be."""
         if self.executor == "xla":
             return "executor='xla' was asked for"
-        return next(plan.obstacles(self._link, self._in_turn[-1]), None)
-
-    @functools.cached_property
-    def _in_turn(self) -> Sequence[Any]:
-        """The members of an `optax.chain`, or the one transformation that it is."""
-        made_by = closures.call_of(self.tx)
-        return made_by.args if made_by is not None and made_by.maker is optax.chain and made_by.args else (self.tx,)
-
-    @property
-    def _is_chain(self) -> bool:
-        return self._in_turn[-1] is not self.tx
-
-    @property
-    def _link(self) -> AbstractLink | None:
-        return implementation_of(self._in_turn[-1])
+        last = around.last(self.tx)
+        return next(plan.obstacles(CPU(), implementation_of(last), last), None)
 
     def _obstacle_at(self, arrays: Sequence[Any]) -> str | None:
         """Why no leaf of these arrays is run in one pass."""
@@ -159,20 +146,7 @@ class Step:
     def _in_one_pass(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         if Leaves(grads, None, params).on_explicit_mesh:
             return self._by_xla(grads, state, params)
-        if not self._is_chain:
-            return self._of_link(grads, state, params)
-        *states, own = state
-        for k, tx in enumerate(self._in_turn[:-1]):
-            grads, states[k] = optax.with_extra_args_support(tx).update(grads, states[k], params)
-        params, own = self._of_link(grads, own, params)
-        return params, (*states, own)
-
-    def _of_link(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        """The step of the link that is run in one pass."""
-        link = cast(AbstractLink, self._link)
-        leaves = Leaves(grads, None, params, count=link.count_of(state), positions=link.positions)
-        kept = link.kept_of_leaves(leaves, state)
-        return _run(link, leaves, state, kept, plan.plan(link, leaves, state, kept))
+        return around.run(self.tx, functools.partial(run_link, CPU()), grads, state, params)
 
     def summary(self, params: optax.Params) -> str:
         """A line for each way in which leaves are run: by whom, which, and why XLA.
@@ -193,16 +167,19 @@ class Step:
         """Why each leaf is run by XLA, by its path; empty where it is run in one pass."""
         found: dict[str, str] = {}
 
-        def see(params: Any) -> None:
-            leaves = Leaves.of_params(params)
-            state = self._in_turn[-1].init(params)
-            why = self._obstacle_at([])
-            choices = [Choice(why or "")] * len(leaves)
-            if why is None:
-                link = cast(AbstractLink, self._link)
-                leaves = Leaves(params, None, params, count=link.count_of(state), positions=link.positions)
-                choices = plan.plan(link, leaves, state, link.kept_of_leaves(leaves, state))
+        def see_link(link: AbstractLink, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+            leaves = leaves_of(link, grads, state, params)
+            choices = plan.plan(CPU(), link, leaves, state, link.kept_of_leaves(leaves, state))
             found.update((leaves.paths[i], choices[i].reason) for i in leaves.present)
+            return params, state
+
+        def see(params: Any) -> None:
+            why = self._obstacle_at([])
+            if why is None:
+                around.run(self.tx, see_link, params, self.tx.init(params), params)
+            else:
+                leaves = Leaves.of_params(params)
+                found.update((leaves.paths[i], why) for i in leaves.present)
 
         jax.eval_shape(see, params)
         return found
@@ -214,72 +191,3 @@ def _may_be_spread(array: Any) -> bool:
         mesh = getattr(jax.typeof(array).sharding, "mesh", None)
         return jax.device_count() > 1 and not getattr(mesh, "are_all_axes_manual", False)
     return isinstance(array, jax.Array) and len(array.sharding.device_set) > 1
-
-
-def _run(
-    link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOfLeaf], choices: Sequence[Choice]
-) -> tuple[Any, Any]:
-    """The step of every leaf by whom it is run."""
-    params = plan.as_given(leaves, "params")
-    updates = plan.as_given(leaves, "updates")
-    given = state
-    rest = [i for i in leaves.present if choices[i].fused is None]
-    numbers = link.numbers_at(leaves.count, given)[1]
-    new: list[KeptOfLeaf] = list(kept)
-    if rest:
-        emitted, state = leaves.only(rest).run_member("", link, leaves.updates, state)
-        after = link.kept_of_leaves(leaves, state)
-        lowered = leaves.treedef.flatten_up_to(leaves.lower(emitted, exact=link.facts.terminal))
-        for i in rest:
-            params[i] = tile.applied(params[i], lowered[i])
-            new[i] = after[i]
-    sizes = {i: params[i].size for i in leaves.present}
-    for fused, members in plan.calls(choices, sizes):
-        of_members = [(params[i], updates[i], kept[i]) for i in members]
-        paths = [leaves.path(i) for i in members]
-        for i, (param, of_leaf) in zip(members, _fused(link, fused, members, paths)(given, of_members), strict=True):
-            params[i] = param
-            new[i] = of_leaf
-    state = link.with_count(link.with_kept(leaves, numbers, new), increment(leaves.count))
-    return leaves.tree(params), state
-
-
-def _fused(link: AbstractLink, fused: Fused, members: Sequence[int], paths: Sequence[str]) -> Callable[..., Any]:
-    """The step of some leaves of a recipe in one pass; under `jax.vmap` and derivatives, by XLA.
-
-    It is a function of a state and of the parameter, the gradient and what is kept of each leaf, and gives the new
-    parameter of each and what is then kept.
-    """
-
-    def by_xla(state: Any, leaves: Any) -> Any:
-        return [
-            tile.stepped(link, state, *leaf, number=i, path=path)
-            for i, path, leaf in zip(members, paths, leaves, strict=True)
-        ]
-
-    @jax.custom_batching.custom_vmap
-    def kernel(state: Any, leaves: Any) -> Any:
-        scalars = fused.program.scalars_of(state)
-        return call.step_leaves(fused.target, scalars, members, [jax.tree.leaves(leaf) for leaf in leaves])
-
-    @kernel.def_vmap
-    def _(axis_size: int, is_batched: Any, state: Any, leaves: Any) -> Any:
-        def axis_of(batched: bool) -> int | None:
-            return 0 if batched else None
-
-        axes = jax.tree.map(axis_of, tuple(is_batched))
-        made = jax.vmap(by_xla, in_axes=axes, axis_size=axis_size)(state, leaves)
-        return made, [[True] * len(leaf) for leaf in made]
-
-    in_one_pass = jax.custom_jvp(kernel)
-
-    @in_one_pass.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        return jax.jvp(by_xla, primals, tangents)
-
-    def run(state: Any, leaves: Any) -> list[tuple[jax.Array, KeptOfLeaf]]:
-        structure = fused.program.recipe.structure
-        made = in_one_pass(state, leaves)
-        return [(param, jax.tree.unflatten(structure, of_leaf)) for param, *of_leaf in made]
-
-    return run

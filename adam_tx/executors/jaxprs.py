@@ -3,6 +3,7 @@
 inlined(function, …)  one list of equations: no calls in it, and nothing that no output depends on
 split(equations, …)   those that follow from the scalars of a state alone, and the rest
 run(equations, …)     the equations run one by one by JAX
+explicit(function, …) the function, to which all that it has from outside is given
 """
 
 from __future__ import annotations
@@ -94,6 +95,17 @@ def run(equations: Sequence[Equation], values: Mapping[Any, Any]) -> dict[Any, A
         out = equation.primitive.bind(*given, **equation.params)
         known.update(zip(equation.outvars, out if equation.primitive.multiple_results else [out], strict=True))
     return known
+
+
+def explicit(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """The same function with what it has from outside as its first argument, and that."""
+    called, described = jax.make_jaxpr(function, return_shape=True)(*arguments)
+
+    def of_constants(constants: Sequence[Any], *arguments: Any) -> Any:
+        evaluate = core.jaxpr_as_fun(called.replace(consts=list(constants)))
+        return jax.tree.unflatten(jax.tree.structure(described), evaluate(*jax.tree.leaves(arguments)))
+
+    return of_constants, called.consts
 
 
 def variables(equation: Equation) -> list[Any]:

@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
-from adam_tx.executors import tile
-from adam_tx.executors.cpu import call, engine
-from adam_tx.executors.tile import Recipe, TileProgram, Unsupported
+from adam_tx.executors.tile import Unsupported
 
 
-class Fused(NamedTuple):
-    """How one pass is made over the leaves of a recipe.
+class Fused(Protocol):
+    """How one pass is made over leaves that are alike."""
 
-    Attributes:
-      program: the step of a tile.
-      target: the name under which XLA calls its kernel.
-    """
+    @property
+    def structure(self) -> Any:
+        """The tree of what is kept of a leaf."""
+        ...
 
-    program: TileProgram
-    target: str
+    @property
+    def is_of_traced(self) -> bool:
+        """Whether it reads numbers of a function around it that JAX transforms, such as a rate that is an argument."""
+        ...
+
+    def scalars(self, state: State) -> Any:
+        """What it reads of the numbers of a state, found out before it by XLA."""
+        ...
+
+    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> list[list[jax.Array]]:
+        """The new parameter of each leaf, and what is then kept of it.
+
+        Args:
+          scalars: what `scalars` gave.
+          numbers: those of the leaves in their tree.
+          leaves: of each the parameter, the gradient, and what is kept.
+        """
+        ...
+
+
+class Executor(Protocol):
+    """What makes one pass over leaves, on the machines that it is for."""
+
+    name: str
+
+    def obstacle(self) -> str | None:
+        """Why it cannot run here."""
+        ...
+
+    def recipe(self, link: AbstractLink, param: Any, update: Any, kept: KeptOfLeaf, way: Hashable) -> Hashable:
+        """What a leaf has in common with all that are run alike; raises Unsupported."""
+        ...
+
+    def fused(self, link: AbstractLink, state: State, recipe: Any, path: str) -> Fused:
+        """How leaves of a recipe are run, of which one has this path; raises Unsupported."""
+        ...
 
 
 class Choice(NamedTuple):
@@ -35,31 +66,32 @@ class Choice(NamedTuple):
     Attributes:
       reason: why it is XLA; empty where it is not.
       fused: how it is run in one pass; None where it is XLA.
+      way: how the link treats the leaf.
     """
 
     reason: str
     fused: Fused | None = None
+    way: Hashable = None
 
 
-def obstacles(link: AbstractLink | None, tx: Any) -> Iterator[str]:
+def obstacles(executor: Executor, link: AbstractLink | None, tx: Any) -> Iterator[str]:
     """Why no leaf can be run in one pass, whatever the parameters are."""
     if link is None:
         made_by = getattr(tx.update, "__qualname__", "").partition(".")[0] or type(tx).__name__
         yield f"{made_by} is not a link of adam_tx"
         return
-    yield from link.fusing_obstacles()
-    if not link.facts.elementwise:
-        yield f"{link.name} does not step each element by itself"
-    if (why := engine.obstacle()) is not None:
+    yield from link.fusing_obstacles(tiled=True)
+    if (why := executor.obstacle()) is not None:
         yield why
-    if jax.default_backend() != "cpu":
-        yield f"JAX runs on {jax.default_backend()}"
 
 
-def plan(link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOfLeaf]) -> list[Choice]:
+def plan(
+    executor: Executor, link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOfLeaf]
+) -> list[Choice]:
     """The choice for every leaf; XLA for those that are absent.
 
     Args:
+      executor: who may run them.
       link: one without obstacles.
       leaves: the leaves of an update, with parameters.
       state: the state before it.
@@ -67,16 +99,19 @@ def plan(link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOf
     """
     params = as_given(leaves, "params")
     updates = as_given(leaves, "updates")
-    made: dict[Recipe, Choice] = {}
+    ways = link.ways(leaves)
+    made: dict[Hashable, Choice] = {}
     choices = [Choice("it is absent")] * len(leaves)
     for i in leaves.present:
         try:
-            recipe = tile.recipe_of(link, params[i], updates[i], kept[i])
+            for why in link.fusing_obstacles(ways[i], tiled=True):
+                raise Unsupported(why)
+            recipe = executor.recipe(link, params[i], updates[i], kept[i], ways[i])
         except Unsupported as why:
             choices[i] = Choice(str(why))
             continue
         if recipe not in made:
-            made[recipe] = _choice(link, state, recipe, leaves.path(i))
+            made[recipe] = _choice(executor, link, state, recipe, leaves.path(i), ways[i])
         choices[i] = made[recipe]
     return choices
 
@@ -87,16 +122,10 @@ def as_given(leaves: Leaves, name: str) -> list[Any]:
     return [jnp.asarray(leaf) if i in leaves.present else leaf for i, leaf in enumerate(column)]
 
 
-def _choice(link: AbstractLink, state: State, recipe: Recipe, path: str) -> Choice:
+def _choice(executor: Executor, link: AbstractLink, state: State, recipe: Hashable, path: str, way: Hashable) -> Choice:
     """For the leaves of a recipe."""
-    dtypes = {str(dtype) for dtype in (recipe.param, recipe.update)} - {"float32", "bfloat16"}
-    if dtypes:
-        return Choice(f"it is {dtypes.pop()}")
     try:
-        program = tile.tile_program(link, state, recipe, path)
-        if any(isinstance(constant, Tracer) for constant in program.constants.values()):
-            raise Unsupported("a hyperparameter comes from a function that JAX transforms")
-        return Choice("", Fused(program, call.compiled(program)))
+        return Choice("", executor.fused(link, state, recipe, path), way)
     except Unsupported as why:
         return Choice(str(why))
 
@@ -106,21 +135,20 @@ _MOST_LEAVES = 50
 """What one call steps. More would wait for the gradients of others; XLA takes long to compile a call of 1000 arrays."""
 
 
-def calls(choices: Sequence[Choice], sizes: Mapping[int, int]) -> Iterator[tuple[Fused, list[int]]]:
+def calls(choices: Sequence[Choice], sizes: Mapping[int, int]) -> Iterator[tuple[Choice, list[int]]]:
     """The leaves that one call steps, by number.
 
     Args:
       choices: for each leaf who runs it.
       sizes: the number of elements of each leaf that is there.
     """
-    alike: dict[int, tuple[Fused, list[int]]] = {}
+    alike: dict[int, tuple[Choice, list[int]]] = {}
     for i in sizes:
-        fused = choices[i].fused
-        if fused is not None:
-            alike.setdefault(id(fused), (fused, []))[1].append(i)
-    for fused, members in alike.values():
+        if choices[i].fused is not None:
+            alike.setdefault(id(choices[i].fused), (choices[i], []))[1].append(i)
+    for choice, members in alike.values():
         for batch in _batches(members, sizes):
-            yield fused, batch
+            yield choice, batch
 
 
 def _batches(members: Sequence[int], sizes: Mapping[int, int]) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ have the same dtypes and the same kinds of slots, have the same program.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ class Recipe(NamedTuple):
       kept: what is kept of the leaf, an array by its dtype and whether it is one number a block.
       block: the elements of a tile.
       is_blocks: whether a tile is a block, of which each row has its own.
+      way: how the link treats the leaf.
     """
 
     rank: int
@@ -50,6 +51,7 @@ class Recipe(NamedTuple):
     structure: Any
     block: int
     is_blocks: bool
+    way: Hashable = None
 
 
 class TileProgram(NamedTuple):
@@ -86,7 +88,9 @@ class TileProgram(NamedTuple):
         return [jnp.asarray(known[scalar]) for scalar in self.scalars]
 
 
-def recipe_of(link: AbstractLink, param: jax.Array, update: jax.Array, kept: KeptOfLeaf) -> Recipe:
+def recipe_of(
+    link: AbstractLink, param: jax.Array, update: jax.Array, kept: KeptOfLeaf, way: Hashable = None
+) -> Recipe:
     """The recipe of a leaf.
 
     Raises:
@@ -103,7 +107,7 @@ def recipe_of(link: AbstractLink, param: jax.Array, update: jax.Array, kept: Kep
     if any(array.shape != blocks for array, is_scale in zip(arrays, scaled, strict=True) if is_scale):
         raise Unsupported("not every slot is kept as one array of its shape, with or without a scale a block")
     of_arrays = tuple((array.dtype, is_scale) for array, is_scale in zip(arrays, scaled, strict=True))
-    return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled))
+    return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled), way)
 
 
 def _block(link: AbstractLink) -> int:
@@ -144,7 +148,7 @@ def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str) ->
     )
 
     def step(state: Any, number: Any, start: Any, param: Any, update: Any, kept: Any) -> list[jax.Array]:
-        return stepped(link, state, param, update, kept, number=number, path=path, start=start)
+        return stepped(link, state, param, update, kept, number=number, path=path, start=start, way=recipe.way)
 
     equations = jaxprs.inlined(step, *arguments)
     of_state = equations.inputs[: len(numbers)]
@@ -165,6 +169,7 @@ def stepped(
     number: Any,
     path: str,
     start: jax.Array | None = None,
+    way: Hashable = None,
 ) -> list[jax.Array]:
     """The new parameter of a leaf, or of a tile of one, and what is then kept: as `update` and `apply_updates` do.
 
@@ -177,6 +182,7 @@ def stepped(
       number: that of the leaf in its tree.
       path: the leaf's path, for errors.
       start: where in the whole leaf the tile begins, in elements; None for the whole leaf.
+      way: how the link treats the leaf.
     """
     leaves = Leaves(update, None, param, count=link.count_of(state), positions=link.positions)
     numbers, _ = link.numbers_at(leaves.count, state)
@@ -197,6 +203,7 @@ def stepped(
         tile,
         leaves.param_dtypes[0],
         positions=link.positions,
+        way=way,
     )
     emitted, new = link.leaf_step(numbers, leaf, kept)
     lowered = leaves.lower([emitted], exact=link.facts.terminal)

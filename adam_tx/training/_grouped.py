@@ -1,0 +1,332 @@
+"""`Groups`: the link behind `groups`, which has another one for each group of leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adam_tx._chain import unique
+from adam_tx._core.abstract_link import AbstractLink, Inside, KeptOfLeaf
+from adam_tx._core.call import Call
+from adam_tx._core.facts import combined
+from adam_tx._core.leaf_step import Leaf
+from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.paths import PathPattern, Pattern, shape_of
+from adam_tx._core.provenance import Provenance, Run
+from adam_tx._core.states import State
+from adam_tx._link import implementation_in
+from adam_tx.describe import summary, visit
+
+FREEZE = "freeze"
+Setting = Mapping[str, object] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
+"""What becomes of a group: other arguments, an optimizer, one with a name, or "freeze"."""
+
+
+class Group(NamedTuple):
+    """Some of the parameters.
+
+    Attributes:
+      label: the pattern as text, or "default".
+      pattern: what claims leaves; None for those that are left.
+      link: what updates them; None if they are frozen.
+      key: under which the state has what it keeps.
+    """
+
+    label: str
+    pattern: Pattern | None
+    link: AbstractLink | None
+    key: str
+
+
+class Groups(AbstractLink):
+    """Several links, each for leaves of its own.
+
+    Attributes:
+      groups: all of them, frozen ones too.
+    """
+
+    name = "groups"
+    formula = "each leaf by the link of its group"
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[PathPattern, Setting]],
+        default: Setting | None,
+        optimizer: Callable[..., optax.GradientTransformation] | None,
+        settings: Mapping[str, object],
+        call: Call,
+    ) -> None:
+        self.call = call
+        if optimizer is None and settings:
+            raise TypeError(f"groups: {sorted(settings)} are arguments of no optimizer; give optimizer= too.")
+        given: list[tuple[Pattern | None, Setting]] = [] if default is None else [(None, default)]
+        given += [(Pattern(of), setting) for of, setting in pairs]
+        if not given:
+            raise ValueError("groups: no pattern and no default; give at least one of them.")
+        self.groups: list[Group] = []
+        members: dict[str, AbstractLink] = {}
+        keys: dict[Hashable, str] = {}
+        for pattern, setting in given:
+            label = pattern.text if pattern else "default"
+            name, link = _made(label, setting, optimizer, settings)
+            key = ""
+            if link is not None:  # links of one signature have one state
+                key = keys.setdefault((name, link.state_signature()), unique(name, members))
+                members.setdefault(key, link)
+            self.groups.append(Group(label, pattern, link, key))
+        self.members = members
+        facts = [link.facts for link in self.running().values()]
+        self.facts = dataclasses.replace(combined(facts), keeps=True)
+
+    def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
+        """The groups with the numbers of their leaves, absent ones too; each leaf must have one, each group a leaf."""
+        arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
+        patterns = [(k, group.pattern) for k, group in enumerate(self.groups) if group.pattern is not None]
+        rest = [k for k, group in enumerate(self.groups) if group.pattern is None]
+        for _, pattern in patterns:
+            pattern.check("groups", arrays, of_updates=leaves.given("updates") is not None)
+        owned: list[set[int]] = [set() for _ in self.groups]
+        for i, (path, leaf) in enumerate(arrays):
+            claims = [k for k, pattern in patterns if pattern.matches(path, shape_of(leaf))]
+            if (len(claims) > 1 or not (claims or rest)) and i in leaves.present:
+                self._refuse_leaf(path, [self.groups[k].label for k in claims])
+            owned[(claims or rest or [0])[0]].add(i)
+        return list(zip(self.groups, map(frozenset, owned), strict=True))
+
+    def _refuse_leaf(self, path: str, claims: Sequence[str]) -> None:
+        if claims:
+            raise ValueError(
+                f"groups: leaf {path} is claimed by the patterns {claims}; it can have one setting only. Take it out "
+                f"of all but one, as in '{claims[0]}|!{path}'."
+            )
+        raise ValueError(
+            f"groups: leaf {path} is claimed by none of the patterns {[group.label for group in self.groups]}. Add one "
+            "for it, or say what becomes of all others: default={} for the optimizer as it is."
+        )
+
+    def _own(self, leaves: Leaves) -> list[tuple[Group, AbstractLink, Leaves]]:
+        """Every group that has a link, with its leaves alone."""
+        return [
+            (group, group.link, leaves.only(own)) for group, own in self.leaves_of(leaves) if group.link is not None
+        ]
+
+    def _merged(self, leaves: Leaves, stepped: Sequence[tuple[str, Leaves, State]]) -> dict[str, State]:
+        """The states of all links, each given with its key and leaves, those of one signature as one."""
+        merged: dict[str, State] = {}
+        for key, member in self.members.items():
+            if member.facts.keeps:
+                sharing = [(own, state) for of, own, state in stepped if of == key]
+                owners = {i: n for n, (own, _) in enumerate(sharing) for i in own.present}
+                whose = [owners.get(i, 0) for i in range(len(leaves))]
+                merged[key] = member.merge_states(leaves, whose, [state for _, state in sharing])
+        return merged
+
+    def init_leaves(self, leaves: Leaves) -> State:
+        """The states of all links."""
+        begun = [(of.key, own, link.init_leaves(own.within(of.label))) for of, link, own in self._own(leaves)]
+        return self._merged(leaves, begun)
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """Every link's step of its own leaves."""
+        kept = self._checked(state)
+        new: list[tuple[str, Leaves, State]] = []
+        emitted: dict[int, jax.Array] = {}
+        for group, link, own in self._own(leaves):
+            masked = [x if i in own.present else own.updates[i] for i, x in enumerate(updates)]
+            column, after = own.run_member(group.label, link, masked, kept.get(group.key))
+            new.append((group.key, own, after))
+            rounded = self.facts.terminal and not link.facts.terminal
+            for i in own.present:
+                emitted[i] = leaves.lowered(i, column[i]) if rounded else column[i]
+        frozen = set(leaves.present) - emitted.keys()
+        # minus zero is the one number that changes no weight
+        column = [-jnp.zeros_like(u) if i in frozen else emitted.get(i, u) for i, u in enumerate(updates)]
+        return column, self._merged(leaves, new)
+
+    def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
+        """The parameters as the links know them."""
+        if leaves.params is None or not self.facts.terminal:
+            return leaves
+        kept = self._checked(state)
+        params = list(leaves.params)
+        for group, link, own in self._own(leaves):
+            if link.facts.terminal:
+                known = link.full_precision_params(own, kept.get(group.key)).params or params
+                for i in own.present:
+                    params[i] = known[i]
+        return leaves.replace(params=params)
+
+    def inside(self, state: State, leaves: Leaves | None) -> Mapping[str, Inside]:
+        """Each group with its leaves; where these do not matter, each state once."""
+        if leaves is None:
+            return super().inside(state, None)
+        kept = {} if state is None else self.split_state(state).members
+        return {
+            group.label: Inside(group.link, kept.get(group.key), own)
+            for group, own in self.leaves_of(leaves)
+            if group.link is not None
+        }
+
+    def running(self) -> Mapping[str, AbstractLink]:
+        """The link of each group."""
+        return {group.label: group.link for group in self.groups if group.link is not None}
+
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """The group of each leaf, and how its link treats it."""
+        ways: list[Hashable] = [None] * len(leaves)
+        for group, own in self.leaves_of(leaves):
+            inside = None if group.link is None else group.link.ways(leaves.only(own))
+            for i in own:
+                ways[i] = (group.label, inside and inside[i])
+        return ways
+
+    def fusing_obstacles(self, way: Any = None, *, tiled: bool = False) -> Iterator[str]:
+        """Those of the group; of all, if not one of them can."""
+        running = self.running()
+        if way is not None:
+            label, inside = way
+            if label not in running:
+                yield "it is frozen"
+            elif self.facts.terminal and not running[label].facts.terminal:
+                yield "groups keep master weights of others, and not of it"
+            else:
+                yield from running[label].fusing_obstacles(inside, tiled=tiled)
+        elif not self._fusing(tiled=tiled):
+            yield next((next(link.fusing_obstacles(tiled=tiled)) for link in running.values()), "all groups are frozen")
+
+    def _fusing(self, *, tiled: bool = False) -> list[tuple[Group, AbstractLink]]:
+        """The groups whose links can step one leaf without the others."""
+        linked = [(group, group.link) for group in self.groups if group.link is not None]
+        return [(group, link) for group, link in linked if not any(link.fusing_obstacles(tiled=tiled))]
+
+    def numbers_at(self, count: jax.Array, state: State) -> tuple[dict[str, object], dict[str, object]]:
+        """Those of each group by its label; after the update by the key of its state."""
+        kept = self._checked(state)
+        found = [(group, link.numbers_at(count, kept.get(group.key))) for group, link in self._fusing()]
+        return (
+            {group.label: numbers for group, (numbers, _) in found},
+            {group.key: new for group, (_, new) in found},
+        )
+
+    def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """The step of the leaf's group."""
+        label, way = cast(tuple[str, Hashable], leaf.way)
+        group = next(group for group in self.groups if group.label == label)
+        known = leaf._replace(way=way, place=(*leaf.place, label))
+        slots: Any = kept
+        emitted, new = self.running()[label].leaf_step(numbers[label], known, slots[group.key])
+        return emitted, {**kept, group.key: new}
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """The parameter as the link of its group knows it."""
+        slots: Any = kept
+        for key, of_key in slots.items():
+            param = self.members[key].full_precision_of(param, of_key)
+        return param
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What is kept of each leaf under every key, of which all but its own group's has nothing of it."""
+        kept = self._checked(state)
+        own: dict[str, set[int]] = {group.key: set() for group, _ in self._fusing()}
+        for group, of_group in self.leaves_of(leaves):
+            own.get(group.key, set()).update(of_group)
+        columns = {key: self.members[key].kept_of_leaves(leaves.only(of), kept.get(key)) for key, of in own.items()}
+        return [{key: column[i] for key, column in columns.items()} for i in range(len(leaves))]
+
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The states by key."""
+        before = self._checked(state)
+        new = {key: of_key for key, of_key in before.items() if key != "count"}
+        of_leaves: Sequence[Any] = kept
+        for key, of_key in numbers.items():
+            if self.members[key].facts.keeps:
+                columns = [of_leaf[key] for of_leaf in of_leaves]
+                new[key] = self.members[key].with_kept(before.get(key), leaves, of_key, columns)
+        return new
+
+    def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
+        """What each makes of the updates of its own leaves."""
+        emitted = [run(label, updates, grad) for label in self.running()]
+        return Provenance.merged(emitted) if emitted else updates
+
+    def state_signature(self) -> Hashable:
+        """Those of other groups are of other leaves."""
+        return object()
+
+    def _checked(self, state: State, *counted: str) -> Mapping[str, State]:
+        keys = [*counted, *(key for key, link in self.members.items() if link.facts.keeps)]
+        if not isinstance(state, Mapping) or not state.keys() >= set(keys) or state.keys() - {"count", *keys}:
+            got = f"one keyed {list(state)}" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+            raise ValueError(
+                f"groups: its state is a dict keyed {keys}, but {got} came. Give update the state that init of these "
+                "groups returned; the order is update(updates, state, params). To go on from another state, call "
+                "adam_tx.migrate(state, <its tx>, tx, params)."
+            )
+        return cast(Mapping[str, State], state)
+
+    def count_of(self, state: State) -> jax.Array:
+        """The count in the dict."""
+        return cast(jax.Array, self._checked(state, "count")["count"])
+
+    def basis_obstacles(self) -> Iterator[str]:
+        """Its links each have a basis of their own, if any."""
+        yield "groups cannot stand in another basis; put the change of basis into the groups that need it."
+
+
+def _made(
+    label: str,
+    setting: Any,
+    optimizer: Callable[..., optax.GradientTransformation] | None,
+    settings: Mapping[str, object],
+) -> tuple[str, AbstractLink | None]:
+    """The name and link that a setting stands for; no link if it freezes."""
+    if isinstance(setting, str):
+        if setting != FREEZE:
+            raise ValueError(f"groups: the setting of {label!r} must be 'freeze' where it is a str, got {setting!r}.")
+        return "", None
+    name = None
+    if isinstance(setting, tuple) and len(setting) == 2 and isinstance(setting[0], str):
+        name, setting = setting
+    if isinstance(setting, Mapping):
+        if optimizer is None:
+            raise TypeError(
+                f"groups: the setting of {label!r} is a dict of arguments, but there is no optimizer= they are for."
+            )
+        try:
+            setting = optimizer(**{**settings, **setting})
+        except (TypeError, ValueError) as error:
+            error.add_note(f"It was made for the group {label!r}.")
+            raise
+    if not isinstance(setting, optax.GradientTransformation):
+        raise TypeError(
+            f"groups: the setting of {label!r} must be a dict of arguments, a transformation or 'freeze', got "
+            f"{setting!r}."
+        )
+    link = implementation_in(setting)
+    maker = link.call.maker.__name__
+    name = name or (link.name if maker == "as_link" else maker)
+    if name == "count":
+        raise ValueError(f"groups: name that of {label!r} otherwise than 'count', which is the number of updates.")
+    return name, link
+
+
+@summary.rows_of.register(Groups)
+def _(tx: Groups, part: visit.Part, params: optax.Params) -> Iterator[summary.Row]:
+    """A row for each group with its leaves, and one for what the links of each signature keep."""
+    depth = len(part.place) + 1
+    own, kept = tx.split_state(part.state)
+    yield summary.Row(summary.label_of("groups", part.name), tx.formula, {}, own, depth - 1)
+    leaves = Leaves.of_params(params)
+    for group, numbers in tx.leaves_of(leaves):
+        made = FREEZE if group.link is None else summary.made_by(group.link)
+        hyperparams = {} if group.link is None else summary.hyperparams_of(group.link)
+        paths = "; ".join(summary.alike([leaves.paths[i] for i in sorted(numbers)]))
+        yield summary.Row(f"{group.label}: {made}", paths, hyperparams, {}, depth)
+    for name, state in kept.items():
+        own = dict(summary.named_parts(tx.members[name], state))
+        yield summary.Row(f"state of {name}", "", {}, own, depth)
