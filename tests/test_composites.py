@@ -73,6 +73,7 @@ COMPOSITES = {
         "guard": adam_tx.guard,
         "guard, deviations": lambda tx: adam_tx.guard(tx, deviations=4.0),
         "guard, loss scale": lambda tx: adam_tx.guard(tx, loss_scale=adam_tx.LossScale(initial=1.0)),
+        "guard, gradient": lambda tx: adam_tx.guard(tx, watch="gradient"),
     },
     "Monitor": {"monitor": adam_tx.monitor},
     "Groups": {
@@ -132,7 +133,10 @@ ALWAYS = {
     ("Surprise", "keeps"): (True, "its RMS keeps an average"),
     ("Guard", "elementwise"): (False, "it looks at all leaves"),
     ("Guard", "holds_back"): (True, "it may leave a step out"),
-    ("Guard", "looks_ahead"): (True, "it has to know whether all is finite"),
+    **{
+        (name, "looks_ahead"): (True, "it has to know whether all is finite")
+        for name in ("guard", "guard, deviations", "guard, loss scale")
+    },
     ("Guard", "keeps"): (True, STATE),
     ("guard, loss scale", "changes_gradient"): (True, "it divides it"),
     ("Monitor", "keeps"): (True, STATE),

@@ -50,11 +50,25 @@ def test_an_earlier_pickle_is_what_the_same_code_makes_today(name):
     assert adam_tx.get_config(earlier) == adam_tx.get_config(today)
 
 
+ADDED = {"guard": {"watch": "step"}}
+"""By function the arguments that it takes since then, each with what it was before."""
+
+
+def as_earlier(config):
+    """A config of today without the arguments that were added, where they are what they were."""
+    if isinstance(config, list):
+        return [as_earlier(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    added = ADDED.get(str(config.get("name")), {})
+    return {key: as_earlier(part) for key, part in config.items() if key not in added or part != added[key]}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_earlier_config_is_what_the_same_code_makes_today(name):
     config = CASES[name]["config"]
     today = adam_tx.get_config(golden.CASES[name].make())
-    assert config == json.loads(json.dumps(today))
+    assert config == as_earlier(json.loads(json.dumps(today)))
     if not unknown_in(config):
         assert adam_tx.get_config(adam_tx.from_config(config, allow=ALLOWED)) == today
 

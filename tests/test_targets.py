@@ -25,8 +25,12 @@ STEPS = {
     "guard, eight bits": adam_tx.guard(EIGHT_BITS),
     "guard, five bytes": adam_tx.guard(FIVE_BYTES),
     "guard, master weights": adam_tx.guard(MASTER),
+    "guard of gradients": adam_tx.guard(ADAMW, watch="gradient"),
+    "guard of gradients, eight bits": adam_tx.guard(EIGHT_BITS, watch="gradient"),
+    "guard of gradients, five bytes": adam_tx.guard(FIVE_BYTES, watch="gradient"),
+    "guard of gradients, master weights": adam_tx.guard(MASTER, watch="gradient"),
 }
-NARROW = ("five bytes", "master weights", "guard, five bytes", "guard, master weights")
+NARROW = [name for name in STEPS if name.endswith(("five bytes", "master weights"))]
 COSTS = {
     ("h100", "float32"): (28.0, 0.0),
     ("h100", "bfloat16 at random"): (20.0, 0.0),
@@ -37,6 +41,10 @@ COSTS = {
     ("h100", "guard, eight bits"): (32.47, 0.13),
     ("h100", "guard, five bytes"): (23.47, 0.13),
     ("h100", "guard, master weights"): (40.0, 0.0),
+    ("h100", "guard of gradients"): (32.0, 0.0),
+    ("h100", "guard of gradients, eight bits"): (26.44, 0.13),
+    ("h100", "guard of gradients, five bytes"): (20.44, 1.1),
+    ("h100", "guard of gradients, master weights"): (28.0, 0.0),
     ("v5e", "float32"): (28.0, 0.0),
     ("v5e", "eight bits"): (52.7, 1.6),
     ("v5e", "five bytes"): (58.8, 5.2),

@@ -26,12 +26,14 @@ class Kept(NamedTuple):
       stored: the array, and beside codes their scales.
       storage: what knows its numbers.
       starts_finite: whether it is known that all were so at first.
+      leaf: the path of the leaf of which it is kept; None where it is of none.
     """
 
     path: str
     stored: Stored
     storage: Storage
     starts_finite: bool = False
+    leaf: str | None = None
 
     @property
     def numbers(self) -> jax.Array:
@@ -67,11 +69,12 @@ _AS_IT_IS = DtypeStorage()
 def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterator[Kept]:
     """What is kept of a slot."""
     key = link.scaled.get(name)
-    scales = {} if key is None else dict(_arrays(state.scales[key], *place, name))
+    scales = {} if key is None else dict(_arrays(state.scales[key]))
     start = link.rule.start.get(name, 0.0)
     finite = isinstance(start, int | float) and math.isfinite(start)
-    for path, x in _arrays(getattr(state, name), *place, name):
-        yield Kept(path, Stored(x, scales.get(path)), link.storage[name], finite)
+    for leaf, x in _arrays(getattr(state, name)):
+        path = "/".join(filter(None, (*place, name, leaf)))
+        yield Kept(path, Stored(x, scales.get(leaf)), link.storage[name], finite, leaf)
 
 
 def _arrays(tree: Tree, *place: str) -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from adam_tx._core.states import Fields, State
 from adam_tx._link import optimizer
 from adam_tx._wrapper import Wrapper
 from adam_tx.describe.arrays import arrays_of
+from adam_tx.training.held import Step, hold_leaves
 
 _LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
 _LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
@@ -67,6 +68,7 @@ def guard(
     deviations: float | None = None,
     decay: float = 0.99,
     loss_scale: LossScale | None = None,
+    watch: Literal["step", "gradient"] = "step",
 ) -> Guard:
     """Let a step that is not finite, or far too large, change nothing.
 
@@ -92,6 +94,26 @@ def guard(
     large. The first 1 / (1 - decay) steps are held to no limit. To begin anew by hand, set
     `taken` in the state to zero: `optax.tree.set(state, taken=jnp.zeros((), jnp.int32))`.
 
+    To know whether a whole step is finite, it is formed twice. With `watch="gradient"` the
+    gradient alone decides, and the step is formed once. Then a step is skipped if the norm
+    of the gradient is not finite: a number in it is not, or it is longer than 1.8e19. That
+    misses a step that becomes infinite or NaN behind a finite gradient: where the learning
+    rate or a parameter is so, where a float16 update is too large for its dtype, or in a
+    link of your own. (The averages of adam_tx stay finite: their squares saturate.) Such an
+    element is *held*: its weight and its moments stay as they are, and `held` counts it. All
+    others step. In eight bits it keeps its codes, whose scales go on. What a link keeps that
+    is of no element, such as a count, is held by itself.
+
+    A step for an H100 then reads and writes, in bytes a parameter::
+
+                        no guard    watch="step"    watch="gradient"
+        AdamW                 28              44                  32
+        in eight bits         22              32                  26
+        in five bytes         16              23                  20
+
+    Elsewhere XLA gains nothing by it. Of AdamW "step" takes 44 on a TPU v5e, and 98 on a CPU
+    (40 without a guard); "gradient" takes 59, and 105.
+
     Args:
       inner: a link, a chain, or any transformation. Put all that counts or averages inside,
         `optax.MultiSteps(…).gradient_transformation()` too: outside it would keep a NaN.
@@ -99,18 +121,21 @@ def guard(
       decay: of mean and spread, in [0, 1).
       loss_scale: for a loss that is multiplied by `state.scale`, which the gradients are
         divided by here; None for a loss as it is.
+      watch: "step" skips every step that is not finite. "gradient" costs less on a GPU, and
+        holds what it misses.
 
     Returns:
       A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
-      `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale.
-      Its count is of all steps, that of `inner` of those taken; `taken` is of the norms in
-      mean. norm is at most 1.8e19, the root of float32's largest; below 1e-18 it may be zero.
+      `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale,
+      `held` where the gradient is watched. Its count is of all steps, that of `inner` of
+      those taken; `taken` is of the norms in mean. norm is at most 1.8e19, the root of
+      float32's largest; below 1e-18 it may be zero.
       All is computed where the gradients are, over all devices, also inside `jax.shard_map`,
       and the host waits for nothing.
 
     Raises:
       TypeError: what is no transformation.
-      ValueError: a number out of range.
+      ValueError: a number out of range, another `watch`.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -120,7 +145,7 @@ def guard(
     >>> updates, int(state.skipped), int(state.inner["count"])
     (Array([-0., -0.], dtype=float32), 1, 0)
     """
-    return Guard(inner, deviations, decay, loss_scale)
+    return Guard(inner, deviations, decay, loss_scale, watch)
 
 
 class Guard(Wrapper):
@@ -132,15 +157,24 @@ class Guard(Wrapper):
     formula = "inner(u) where all is finite, else nothing"
 
     def __init__(
-        self, inner: optax.GradientTransformation, deviations: float | None, decay: float, loss_scale: LossScale | None
+        self,
+        inner: optax.GradientTransformation,
+        deviations: float | None,
+        decay: float,
+        loss_scale: LossScale | None,
+        watch: str,
     ) -> None:
         if deviations is not None:
             hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if loss_scale is not None and not isinstance(loss_scale, LossScale):
             raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
-        changed: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
-        keeps = _keeps(deviations is not None, loss_scale is not None)
-        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, looks_ahead=True, **changed)
+        if watch not in ("step", "gradient"):
+            raise ValueError(f"guard: watch must be 'step' or 'gradient', got {watch!r}.")
+        self._holds = watch == "gradient"
+        facts: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
+        facts |= {} if self._holds else {"looks_ahead": True}
+        keeps = _keeps(deviations is not None, loss_scale is not None, self._holds)
+        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **facts)
         self._deviations = deviations
         self._loss_scale = loss_scale
         self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
@@ -172,17 +206,33 @@ class Guard(Wrapper):
         inside = leaves.replace(updates=safe, grad=None if leaves.grad is None else safe_grad)
         emitted, inner = self.run_inner(inside, safe, fields.inner)
         left = {i: emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]) for i in leaves.present}
-        columns = [updates, left] if grad is None else [updates, grad, left]
-        finite, norm = known(
-            leaves.ahead,
-            lambda: (self._is_finite(leaves, columns, fields.inner, inner), _norm(leaves, updates)),
-        )
+        columns = [updates] if grad is None else [updates, grad]
+        finite, norm = self._looked_at(leaves, columns, left, fields.inner, inner)
         norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
         ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
-        emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
-        inner = jax.tree.map(functools.partial(jnp.where, ok), inner, fields.inner)
         own = self._counted(fields, ok, norm) | self._scaled(fields, finite)
+        if self._holds:
+            # a GPU's compiler makes several kernels of codes, a residual and a sum, and keeps what is between them
+            counts_apart = self.facts.terminal and leaves.ahead is not None
+            step = Step(self.inner, emitted, left, inner)
+            emitted, inner, held = hold_leaves(leaves, step, ok, fields.inner, counts_apart=counts_apart)
+            own["held"] = fields.held + jnp.minimum(held, jnp.iinfo(jnp.int32).max - fields.held)
+        else:
+            emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
+            inner = jax.tree.map(functools.partial(jnp.where, ok), inner, fields.inner)
         return emitted, self.state(inner, **own)
+
+    def _looked_at(
+        self, leaves: Leaves, columns: Sequence[Column], left: Mapping[int, jax.Array], old: State, new: State
+    ) -> tuple[jax.Array, jax.Array]:
+        """Whether all that is watched is finite, and the norm of what came."""
+        if self._holds:
+            norms = [_norm(leaves, column) for column in columns]
+            return functools.reduce(jnp.logical_and, map(jnp.isfinite, norms)), norms[0]
+        return known(
+            leaves.ahead,
+            lambda: (self._is_finite(leaves, [*columns, left], old, new), _norm(leaves, columns[0])),
+        )
 
     def _is_finite(self, leaves: Leaves, columns: Sequence[Any], old: State, new: State) -> jax.Array:
         """Whether all in these columns is finite, and of the new state what was so in the old one."""
@@ -261,15 +311,16 @@ _FLOATS = ("norm", "mean", "variance", "scale")
 """Of what a guard keeps, all but its counts."""
 
 
-def _keeps(deviations: bool, loss_scale: bool) -> tuple[str, ...]:
+def _keeps(deviations: bool, loss_scale: bool, holds: bool) -> tuple[str, ...]:
     """The names of what a guard keeps."""
     of_deviations = ("taken", "mean", "variance") if deviations else ()
     of_scale = ("scale", "good_in_a_row") if loss_scale else ()
-    return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale)
+    return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale, *(["held"] if holds else []))
 
 
 STATES = [
-    states.state_type("guard", (*counted, *_keeps(deviations, loss_scale), "inner"))
-    for counted, deviations, loss_scale in itertools.product(((), ("count",)), (False, True), (False, True))
+    states.state_type("guard", (*counted, *_keeps(*settings), "inner"))
+    for counted in ((), ("count",))
+    for settings in itertools.product((False, True), repeat=3)
 ]
 """The types of its states, by which `metrics` knows them; made here, so that exported programs find them."""

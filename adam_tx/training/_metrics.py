@@ -31,11 +31,12 @@ def metrics(state: optax.OptState) -> dict[str, float | jax.Array]:
     Returns:
       Numbers by name: `step`, the number of updates; the figures of `monitor`; of a guard
       `skipped`, `skipped_in_a_row`, `guarded_norm` (of the gradients of the last step, taken
-      or not), `loss_scale`, and where deviations are given `guarded_mean` and
-      `guarded_spread`: the next step is skipped above mean + deviations · spread. Then the
-      values that Optax injects, by their names. A second monitor's have `monitor_2/` in
-      front, and so on. What is not known is NaN. They are Python's numbers, which `json` can
-      hold; inside jit float32 scalars, and arrays of a state that has a batch of them.
+      or not), `loss_scale`, `held` where it watches the gradient alone, and where deviations
+      are given `guarded_mean` and `guarded_spread`: the next step is skipped above mean +
+      deviations · spread. Then the values that Optax injects, by their names. A second
+      monitor's have `monitor_2/` in front, and so on. What is not known is NaN. They are
+      Python's numbers, which `json` can hold; inside jit float32 scalars, and arrays of a
+      state that has a batch of them.
 
     Raises:
       ValueError: a state with none of these.
@@ -108,6 +109,7 @@ def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:
         return step | {key: node.metrics[key] for key in ordered}
     counted = {"skipped": node.skipped, "skipped_in_a_row": node.skipped_in_a_row}
     counted |= {"loss_scale": node.scale} if "scale" in node._fields else {}
+    counted |= {"held": node.held} if "held" in node._fields else {}
     usually = zip(("guarded_mean", "guarded_spread"), usual(node), strict=True) if "mean" in node._fields else ()
     return counted | {"guarded_norm": node.norm, **dict(usually)}
 
