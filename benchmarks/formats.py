@@ -24,6 +24,7 @@ import numpy as np
 import rivals
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 
 import adam_tx
 
@@ -75,25 +76,30 @@ def replace_members(store: rivals.Format) -> Contender:
     return Contender(lambda grads: Run(*rivals.adam(store, grads)), store.bytes)
 
 
-def compiled(init: Callable[[Any], Any], step: Callable[[Any, Any, Any], Any], v: Callable[[Any], Any]) -> Contender:
+def compiled(
+    init: Callable[[Any], Any], step: Callable[[Any, Any, Any], Any], v: Callable[[Any, Any], Any]
+) -> Contender:
     """An optimizer in JAX, all steps in one program.
 
     Args:
       init: from parameters to a state.
       step: from gradients, a state and parameters to updates and a state.
-      v: from a state to its decoded v.
+      v: from a state and parameters to the decoded v.
     """
 
     @jax.jit
-    def scan(grads: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params = jnp.zeros(grads.shape[1:])
-
+    def scan(grads: jax.Array, params: jax.Array) -> tuple[jax.Array, Any]:
         def body(state: Any, grad: jax.Array) -> tuple[Any, jax.Array]:
             updates, state = step(grad, state, params)
             return state, -updates
 
         state, updates = jax.lax.scan(body, init(params), grads)
-        return updates, v(state)
+        return updates, state
+
+    def run(grads: Array) -> Run:
+        params = jnp.zeros(grads.shape[1:])
+        updates, state = scan(jnp.asarray(grads), params)
+        return Run(np.asarray(updates), np.asarray(v(state, params)))
 
     def size(shape: Sequence[int]) -> float:
         leaf = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
@@ -101,20 +107,13 @@ def compiled(init: Callable[[Any], Any], step: Callable[[Any, Any, Any], Any], v
         one, two = (sum(x.size * x.dtype.itemsize for x in state) for state in states)
         return (two - one) / math.prod(shape)  # without what is there once, whatever the leaves
 
-    return Contender(lambda grads: Run(*(np.asarray(x) for x in scan(jnp.asarray(grads)))), size)
+    return Contender(run, size)
 
 
 def stored(storage: adam_tx.storage.Storage | None) -> Contender:
     """`adam_tx.adam` with both moments in a storage, None for float32."""
     tx = adam_tx.adam(1.0, mu_dtype=storage, nu_dtype=storage)
-
-    def v(state: Any) -> jax.Array:
-        rms = state["scale_by_rms"]
-        scales = (getattr(rms, "scales", None) or {}).get("nu")
-        kept = adam_tx.storage.Stored(rms.nu, scales)
-        return storage.decode(kept, jnp.dtype(jnp.float32)) if storage else rms.nu
-
-    return compiled(tx.init, tx.update, v)
+    return compiled(tx.init, tx.update, lambda state, params: adam_tx.export_state(state, params, tx)["nu"])
 
 
 def package() -> Contender:
@@ -127,7 +126,7 @@ def package() -> Contender:
         params, state = tx.step({"": params}, state, {"": grads})
         return params[""], state
 
-    return compiled(lambda params: tx.init({"": params}), step, lambda state: decode(state.nu[""]))
+    return compiled(lambda params: tx.init({"": params}), step, lambda state, _: decode(state.nu[""]))
 
 
 def contenders() -> dict[str, Contender]:
@@ -171,15 +170,15 @@ def steady(rng: np.random.Generator, size: float, steps: int, shape: Sequence[in
     return Problem(normal(rng, steps, shape) * np.float32(size), np.ones(shape, bool))
 
 
-def beside_loud(rng: np.random.Generator, ratio: float) -> Problem:
+def beside_loud(rng: np.random.Generator, ratio: float, steps: int) -> Problem:
     """White noise, with a louder coordinate in each group."""
     louder = loud(rng)
-    return Problem(normal(rng, 2000) * np.where(louder, 1, np.float32(ratio)), ~louder)
+    return Problem(normal(rng, steps) * np.where(louder, 1, np.float32(ratio)), ~louder)
 
 
-def sparse(rng: np.random.Generator, ratio: float) -> Problem:
+def sparse(rng: np.random.Generator, ratio: float, steps: int) -> Problem:
     """Quiet coordinates whose gradients are mostly zero, with a louder coordinate in each group."""
-    grads, quiet = beside_loud(rng, ratio)
+    grads, quiet = beside_loud(rng, ratio, steps)
     silent = (np.arange(1, len(grads) + 1) % SPARSE != 0)[:, None, None]
     return Problem(np.where(silent & quiet, np.float32(0), grads), quiet)
 
@@ -242,29 +241,30 @@ def damage(run: Run, exact: Run, single: Run, problem: Problem) -> Measured:
     return lost | {"error of the rest": np.median(wrong) if others.any() else np.inf}
 
 
-def cells() -> dict[str, dict[str, Cell]]:
-    """Tables of cells."""
+def cells(share: float = 1.0) -> dict[str, dict[str, Cell]]:
+    """Tables of cells, with all steps or a share of them."""
     sizes = (1e-39, 1e-20, 1e-9, 1e-6, 1e-3, 1e3, 1e6)
+    two, three, five, few, less = (int(share * steps) for steps in (2000, 3000, 5000, 600, 500))
     return {
-        "white noise": {"": Cell(functools.partial(steady, size=1, steps=2000), error)},
+        "white noise": {"": Cell(functools.partial(steady, size=1, steps=two), error)},
         "quiet beside loud": {
-            f"{r:g}": Cell(functools.partial(beside_loud, ratio=r), both(error, size)) for r in (1e-2, 1e-3)
+            f"{r:g}": Cell(functools.partial(beside_loud, ratio=r, steps=two), both(error, size)) for r in (1e-2, 1e-3)
         },
         "sparse and quiet beside loud": {
-            f"{r:g}": Cell(functools.partial(sparse, ratio=r), size) for r in (1e-2, 1e-3)
+            f"{r:g}": Cell(functools.partial(sparse, ratio=r, steps=two), size) for r in (1e-2, 1e-3)
         },
         "3000 steps after gradients became ten times quieter, root of v over the true one": {
-            "": Cell(functools.partial(fading, before=2000, after=3000, factor=0.1), root)
+            "": Cell(functools.partial(fading, before=two, after=three, factor=0.1), root)
         },
         "5000 steps after gradients became zero": {
-            "": Cell(functools.partial(fading, before=500, after=5000, factor=0), functools.partial(drift, since=500))
+            "": Cell(functools.partial(fading, before=less, after=five, factor=0), functools.partial(drift, since=less))
         },
-        "white noise of a size": {f"{s:g}": Cell(functools.partial(steady, size=s, steps=600), error) for s in sizes},
+        "white noise of a size": {f"{s:g}": Cell(functools.partial(steady, size=s, steps=few), error) for s in sizes},
         "an element that is not finite": {
             name: Cell(functools.partial(broken, value=float(name)), damage) for name in ("nan", "inf")
         },
         "white noise in leaves of a shape": {
-            f"{s[0]} x {s[1]}": Cell(functools.partial(steady, size=1, steps=600, shape=s), error) for s in TAILS
+            f"{s[0]} x {s[1]}": Cell(functools.partial(steady, size=1, steps=few, shape=s), error) for s in TAILS
         },
     }
 
@@ -320,13 +320,15 @@ def shown(values: list[float]) -> str:
 
 def main() -> None:
     """Run the suite, print its tables and keep every number."""
-    tables = cells()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps")
     parser.add_argument(
         "--out", type=pathlib.Path, default=RESULTS, help="write every seed's numbers to this JSON file"
     )
+    add_smallest(parser, seeds=1, share=0.05, out=None)
     options = parser.parse_args()
+    tables = cells(options.share)
     console, everyone = Console(width=None if sys.stdout.isatty() else 160), contenders()
     versions = {name: importlib.metadata.version(name) for name in ("adam_tx", "jax", "numpy")}
     record: dict[str, Any] = {"versions": versions, PACKAGE: installed(), "seeds": options.seeds, "tables": {}}
@@ -339,7 +341,8 @@ def main() -> None:
         shown_alone = {} if len(row) > 4 else {f"{title} {name}".strip(): {"": cell} for name, cell in results.items()}
         for name, result in (shown_alone or {title: results}).items():
             console.print(table_of(name, result))
-    options.out.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(finite(record), indent=1, allow_nan=False) + "\n")
 
 
 def finite(x: Any) -> Any:

@@ -541,3 +541,9 @@ def test_blocks_that_are_seen_tile_by_tile_are_the_blocks_of_the_rows(shape):
 @pytest.mark.parametrize(("shape", "block"), [((9, 128), 128), ((8, 130), 128), ((8, 192), 64), ((128,), 128)])
 def test_blocks_that_are_no_whole_tiles_are_seen_as_rows(shape, block):
     assert not eight_bit._has_tiles(jnp.ones(shape), block)
+
+
+def test_codes_without_their_scales_are_no_numbers():
+    codes = jnp.ones((1, 128), jnp.uint8)
+    with pytest.raises(ValueError, match="codes of dtype uint8 came without the scales"):
+        EightBit().decode(Stored(codes), jnp.dtype("float32"))

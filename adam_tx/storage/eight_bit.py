@@ -142,6 +142,11 @@ class EightBit(Storage):
         """The numbers that the codes stand for."""
         codes, scales = stored
         if scales is None:
+            if jnp.issubdtype(codes.dtype, jnp.integer):
+                raise ValueError(
+                    f"{self!r}: codes of dtype {codes.dtype} came without the scales that they are counted in. They "
+                    "stand beside them in the state, under the name that scales_of(slot) gives."
+                )
             return numerics.cast(codes, dtype)
         if scales.shape != (*codes.shape[:-1], -(-codes.shape[-1] // self.block)):
             raise ValueError(
