@@ -1,22 +1,29 @@
 """How long a whole training step takes, gradients and all: with `tx.update`, and with `adam_tx.step`.
 
-    python benchmarks/training_step.py
-    python benchmarks/training_step.py --smallest    whether it runs at all
+    python benchmarks/training_step.py --out benchmarks/results/training_step.json     on an idle machine
+    python benchmarks/training_step.py --smallest
 
-A perceptron and a small transformer, in float32, with 8-bit moments, and in five bytes. Timed in turns, as in
-`one_pass.py`; a cell is the median of ratios to `tx.update` of the same round, with the quartiles.
+A perceptron and a small transformer, in float32, with 8-bit moments, and in five bytes.
+Timed in turns, as in `one_pass.py`: the milliseconds are medians, the ratio is that of the
+two in the same round, its median and quartiles. "temp" are bytes a parameter.
 """
 
 import argparse
+import json
 import os
-from collections.abc import Callable
+import pathlib
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from one_pass import STORED, raced
+from one_pass import STORED, quartiles, raced
+from smallest import add_smallest
+from step import provenance
 
 import adam_tx
 
@@ -55,14 +62,14 @@ def transformer(width: int, blocks: int, words: int, length: int) -> tuple[list[
     return shapes, loss, jnp.asarray(np.random.default_rng(0).integers(0, words, (2, length)))
 
 
+STORAGES = ("float32", "8-bit", "five bytes")
 MODELS = {
     "perceptron": lambda: perceptron(1024, 4, 128),
     "transformer": lambda: transformer(256, 4, 4096, 64),
+    "smallest perceptron": lambda: perceptron(16, 2, 4),
+    "smallest transformer": lambda: transformer(16, 1, 32, 8),
 }
-SMALLEST = {
-    "perceptron": lambda: perceptron(16, 2, 4),
-    "transformer": lambda: transformer(16, 1, 32, 8),
-}
+LARGE, SMALLEST = list(MODELS)[:2], list(MODELS)[2:]
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> jax.Array:
@@ -91,23 +98,36 @@ def trainer(storage: str, in_one_pass: bool, model: tuple[list[tuple[int, ...]],
     return work, analysis.temp_size_in_bytes / sum(param.size for param in params)
 
 
-def main() -> None:
-    """Print a line for each model and storage."""
+def compare(model: str, storage: str, repeats: int) -> dict[str, Any]:
+    """Race the two, print a row of the table and return what was measured."""
+    made = MODELS[model]()
+    load = os.getloadavg()[0]
+    both = {"update": trainer(storage, False, made), "step": trainer(storage, True, made)}
+    seconds = raced({who: work for who, (work, _) in both.items()}, repeats)
+    ratio = quartiles(seconds["step"][:, 0] / seconds["update"][:, 0])
+    times = " | ".join(f"{1e3 * np.median(each[:, 0]):.2f} ms" for each in seconds.values())
+    temps = " | ".join(f"{temp:.1f}" for _, temp in both.values())
+    print(f"| {model}, {storage} | {times} | {ratio} | {temps} |", flush=True)
+    measured = {who: {"seconds": seconds[who].tolist(), "temp": temp} for who, (_, temp) in both.items()}
+    return {"model": model, "stored": storage, "load": load, "measured": measured}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table, and write what was measured if it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--smallest", action="store_true")
-    given = parser.parse_args()
-    print(f"jax {jax.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    for name, make in (SMALLEST if given.smallest else MODELS).items():
-        for storage in ("float32", "8-bit", "five bytes"):
-            before, temp_before = trainer(storage, False, make())
-            after, temp_after = trainer(storage, True, make())
-            seconds = raced({"update": before, "step": after}, 3, 1 if given.smallest else given.repeats)
-            low, middle, high = np.percentile(seconds["step"][:, 0] / seconds["update"][:, 0], [25, 50, 75])
-            wall = {who: 1e3 * np.median(each[:, 0]) for who, each in seconds.items()}
-            told = f"{wall['update']:7.2f} -> {wall['step']:7.2f} ms, {middle:.2f} ({low:.2f}-{high:.2f})"
-            print(f"  {name:12} {storage:11} {told}; temp {temp_before:.1f} -> {temp_after:.1f} B", flush=True)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=LARGE)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=pathlib.Path, help="write every round to this JSON file")
+    add_smallest(parser, models=SMALLEST, repeats=1)
+    given = parser.parse_args(arguments)
+    record = {"command": shlex.join(["python", "benchmarks/training_step.py", *arguments])} | provenance()
+    print(f"jax {jax.__version__}, {record['cores']} cores, {record['cpu']}, load {os.getloadavg()[0]:.1f}\n")
+    print("| a training step | `tx.update` | `adam_tx.step` | ratio | temp, `tx.update` | temp, `adam_tx.step` |")
+    print("|---|---|---|---|---|---|")
+    rows = [compare(model, storage, given.repeats) for model in given.models for storage in STORAGES]
+    if given.out:
+        given.out.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
