@@ -6,6 +6,7 @@ Python makes none of it from 3.12 on. So the counts are the same on every Python
 has comprehensions and resumed generators too, and is larger on 3.11.
 """
 
+import argparse
 import inspect
 import itertools
 import json
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from smallest import add_smallest
 
 COMPREHENSIONS = {"<listcomp>", "<dictcomp>", "<setcomp>"}
 
@@ -129,5 +131,13 @@ def measure() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print what is counted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_smallest(parser)
+    parser.parse_args()
     print(json.dumps(measure()))
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from smallest import add_smallest
 from step import provenance
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "resume.py"
@@ -158,6 +159,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=200, help="of the training (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default %(default)s)")
     parser.add_argument("--out", type=Path, help="write every kill to this JSON file")
+    add_smallest(parser, kills=1, steps=30)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory:
         undisturbed = Run(Path(directory, "undisturbed"), options.steps).finish()

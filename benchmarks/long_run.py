@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 from step import provenance
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="updates of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs")
     parser.add_argument("--out", type=pathlib.Path, help="write the differences of all windows to this JSON file")
+    add_smallest(parser, steps=WINDOW, seeds=1)
     options = parser.parse_args()
     runs = [differences(options.steps // WINDOW, seed) for seed in range(options.seeds)]
     table = Table(title=f"Difference of an update from float32's, root mean square over {WINDOW} updates, %")

@@ -27,6 +27,7 @@ import optax
 from jax import lax
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 from step import provenance, race
 
 import adam_tx
@@ -227,6 +228,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=45, help="timed turns of each")
     parser.add_argument("--steps", type=int, default=100, help="of every training")
     parser.add_argument("--out", type=Path, help="write every repetition to this JSON file")
+    add_smallest(parser, repeats=1, steps=2)
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 120)
     rows = [measure(name, options.steps, options.repeats) for name in PROBLEMS]

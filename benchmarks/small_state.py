@@ -37,6 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from scipy import stats
 from sklearn import datasets
+from smallest import add_smallest
 
 import adam_tx
 
@@ -340,6 +341,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many (default %(default)s)")
     parser.add_argument("--steps", type=int, help="of every task, instead of its own number")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="continued where it exists")
+    add_smallest(parser, tasks=["digits"], formats=["5 bytes"], seeds=2, steps=2, out=None)
     return parser.parse_args()
 
 
@@ -347,7 +349,7 @@ def main() -> None:
     """Run what is missing, keep each run's numbers as it ends, and print a table for each task."""
     options = parse()
     head = {"settings": settings(), "versions": versions()}
-    stored = json.loads(options.out.read_text()) if options.out.exists() else head | {"records": []}
+    stored = json.loads(options.out.read_text()) if options.out and options.out.exists() else head | {"records": []}
     if {key: stored[key] for key in head} != head:
         raise SystemExit(f"{options.out} was made with other settings or versions: give another --out, or delete it.")
     records, steps = stored["records"], {name: options.steps or TASKS[name][1] for name in options.tasks}
@@ -359,7 +361,8 @@ def main() -> None:
             bar = progress.add_task(name, total=sum(map(len, missing.values())))
             for record in run_task(name, steps[name], missing):
                 records.append(record)
-                options.out.write_text(json.dumps(head | {"records": records}, indent=1) + "\n")
+                if options.out:
+                    options.out.write_text(json.dumps(head | {"records": records}, indent=1) + "\n")
                 progress.update(bar, advance=1, description=f"{name}: {record['format']}")
     for name in options.tasks:
         of_task = [of for of in records if (of["task"], of["steps"]) == (name, steps[name])]

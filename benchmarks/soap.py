@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 
 import adam_tx
 
@@ -80,6 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="write every loss to this JSON file")
+    add_smallest(parser, seeds=1, steps=5, out=None)
     options = parser.parse_args()
     table = Table(title=f"Loss after {options.steps} steps, median of {options.seeds} seeds")
     for column in ("condition of A, B", "noise", *OPTIMIZERS, "soap / adam", "least", "largest"):
@@ -93,7 +96,9 @@ def main() -> None:
             table.add_row(f"{condition:g}", f"{noise:g}", *(f"{value:.2g}" for value in shown))
             records.append({"condition": condition, "noise": noise} | {k: v.tolist() for k, v in losses.items()})
     Console().print(table)
-    RESULTS.write_text(json.dumps({"jax": jax.__version__, **vars(options), "records": records}, indent=1) + "\n")
+    if options.out:
+        made = {"jax": jax.__version__, "seeds": options.seeds, "steps": options.steps, "records": records}
+        options.out.write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import optax
 from cost import Cost, PerLeaf, compiled_cost, jitted_step, per_leaf
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 
 import adam_tx
 
@@ -278,6 +279,7 @@ def race_options(doc: str | None, *sizes: str) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=at_least_one, default=15, help="timed turns of each contender")
     parser.add_argument("--size", choices=["full", *sizes], default="full", help="small: a smoke test of seconds")
     parser.add_argument("--out", type=Path, help="write every repetition, and what else is measured, to this JSON file")
+    add_smallest(parser, size="small", repeats=1)
     return parser
 
 

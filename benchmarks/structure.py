@@ -19,6 +19,7 @@ import arrows
 import classes
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 from source import Package, body_lines, functions_of, lines_of
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -176,6 +177,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--root", type=pathlib.Path, default=HERE, help="the checkout to measure, by default this one")
     parser.add_argument("--out", type=pathlib.Path, help="a JSON file for the numbers")
     parser.add_argument("--label", help="add them to that file under this name, beside what is there")
+    add_smallest(parser)
     given = parser.parse_args(arguments)
     root = given.root.resolve()
     found = {"commit": commit(root), "calls": traced(root), **read(root)}

@@ -4,6 +4,8 @@ Tracing is what a user waits for before XLA compiles. A step is that of `cost.py
 of a small transformer's 26 leaves; the best of three, after one to warm up.
 """
 
+import argparse
+import itertools
 import pathlib
 import sys
 import time
@@ -15,6 +17,7 @@ import optax
 from cost import count_equations, jitted_step
 from rich.console import Console
 from rich.table import Table
+from smallest import add_smallest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 import catalogue
@@ -48,18 +51,25 @@ def trace(make: Callable[[], optax.GradientTransformation]) -> tuple[float, int]
 
 def main() -> None:
     """Trace all, and print the times and their sum."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first", type=int, help="so many members alone")
+    add_smallest(parser, first=2)
+    first = parser.parse_args().first
     table = Table(
         title=f"Tracing a step of {len(jax.tree.leaves(SHAPES, is_leaf=lambda n: isinstance(n, tuple)))} leaves"
     )
     for column in ("", "milliseconds", "equations"):
         table.add_column(column, justify="left" if not column else "right")
-    members = catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE
+    everyone = catalogue.OPTIMIZERS | catalogue.PER_TENSOR | catalogue.SMALL_STATE
+    members = dict(itertools.islice(everyone.items(), first))
     times = {name: trace(make) for name, make in (PEERS | members).items()}
     for name, (seconds, equations) in sorted(times.items(), key=lambda item: item[1]):
         table.add_row(name, f"{1e3 * seconds:.1f}", str(equations))
     table.add_section()
     whole = sum(seconds for name, (seconds, _) in times.items() if name in members)
-    table.add_row(f"the whole catalogue, {len(members)}", f"{1e3 * whole:.0f}", "")
+    table.add_row(
+        f"{'the whole catalogue' if first is None else 'of the catalogue'}, {len(members)}", f"{1e3 * whole:.0f}", ""
+    )
     Console().print(table)
 
 
