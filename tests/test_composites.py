@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
 import adam_tx
 from adam_tx._core.abstract_link import AbstractLink
@@ -439,3 +440,19 @@ def test_what_reads_the_parameters_inside_a_composite_is_refused_in_another_basi
         return  # it refuses it itself
     with pytest.raises(ValueError, match=r"reads the parameters|basis"):
         adam_tx.in_basis(MAKE[name](adam_tx.add_decayed_weights(0.1)), Unturned())
+
+
+def chain(inner):
+    """A wrapper that may leave updates out, as Optax's of this name does not."""
+
+    def update(updates, state, params=None):
+        finite = jnp.all(jnp.isfinite(updates))
+        return lax.cond(finite, inner.update, lambda updates, state, params: (updates, state), updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def test_a_wrapper_of_ones_own_is_not_taken_for_one_of_optax_by_its_name():
+    for make, held_back in ((chain, "chain"), (optax.chain, "")):
+        link = adam_tx.as_link(make(adam_tx.scale_by_momentum(0.9))).implementation
+        assert [average.held_back for average in link.facts.averages] == [held_back]

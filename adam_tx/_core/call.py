@@ -47,3 +47,10 @@ def maker_name(made: object) -> str:
         return type(function.__self__).__name__
     qualname: str = getattr(function, "__qualname__", type(function).__name__)
     return qualname.split(".<locals>")[0].split(".")[-1]
+
+
+def is_optax(tx: Any) -> bool:
+    """Whether a transformation is one of Optax's."""
+    owner = getattr(tx.update, "__self__", tx.update)
+    module = getattr(owner, "__module__", None) or type(owner).__module__
+    return module.split(".")[0] == "optax"

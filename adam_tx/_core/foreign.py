@@ -12,7 +12,7 @@ import optax
 
 from adam_tx._core import numerics
 from adam_tx._core.abstract_link import LIFTED, AbstractLink, Part
-from adam_tx._core.call import Call, maker_name
+from adam_tx._core.call import Call, is_optax, maker_name
 from adam_tx._core.facts import Stranger, check_gradient, combined, held_back
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.states import State
@@ -54,7 +54,7 @@ class Foreign(AbstractLink):
         self.said = formula or ""
         self.formula = formula or "as in its own documentation"
         self.call = call
-        maker = maker_name(transformation)
+        maker = maker_name(transformation) if is_optax(transformation) else ""
         in_turn = maker in _IN_TURN
         if in_turn:
             check_gradient(self.name, [(link.name, link.facts) for link in held])

@@ -17,7 +17,7 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink
-from adam_tx._core.call import Call, maker_name
+from adam_tx._core.call import Call, is_optax, maker_name
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.storage import Storage
 from adam_tx.describe import closures, source, visit
@@ -132,7 +132,7 @@ def rows_of(tx: Any, part: visit.Part, params: Any) -> Iterator[Row]:
     del params
     maker = maker_name(tx)
     call = closures.call_of(tx)
-    label = label_of(f"optax.{maker}" if visit.is_optax(tx) else maker, part.name)
+    label = label_of(f"optax.{maker}" if is_optax(tx) else maker, part.name)
     hyperparams = {} if call is None else _worth_showing(*source.bound_arguments(call))
     own = {} if part.apart is None else part.apart.own
     yield Row(label, part.formula, hyperparams, own, len(part.place))

@@ -18,7 +18,7 @@ import optax
 
 from adam_tx._core import states
 from adam_tx._core.abstract_link import AbstractLink, implementation_of
-from adam_tx._core.call import maker_name
+from adam_tx._core.call import is_optax, maker_name
 from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves, Tree, mask_of
@@ -234,13 +234,6 @@ def mask_of_member(tx: Any, key: str, params: Any) -> Any:
 
 def _is_called(key: str, label: object) -> bool:
     return str(label) == key
-
-
-def is_optax(tx: Any) -> bool:
-    """Whether it is one of Optax's."""
-    owner = getattr(tx.update, "__self__", tx.update)
-    module = getattr(owner, "__module__", None) or type(owner).__module__
-    return module.split(".")[0] == "optax"
 
 
 def _fields(state: Any) -> dict[str, Any]:

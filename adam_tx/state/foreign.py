@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from adam_tx._core import states
-from adam_tx._core.call import maker_name
+from adam_tx._core.call import is_optax, maker_name
 from adam_tx._core.leaves import is_absent
 from adam_tx._core.provenance import Provenance
 from adam_tx.describe import closures, visit
@@ -31,7 +31,7 @@ def entries(state: NumberedState, part: visit.Part) -> tuple[list[StateEntry], P
     foreign = _Foreign(state, part)
     maker = foreign.maker
     keeps = bool(jax.tree.leaves(part.state))
-    if not visit.is_optax(part.tx):
+    if not is_optax(part.tx):
         if part.apart is not None and part.apart.members:
             return list(foreign.own()), None
         return list(foreign.unknown()), emitted_by_unknown(maker, part.updates, keeps=keeps)

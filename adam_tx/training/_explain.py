@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from adam_tx._core.abstract_link import implementation_of
 from adam_tx._core.boxes import leaves_with_paths, unboxed
-from adam_tx._core.call import maker_name
+from adam_tx._core.call import is_optax, maker_name
 from adam_tx._core.leaves import WATCH, Column, Leaves, Tree, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import visit
@@ -143,7 +143,7 @@ def _updated(
 ) -> Iterator[Row]:
     """The rows of a transformation's links, and of those of Optax that are known from inside."""
     maker = maker_name(tx)
-    known = implementation_of(tx) is None and visit.is_optax(tx)
+    known = implementation_of(tx) is None and is_optax(tx)
     apart = visit.taken_apart(tx, state, None) if known and maker in _LOOKED_INTO else None
     in_turn = apart is not None and not apart.side_by_side
     members: Sequence[Any] = apart.members if apart else ()
