@@ -8,12 +8,14 @@ have the same dtypes and the same kinds of slots, have the same program.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
 from adam_tx._core.leaf_step import Leaf
@@ -88,6 +90,31 @@ class TileProgram(NamedTuple):
         return [jnp.asarray(known[scalar]) for scalar in self.scalars]
 
 
+@dataclasses.dataclass(frozen=True)
+class OfTiles:
+    """What runs leaves by the program of a tile, as `plan.Fused` has it.
+
+    Attributes:
+      program: the program.
+    """
+
+    program: TileProgram
+
+    @property
+    def structure(self) -> Any:
+        """The tree of what is kept of a leaf."""
+        return self.program.recipe.structure
+
+    @property
+    def is_of_traced(self) -> bool:
+        """Whether it reads numbers of a function around it that JAX transforms."""
+        return any(isinstance(constant, Tracer) for constant in self.program.constants.values())
+
+    def scalars(self, state: State) -> list[jax.Array]:
+        """What it reads of the numbers of a state."""
+        return self.program.scalars_of(state)
+
+
 def recipe_of(
     link: AbstractLink, param: jax.Array, update: jax.Array, kept: KeptOfLeaf, way: Hashable = None
 ) -> Recipe:
@@ -108,6 +135,12 @@ def recipe_of(
         raise Unsupported("not every slot is kept as one array of its shape, with or without a scale a block")
     of_arrays = tuple((array.dtype, is_scale) for array, is_scale in zip(arrays, scaled, strict=True))
     return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled), way)
+
+
+def check_dtypes(recipe: Recipe) -> None:
+    """Refuse leaves of which kernels compute nothing."""
+    if dtypes := {str(dtype) for dtype in (recipe.param, recipe.update)} - {"float32", "bfloat16"}:
+        raise Unsupported(f"it is {dtypes.pop()}")
 
 
 def _block(link: AbstractLink) -> int:
