@@ -21,6 +21,8 @@ import targets
 from jax.typing import DTypeLike
 
 Tree = Any
+Step = Callable[[Tree, Tree, Tree], tuple[Tree, Tree]]
+"""From gradients, state and parameters to new parameters and state."""
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)\n\}", re.MULTILINE | re.DOTALL)
 _FUSION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) fusion\(")
@@ -98,18 +100,25 @@ class PerLeaf:
     bytes_accessed: float
 
 
-def jitted_step(tx: optax.GradientTransformation) -> Any:
+def jitted_step(tx: optax.GradientTransformation, step: Step | None = None) -> Any:
     """The step that is measured: `(params, state, grads) -> (params, state)`, the first two donated."""
 
-    def step(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
+    def run(params: Tree, state: Tree, grads: Tree) -> tuple[Tree, Tree]:
+        if step is not None:
+            return step(grads, state, params)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    return jax.jit(run, donate_argnums=(0, 1))
 
 
 def compiled_cost(
-    tx: optax.GradientTransformation, shapes: Tree, dtype: DTypeLike = jnp.float32, *, target: str | None = None
+    tx: optax.GradientTransformation,
+    shapes: Tree,
+    dtype: DTypeLike = jnp.float32,
+    *,
+    target: str | None = None,
+    step: Step | None = None,
 ) -> Cost:
     """Compile one step for parameters of these shapes and read off what it costs.
 
@@ -118,6 +127,7 @@ def compiled_cost(
       shapes: a tree of shapes, such as `[(3, 4), (4,)]` or `{"w": (3, 4), "b": (4,)}`.
       dtype: of parameters and gradients.
       target: a device of `targets`, which need not be there; None for JAX's default device.
+      step: another step than that of `tx.update`, such as `adam_tx.step(tx)`.
 
     Returns:
       The `Cost` on that device.
@@ -135,7 +145,7 @@ def compiled_cost(
     state = targets.placed(jax.eval_shape(tx.init, params), target)
     params = targets.placed(params, target)
 
-    traced, trace_seconds = _timed(lambda: jitted_step(tx).trace(params, state, params))
+    traced, trace_seconds = _timed(lambda: jitted_step(tx, step).trace(params, state, params))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # told by in_place
         compiled, compile_seconds = _timed(lambda: traced.lower().compile())

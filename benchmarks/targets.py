@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,14 @@ def placed(tree: Any, target: str | None) -> Any:
 
 
 @functools.cache
+def devices(target: str) -> Sequence[Any]:
+    """Devices of this kind, which need not be there."""
+    return _TOPOLOGY[target]().devices
+
+
+@functools.cache
 def _sharding(target: str) -> NamedSharding:
-    devices = _TOPOLOGY[target]().devices
-    return NamedSharding(Mesh(devices[:1], ("x",)), PartitionSpec())
+    return NamedSharding(Mesh(devices(target)[:1], ("x",)), PartitionSpec())
 
 
 def _h100() -> Any:
