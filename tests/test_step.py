@@ -372,7 +372,7 @@ def test_without_llvmlite_it_is_xla_and_says_so(monkeypatch):
 def test_what_cannot_be_a_step_is_refused():
     with pytest.raises(TypeError, match=r"step: tx must be a transformation, with init and update, got float"):
         adam_tx.step(1e-3)
-    with pytest.raises(ValueError, match=r"step: executor must be 'auto', 'xla' or 'cpu', got 'gpu'"):
+    with pytest.raises(ValueError, match=r"step: executor must be 'auto', 'xla', 'cpu' or 'pallas', got 'gpu'"):
         adam_tx.step(adamw(), "gpu")
     with pytest.raises(ValueError, match=r"step: it needs params, which it changes, but None came"):
         adam_tx.step(adamw())(jnp.ones(3), adamw().init(jnp.ones(3)), None)

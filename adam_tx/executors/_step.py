@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,9 +17,12 @@ from adam_tx.describe import closures
 from adam_tx.describe.summary import alike
 from adam_tx.executors import around, plan, tile
 from adam_tx.executors.cpu.executor import CPU
+from adam_tx.executors.pallas.executor import Pallas
 from adam_tx.executors.run import leaves_of, run_link
 
-Executor = Literal["auto", "xla", "cpu"]
+Executor = Literal["auto", "xla", "cpu", "pallas"]
+
+_EXECUTORS: Mapping[str, plan.Executor] = {"auto": CPU(), "cpu": CPU(), "pallas": Pallas()}
 
 
 def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
@@ -56,7 +59,8 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     Args:
       tx: a link, a chain, or an Optax transformation.
       executor: "auto" makes one pass where it can; "xla" nowhere; "cpu" as "auto", but it is
-        an error where it can nowhere.
+        an error where it can nowhere. "pallas" makes it on a TPU, and "auto" does not yet: its
+        kernels have been compiled for TPUs, and interpreted, but nobody has run them on one.
 
     Returns:
       A function `(grads, state, params) -> (params, state)`, for plain loops, `jax.jit` and `jax.lax.scan`.
@@ -64,7 +68,7 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
 
     Raises:
       TypeError: what is no transformation.
-      ValueError: another executor; with "cpu", an optimizer or a machine that it is not for.
+      ValueError: another executor; with "cpu" or "pallas", an optimizer or a machine that it is not for.
 
     >>> import functools
     >>> import adam_tx
@@ -83,11 +87,13 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     """
     if not closures.is_transformation(tx):
         raise TypeError(f"step: tx must be a transformation, with init and update, got {type(tx).__name__}.")
-    if executor not in ("auto", "xla", "cpu"):
-        raise ValueError(f"step: executor must be 'auto', 'xla' or 'cpu', got {executor!r}.")
+    if executor not in ("auto", "xla", "cpu", "pallas"):
+        raise ValueError(f"step: executor must be 'auto', 'xla', 'cpu' or 'pallas', got {executor!r}.")
     made = Step(tx, executor)
-    if executor == "cpu" and (why := made.obstacle) is not None:
-        raise ValueError(f"step: executor='cpu' cannot run this optimizer here, because {why}. Use 'auto' or 'xla'.")
+    if executor in ("cpu", "pallas") and (why := made.obstacle) is not None:
+        raise ValueError(
+            f"step: executor={executor!r} cannot run this optimizer here, because {why}. Use 'auto' or 'xla'."
+        )
     return made
 
 
@@ -122,7 +128,11 @@ class Step:
         if self.executor == "xla":
             return "executor='xla' was asked for"
         last = around.last(self.tx)
-        return next(plan.obstacles(CPU(), implementation_of(last), last), None)
+        return next(plan.obstacles(self._makes_one_pass, implementation_of(last), last), None)
+
+    @property
+    def _makes_one_pass(self) -> plan.Executor:
+        return _EXECUTORS[self.executor]
 
     def _obstacle_at(self, arrays: Sequence[Any]) -> str | None:
         """Why no leaf of these arrays is run in one pass."""
@@ -146,7 +156,7 @@ class Step:
     def _in_one_pass(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         if Leaves(grads, None, params).on_explicit_mesh:
             return self._by_xla(grads, state, params)
-        return around.run(self.tx, functools.partial(run_link, CPU()), grads, state, params)
+        return around.run(self.tx, functools.partial(run_link, self._makes_one_pass), grads, state, params)
 
     def summary(self, params: optax.Params) -> str:
         """A line for each way in which leaves are run: by whom, which, and why XLA.
@@ -157,11 +167,12 @@ class Step:
         by_reason: dict[str, list[str]] = {}
         for path, reason in self.reasons(params).items():
             by_reason.setdefault(reason, []).append(path)
-        lines = [
-            f"{'xla' if reason else 'cpu'}  {', '.join(alike(paths))}{f': {reason}' if reason else ''}"
+        return "\n".join(
+            f"xla  {', '.join(alike(paths))}: {reason}"
+            if reason
+            else f"{self._makes_one_pass.name}  {', '.join(alike(paths))}"
             for reason, paths in by_reason.items()
-        ]
-        return "\n".join(lines)
+        )
 
     def reasons(self, params: optax.Params) -> dict[str, str]:
         """Why each leaf is run by XLA, by its path; empty where it is run in one pass."""
@@ -169,7 +180,7 @@ class Step:
 
         def see_link(link: AbstractLink, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
             leaves = leaves_of(link, grads, state, params)
-            choices = plan.plan(CPU(), link, leaves, state, link.kept_of_leaves(leaves, state))
+            choices = plan.plan(self._makes_one_pass, link, leaves, state, link.kept_of_leaves(leaves, state))
             found.update((leaves.paths[i], choices[i].reason) for i in leaves.present)
             return params, state
 

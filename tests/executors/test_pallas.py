@@ -1,0 +1,335 @@
+"""A TPU's kernel gives the bits of the operations run one by one, and its programs move no more than they must.
+
+Nobody has run it on a TPU: here JAX runs it operation by operation, and the TPU's compiler compiles it.
+"""
+
+import functools
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import step_problems as problems
+import targets
+from cost import compiled_cost
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import adam_tx
+from adam_tx.executors.pallas import layout
+from adam_tx.executors.pallas.executor import Pallas
+from adam_tx.storage import EightBit
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Kernels are run by JAX, operation by operation."""
+    monkeypatch.setattr(Pallas, "interpret", True)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks have as few elements as they can, so that small leaves have several."""
+    monkeypatch.setattr(layout, "_BYTES_OF_BLOCK", 1)
+
+
+BITS = pytest.mark.usefixtures("as_written", "interpreted", "standard_promotion")
+
+
+def assert_steps_like_update(tx, shapes, dtype, but=()):
+    """A step with awkward numbers and one after it, of a tree whose other leaves are run by XLA."""
+    step = adam_tx.step(tx, "pallas")
+    params = problems.tree(shapes, dtype)
+    reasons = step.reasons(params)
+    assert {name for name, reason in reasons.items() if reason} == set(but)
+    state = tx.init(params)
+    for k in range(2):
+        grads = problems.tree(shapes, dtype, seed=k + 1, awkward=k == 0)
+        expected = problems.updated(tx, grads, state, params)
+        assert not problems.differing(step(grads, state, params), expected)
+        params, state = expected
+
+
+REFUSED = {"adam_atan2", "blocks of 48"}
+KINDS = {"cube": (2, 3, 256), "vector": (77,), "number": (), "nothing": (0, 3), "one": (1, 1)}
+
+
+@BITS
+def test_a_step_is_the_update_to_the_last_bit():
+    assert_steps_like_update(problems.STORAGES["five bytes"](), {"matrix": (3, 200)}, jnp.bfloat16)
+
+
+@BITS
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [name for name in problems.FUSED if name not in REFUSED])
+def test_a_step_of_every_optimizer_is_its_update_to_the_last_bit(name):
+    tx = problems.FUSED[name]()
+    assert_steps_like_update(
+        tx, {"matrix": (9, 200), **KINDS}, problems.dtype_of(name), but=("vector", "number", "nothing")
+    )
+
+
+@BITS
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", ["eight bits", "five bytes", "16 bits at random"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 300),
+        (140, 300),
+        (128, 512),  # no block goes beyond the edge
+        (2, 9, 300),
+        (260, 5, 64),  # rows and columns are the last axis and the first
+        (3, 300, 200),
+        (5, 2, 160, 128),
+        (4, 3, 5, 7),
+    ],
+    ids=str,
+)
+def test_leaves_of_every_layout_have_these_bits(name, shape):
+    assert_steps_like_update(problems.STORAGES[name](), {"a": (2, 2), "leaf": shape}, problems.dtype_of(name))
+
+
+@BITS
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("block", [32, 256])
+def test_blocks_may_have_other_sizes(block):
+    """Those of 32 where the last axis is kept as rows."""
+    stored = EightBit(block=block, min_size=1)
+    tx = adam_tx.adam(1e-2, mu_dtype=stored, nu_dtype=stored)
+    shape = (200, 5, 64) if block == 32 else (5, 600)
+    assert_steps_like_update(tx, {"leaf": shape}, jnp.float32)
+
+
+@BITS
+@pytest.mark.exhaustive
+def test_leaves_of_several_dtypes_are_stepped_in_one_tree():
+    tx = adam_tx.adamw(1e-2, nu_dtype=EightBit(min_size=1))
+    params = {"a": jnp.ones((2, 128), jnp.bfloat16), "b": jnp.ones((2, 128)), "c": jnp.ones((1, 5), jnp.bfloat16)}
+    grads = {"a": jnp.ones((2, 128)), "b": jnp.ones((2, 128)), "c": jnp.ones((1, 5), jnp.bfloat16)}
+    state = tx.init(params)
+    step = adam_tx.step(tx, "pallas")
+    assert not any(step.reasons(params).values())
+    assert not problems.differing(step(grads, state, params), problems.updated(tx, grads, state, params))
+
+
+def close(one, other):
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("interpreted", "standard_promotion")
+def test_under_vmap_and_derivatives_it_is_xla():
+    tx = adam_tx.adamw(1e-2)
+    step = adam_tx.step(tx, "pallas")
+    params = problems.tree({"w": (3, 8)}, jnp.float32)
+    state = tx.init(params)
+    many = jax.tree.map(lambda x: jnp.stack([x, -x]), params)
+    made = jax.make_jaxpr(jax.vmap(lambda grads: step(grads, state, params)))(many)
+    assert "pallas_call" not in str(made)
+
+    def loss(grads, run):
+        return jnp.sum(run(grads, state, params)[0]["w"] ** 2)
+
+    ours = jax.grad(functools.partial(loss, run=step))(params)
+    close(ours, jax.grad(functools.partial(loss, run=functools.partial(problems.updated, tx)))(params))
+    assert np.any(ours["w"])
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_each_device_runs_its_own_part_in_shard_map():
+    """JAX does not interpret loops where it checks what varies: below, the compiler takes them so."""
+    tx = adam_tx.adamw(1e-2)
+    arguments = problems.tree({"w": (8, 40)}, jnp.float32), tx.init({"w": jnp.ones((8, 40))})
+    run, _ = spread(tx, arguments, jax.devices()[:2], check_vma=False)
+    assert "pallas_call" in str(jax.make_jaxpr(run)(*arguments))
+    close(run(*arguments), problems.updated(tx, arguments[0], arguments[1], arguments[0]))
+
+
+def spread(tx, arguments, devices, check_vma):
+    """A step over several devices, with the parameters as gradients; and how its arguments lie on them."""
+    mesh = jax.sharding.Mesh(devices, ("x",), axis_types=(AxisType.Auto,))
+    of = jax.tree.map(lambda x: P("x") if x.ndim == 2 else P(), arguments)
+    step = adam_tx.step(tx, "pallas")
+    run = jax.shard_map(
+        lambda params, state: step(params, state, params), mesh=mesh, in_specs=of, out_specs=of, check_vma=check_vma
+    )
+    return jax.jit(run), jax.tree.map(functools.partial(NamedSharding, mesh), of)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "storage", "why"),
+    [
+        ((), None, None, "it is a single number"),
+        ((0, 3), None, None, "it has no elements"),
+        ((77,), None, None, "it has a single axis"),
+        ((2, 3), jnp.float16, None, "it is float16"),
+        ((2, 3), jnp.complex64, None, "it is complex64"),
+        ((2, 128), None, EightBit(block=64, min_size=1), "its blocks of 64 are not whole tiles of a TPU"),
+        ((2, 9000), None, EightBit(block=9000, min_size=1), "its blocks of 9000 along 9000 elements do not fit"),
+        ((1, 2**19), None, EightBit(), "its blocks of 128 along 524288 elements do not fit"),
+        ((128, 128, 65), None, EightBit(), "a TPU keeps its last axis neither as rows nor as columns"),
+    ],
+    ids=str,
+)
+def test_a_leaf_that_is_run_by_xla_says_why(shape, dtype, storage, why):
+    step = adam_tx.step(adam_tx.adam(1e-2, nu_dtype=storage), "pallas")
+    (reason,) = step.reasons({"w": jax.ShapeDtypeStruct(shape, dtype or jnp.float32)}).values()
+    assert reason.startswith(why)
+
+
+def own(rule):
+    """A link of one's own that makes this of what comes in."""
+
+    @adam_tx.link
+    def scale_by_own():
+        return adam_tx.Rule(rule)
+
+    return scale_by_own()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (lambda now, updates: jnp.sin(updates), "it computes sin"),
+        (lambda now, updates: updates.astype(jnp.float16).astype(jnp.float32), "convert_element_type of float16"),
+        (
+            lambda now, updates: jnp.where(jnp.isfinite(updates.astype(jnp.bfloat16)), updates, 0),
+            "is_finite of bfloat16",
+        ),
+        (lambda now, updates: updates / jnp.max(updates), "reduce_max is not over a block"),
+    ],
+)
+def test_what_the_compiler_may_not_take_is_run_by_xla(rule, why):
+    step = adam_tx.step(own(rule), "pallas")
+    (reason,) = step.reasons({"w": jnp.ones((2, 64))}).values()
+    assert why in reason
+
+
+def test_where_there_is_no_tpu_it_is_an_error_that_says_so():
+    message = (
+        r"executor='pallas' cannot run .*because JAX runs on cpu, and its kernels are for TPUs. Use 'auto' or 'xla'"
+    )
+    with pytest.raises(ValueError, match=message):
+        adam_tx.step(adam_tx.adamw(1e-2), "pallas")
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_summary_says_who_runs_which_leaf():
+    params = {"b": jnp.ones(3), "w": jnp.ones((4, 4))}
+    step = adam_tx.step(adam_tx.adamw(1e-2), "pallas")
+    assert step.summary(params) == "xla  b: it has a single axis\npallas  w"
+
+
+def test_importing_adam_tx_does_not_import_what_makes_kernels():
+    code = "import sys, adam_tx; print('jax.experimental.pallas.tpu' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# By the TPU's compiler
+
+
+@pytest.fixture
+def v5e(monkeypatch):
+    """A TPU v5e is what kernels are made for, and it need not be there."""
+    try:
+        placed = targets.placed(jax.ShapeDtypeStruct((), jnp.float32), "v5e")
+    except targets.MissingError as missing:
+        pytest.skip(str(missing))
+    monkeypatch.setattr(Pallas, "obstacle", lambda self: None)
+    mesh = placed.sharding.mesh
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield mesh
+
+
+def cost_of(name, shape, dtype=None):
+    """What a step of one leaf costs on a TPU, a kernel's as its arrays have it."""
+    tx = problems.FUSED[name]()
+    step = adam_tx.step(tx, "pallas")
+    dtype = dtype or problems.dtype_of(name)
+    assert not any(step.reasons({"w": jax.ShapeDtypeStruct(shape, dtype)}).values())
+    return compiled_cost(tx, {"w": shape}, dtype, target="v5e", step=step)
+
+
+def compiled(test):
+    """A test of what the compiler makes."""
+    return pytest.mark.targets(pytest.mark.usefixtures("v5e", "usual_compiler", "standard_promotion")(test))
+
+
+LEAST = {"adamw": 28, "eight bits": 16, "five bytes": 12, "master 32": 26, "16 bits at random": 20, "bfloat16": 22}
+"""The bytes that are read and written of each element."""
+SCALES = {"eight bits", "five bytes"}
+"""Where 2 slots of a block have a scale, of 2 bytes, which is read and written."""
+
+
+@compiled
+@pytest.mark.parametrize("name", LEAST)
+def test_a_kernel_reads_and_writes_each_number_once_and_in_its_place(name):
+    cost = cost_of(name, (4096, 4096))
+    assert cost.bytes_per_parameter <= LEAST[name] + (name in SCALES) * 8 / 128 + 0.01
+    assert cost.temp_bytes_per_parameter < 0.01
+    assert cost.in_place
+
+
+@compiled
+@pytest.mark.parametrize("name", ["adamw", "eight bits", "five bytes"])
+@pytest.mark.parametrize(
+    "shape",
+    [(50257, 768), (768, 50257), (4097, 4095), (100_000, 64), (2048, 16, 64), (16, 64, 2048), (3, 3, 512, 512)],
+    ids=str,
+)
+def test_a_leaf_is_stepped_as_it_is_kept_without_a_copy(name, shape):
+    """A copy of an array of bytes would be two more; less is for numbers, and for what XLA moves of scales."""
+    cost = cost_of(name, shape)
+    assert cost.bytes_per_parameter <= LEAST[name] + (name in SCALES) * 8 / min(128, shape[-1]) + 0.5
+    assert cost.temp_bytes_per_parameter < 0.5
+
+
+def of_floats(now, updates):
+    x = updates
+    y = jnp.where(~((x >= 1) & (x <= 2)) | (x != 0), x**3, jnp.square(x))
+    y = y + jnp.sign(x) - jnp.abs(x) / jnp.sqrt(jnp.maximum(x, 1.0)) + x**-2
+    y = y * jnp.minimum(x, 3.0) + (-x)
+    narrow = x.astype(jnp.bfloat16)
+    narrow = jnp.sqrt(narrow * narrow + narrow) / jnp.maximum(narrow, -narrow)
+    return jnp.where(jnp.isfinite(y) ^ ((x > 2) | (x < -2)), y, narrow.astype(jnp.float32))
+
+
+def of_integers(now, updates):
+    signed = jax.lax.bitcast_convert_type(updates, jnp.int32)
+    unsigned = jax.lax.bitcast_convert_type(updates, jnp.uint32)
+    signed = jnp.minimum(jnp.abs(signed), 7) * jnp.sign(signed) - (-signed)
+    unsigned = jnp.minimum(jnp.maximum(unsigned, jnp.uint32(3)), jnp.uint32(2**31)) * unsigned
+    chosen = (unsigned >= jnp.uint32(5)) & (signed <= 3) | (unsigned != jnp.uint32(3))
+    signed = ~((signed << 1) >> 2) & 3 | signed ^ 5
+    narrow = signed.astype(jnp.int8).astype(jnp.int32) + updates.astype(jnp.int16).astype(jnp.int32)
+    of_bytes = ((unsigned << 1) >> 9).astype(jnp.uint8).astype(jnp.int32)
+    return jnp.where(chosen, updates * (signed + narrow).astype(jnp.float32), of_bytes.astype(jnp.float32))
+
+
+@compiled
+@pytest.mark.parametrize("rule", [of_floats, of_integers])
+def test_the_compiler_takes_all_that_is_not_refused(rule):
+    tx = own(rule)
+    step = adam_tx.step(tx, "pallas")
+    assert not any(step.reasons({"w": jnp.ones((256, 128))}).values())
+    assert compiled_cost(tx, {"w": (256, 128)}, target="v5e", step=step).in_place
+
+
+@compiled
+def test_the_compiler_takes_a_kernel_in_shard_map():
+    tx = problems.STORAGES["eight bits"]()
+    params = {"w": jax.ShapeDtypeStruct((256, 384), jnp.float32)}
+    arguments = params, jax.eval_shape(tx.init, params)
+    run, lie = spread(tx, arguments, targets.devices("v5e")[:2], check_vma=True)
+    placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), arguments, lie)
+    program = run.lower(*placed).compile().as_text()
+    assert program.count("tpu_custom_call") == 1
+    assert not re.search(r"all-gather|all-reduce|collective-permute|all-to-all", program)
