@@ -17,6 +17,7 @@ from adam_tx.executors.tile import Unsupported
 _HANDLER = pathlib.Path(__file__).with_name("handler.ll")
 # Told apart from threads that work, a thread that waits leaves them more of the core, where two share one.
 _WAIT = {"x86_64": "call void @llvm.x86.sse2.pause()", "aarch64": "call void @llvm.aarch64.hint(i32 1)"}
+_LOCK = threading.RLock()  # whoever compiles
 _ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -82,7 +83,6 @@ class Engine:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         self.instructions = instructions
-        self._lock = threading.RLock()
         self._told: set[str] = set()
         self._machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=instructions.processor or llvm.get_host_cpu_name(),
@@ -113,7 +113,7 @@ class Engine:
           name: what it is called in the text; of one name there is one text.
           text: LLVM IR.
         """
-        with self._lock:
+        with _LOCK:
             if name in self._told:
                 return
             self._compiler.add_module(self._module(text))
@@ -149,7 +149,12 @@ def engine() -> Engine:
     return engine_for(instruction_sets()[0])
 
 
-@functools.cache
 def engine_for(instructions: Instructions) -> Engine:
-    """The compiler for these."""
+    """The compiler for these, one in a process: of a second one, XLA would be told the same names."""
+    with _LOCK:
+        return _engine_for(instructions)
+
+
+@functools.cache  # which by itself makes two where two threads ask at once
+def _engine_for(instructions: Instructions) -> Engine:
     return Engine(instructions)
