@@ -2,15 +2,14 @@
 
 import os
 import pathlib
-import random
+import signal
 import subprocess
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+import run
 import step_problems as problems
 
 import adam_tx
@@ -24,9 +23,7 @@ pytest.importorskip("llvmlite", reason="one pass on a CPU needs llvmlite: pip in
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are guarded by mprotect")
 @pytest.mark.exhaustive
 def test_no_kernel_goes_beyond_an_array():
-    script = pathlib.Path(__file__).with_name("guard_pages.py")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=environment)
+    done = started([pathlib.Path(__file__).with_name("guard_pages.py")], {})
     assert done.stdout.endswith(" calls\n"), done.stderr[-2000:]
 
 
@@ -64,47 +61,59 @@ def test_other_scalars_raise():
         jax.block_until_ready(call.step_leaves(target, scalars, [0, 1], [[params, params, *kept]]))
 
 
-def random_tree(seed):
-    rng = random.Random(seed)
-    shapes = {f"leaf{k}": tuple(rng.choice((1, 3, 64, 200, 300)) for _ in range(rng.randint(0, 3))) for k in range(4)}
-    shapes = {name: shape for name, shape in shapes.items() if np.prod(shape) < 100_000}
-    return shapes | {"large": (rng.choice((257, 400)), 300)}
+STRESS = pathlib.Path(__file__).with_name("stress.py")
+CHECKER = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
+"""Variables with which glibc ends the process where something was written beyond an array."""
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+"""Else each thread has a heap of its own, and what is in use depends on which of them are new."""
 
 
-def train(seed, failures):
-    """Steps of a random tree, with donation and without."""
-    name = NAMES[seed % len(NAMES)]
-    tx = problems.FUSED[name]()
-    step = adam_tx.step(tx, "cpu")
-    shapes, dtype = random_tree(seed), problems.dtype_of(name)
-    donating = jax.jit(lambda params, state, grads: step(grads, state, params), donate_argnums=(0, 1))
-    params, grads = problems.tree(shapes, dtype), problems.tree(shapes, dtype, 1, awkward=True)
-    copied = params, tx.init(params)
-    donated = jax.tree.map(jnp.copy, copied)
-    for _ in range(12):
-        copied = step(grads, copied[1], copied[0])
-        donated = donating(*donated, grads)
-    failures[seed] = problems.differing(copied, donated)
+def started(code, variables):
+    """Python in a process of its own, with variables of the environment beside the others."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    return subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False, env=environment)
 
 
-NAMES = [*problems.STORAGES, "adam", "nadam"]
+@pytest.fixture
+def checker():
+    """The variables, where there is that glibc."""
+    missing = started(["-c", ""], CHECKER).stderr
+    if missing or not sys.platform.startswith("linux"):
+        pytest.skip(f"glibc's checker of memory is not there: {missing}")
+    return CHECKER
+
+
+def assert_stands_stress(variables):
+    done = started([STRESS], variables)
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps, differing, grown = map(int, done.stdout.split())
+    assert steps > 10_000
+    assert differing == 0
+    assert grown < 500_000  # 62 bytes for each step that is made after the first reading
 
 
 @pytest.mark.exhaustive
-def test_a_thousand_steps_of_random_trees_in_threads_do_not_depend_on_donation():
-    for first in range(0, 48, 4):
-        failures = {}
-        threads = [threading.Thread(target=train, args=(first + k, failures)) for k in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert list(failures.values()) == [0] * 4
+def test_thousands_of_steps_of_random_trees_in_threads_do_not_depend_on_donation_and_leak_nothing():
+    """In a new process, where all threads compile their first kernels at the same time."""
+    assert_stands_stress(ONE_HEAP)
 
 
-def resident():
-    """The bytes of memory that the process has in use."""
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+@pytest.mark.exhaustive
+def test_none_of_them_writes_beyond_an_array(checker):
+    assert_stands_stress(ONE_HEAP | checker)
+
+
+@pytest.mark.exhaustive
+def test_the_checker_ends_a_process_that_writes_beyond_an_array(checker):
+    """So the test above can fail."""
+    lines = [
+        "import ctypes, jax.numpy as jnp",
+        "array = jnp.ones(1000, jnp.uint8).block_until_ready()",
+        "ctypes.memset(array.unsafe_buffer_pointer() + 1000, 7, 1)",
+        "del array",
+        "jnp.ones(1000).block_until_ready()",
+    ]
+    assert started(["-c", "\n".join(lines)], checker).returncode == -signal.SIGABRT
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is in use is read from /proc")
@@ -116,6 +125,7 @@ def test_a_thousand_steps_leak_nothing():
     donating = jax.jit(lambda params, state, grads: step(grads, state, params), donate_argnums=(0, 1))
     params = problems.tree({f"leaf{k}": (k + 1,) for k in range(40)}, jnp.float32)
     carry, grads = (params, tx.init(params)), jax.tree.map(jnp.copy, params)
+    resident = run.load_script(STRESS).resident
     before = 0
     for k in range(1300):
         carry = donating(*carry, grads)
