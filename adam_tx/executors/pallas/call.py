@@ -51,7 +51,8 @@ def step_leaf(
         cost_estimate=_cost(of, given),
         interpret=interpret,
     )
-    made = call(*numbers, *given)
+    with jax.enable_x64(False):  # a TPU's kernels have no 64 bits, not even in what counts rows
+        made = call(*numbers, *given)
     return [x.transpose(_inverse(order)) for x, order in zip(made, _written(orders), strict=True)]
 
 

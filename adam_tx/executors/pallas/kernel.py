@@ -89,7 +89,7 @@ class Group(NamedTuple):
         """A group by its number, in the block at this place of the grid."""
         *before, across, along = at
         blocks = (across, along) if layout.along else (along, across)
-        groups = number // layout.groups[1], number % layout.groups[1]
+        groups = _divided(number, layout.groups[1])
         block = [place * size for place, size in zip(blocks, layout.block, strict=True)]
         start = [
             0 if size == whole else pallas().multiple_of(k * size, size)
@@ -136,14 +136,19 @@ class Group(NamedTuple):
 
     def _place_of_words(self) -> tuple[Any, ...]:
         along = self.layout.along
-        across = self.start[1 - along] // self.layout.group[1 - along]
-        tile = (self.block[along] + self.start[along]) // self.layout.group[along]
+        across, _ = _divided(self.start[1 - along], self.layout.group[1 - along])
+        tile, _ = _divided(self.block[along] + self.start[along], self.layout.group[along])
         return across, pallas().ds(tile, 1), slice(None)
 
     def _is_diagonal(self) -> jax.Array:
         """Of a square, by which a row is turned into a column, and a column into a row."""
         square = (self.layout.group[0],) * 2
         return lax.broadcasted_iota(jnp.int32, square, 0) == lax.broadcasted_iota(jnp.int32, square, 1)
+
+
+def _divided(x: int | jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+    """How often a number goes into another that is not negative, and what is left."""
+    return lax.div(jnp.int32(x), jnp.int32(by)), lax.rem(jnp.int32(x), jnp.int32(by))
 
 
 def _number(ref: Any, scalar: Any) -> jax.Array:
