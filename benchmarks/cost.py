@@ -54,8 +54,8 @@ class Cost:
         numbers that a whole leaf, or the whole tree, shares.
       temp_bytes: memory the program needs beside its arguments and results.
       aliased_bytes: memory of arguments that results are written into.
-      in_place: whether every leaf of parameters and state is written where it was
-        read, so that a step allocates nothing for its results.
+      in_place: whether every leaf of parameters and state that is read is written in
+        its place, so that a step allocates nothing for its results.
       equations: of the jaxpr; a call, such as a nested jit, counts as what it holds.
       trace_seconds: from Python to jaxpr, on the clock.
       compile_seconds: from jaxpr to executable, on the clock; meaningless where JAX's
@@ -119,6 +119,7 @@ def compiled_cost(
     *,
     target: str | None = None,
     step: Step | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Cost:
     """Compile one step for parameters of these shapes and read off what it costs.
 
@@ -128,6 +129,7 @@ def compiled_cost(
       dtype: of parameters and gradients.
       target: a device of `targets`, which need not be there; None for JAX's default device.
       step: another step than that of `tx.update`, such as `adam_tx.step(tx)`.
+      options: of the compiler.
 
     Returns:
       The `Cost` on that device.
@@ -148,7 +150,7 @@ def compiled_cost(
     traced, trace_seconds = _timed(lambda: jitted_step(tx, step).trace(params, state, params))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # told by in_place
-        compiled, compile_seconds = _timed(lambda: traced.lower().compile())
+        compiled, compile_seconds = _timed(lambda: traced.lower().compile(None if options is None else {**options}))
 
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     lines = list(_lines_run(hlo))
@@ -161,7 +163,7 @@ def compiled_cost(
         leaf_fusions=sum(_NOT_A_SCALAR.search(result) is not None for result in launched),
         temp_bytes=memory.temp_size_in_bytes,
         aliased_bytes=memory.alias_size_in_bytes,
-        in_place=len(_aliased_arguments(hlo)) == len(jax.tree.leaves((params, state))),
+        in_place=len(_aliased_arguments(hlo)) + len(jax.tree.leaves(params)) == _arguments(hlo),
         equations=count_equations(traced.jaxpr),
         trace_seconds=trace_seconds,
         compile_seconds=compile_seconds,
@@ -219,6 +221,12 @@ def _aliased_arguments(hlo: str) -> set[int]:
     """
     header = hlo.split("\n", 1)[0]
     return {int(argument) for argument in _ALIAS.findall(header)}
+
+
+def _arguments(hlo: str) -> int:
+    """How many arguments are read: JAX leaves out others, such as the last norm in a guard's state."""
+    layout = hlo.split("entry_computation_layout={(", 1)[1].split(")->", 1)[0]
+    return len(_ARRAY.findall(layout))
 
 
 def _bytes_of_kernels(lines: Sequence[str]) -> Iterator[int]:

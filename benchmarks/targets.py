@@ -14,10 +14,12 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -26,8 +28,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _H100 = Path(__file__).parent / "h100.txtpb"
 
 
+_USED = re.compile(r"Used (\d+) registers")
+_SPILLED = re.compile(r"(\d+) bytes spill (?:stores|loads)")
+
+
 class MissingError(Exception):
     """A compiler is not there; the message says what to install."""
+
+
+class Registers(NamedTuple):
+    """What the kernels of a program for a GPU need.
+
+    Attributes:
+      most: registers of a thread, of the kernel that needs most. With more than 32, fewer threads than there could be
+        fit on a multiprocessor.
+      spilled: bytes of a thread that did not fit, of all kernels.
+    """
+
+    most: int
+    spilled: int
 
 
 def placed(tree: Any, target: str | None) -> Any:
@@ -44,6 +63,22 @@ def placed(tree: Any, target: str | None) -> Any:
         return tree
     sharding = _sharding(target)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def kernels_in(folder: str) -> Mapping[str, Any]:
+    """Options of a compiler for a GPU, with which it writes the kernels into a folder, where `registers` finds them."""
+    return {"xla_dump_to": folder, "xla_dump_emitter_re": ".*"}
+
+
+def registers(folder: str) -> Registers:
+    """What ptxas says of the kernels in a folder, compiled as XLA does."""
+    command = ["ptxas", "-v", "-arch=sm_90a", "-o", os.devnull]
+    runs = [
+        subprocess.run([*command, path], capture_output=True, text=True, check=True)
+        for path in Path(folder).glob("*.ptx")
+    ]
+    told = "".join(run.stderr for run in runs)
+    return Registers(max(map(int, _USED.findall(told))), sum(map(int, _SPILLED.findall(told))))
 
 
 @functools.cache

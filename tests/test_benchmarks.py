@@ -32,6 +32,7 @@ PRINTS = {
     "soap": [r"│ +100 │ +0\.001 │"],
     "step": [r"adam_tx\.adam +│ +16 │ +3"],
     "structure": [r"adam_tx update +│ +\d+"],
+    "target_costs": [r"five bytes, guard \|"],
     "trace": [r"of the catalogue, 2"],
     "training_step": [
         rf"{model}, {stored} \| \d+\.\d+ ms" for model in training_step.SMALLEST for stored in training_step.STORAGES
