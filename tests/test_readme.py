@@ -319,6 +319,18 @@ def the_dialects_are_what_the_chains_say(found):
     np.testing.assert_array_equal(updates_of(paper), updates_of(adam_tx.adam(1e-3)))
 
 
+def one_pass_counts_and_trains_as_an_update_does(found):
+    tx, params = found["tx"], {"w": jnp.ones((64, 8)), "b": jnp.zeros(8)}
+    assert int(found["state"]["count"]) == 1
+    grads = jax.grad(lambda params: jnp.mean((jnp.ones((4, 64)) @ params["w"] - params["b"]) ** 2))(params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    expected = optax.apply_updates(params, updates)
+    for name, trained in found["params"].items():
+        np.testing.assert_allclose(trained, expected[name], rtol=1e-6)
+    if found["step"].obstacle is None:
+        assert found["step"].summary(params) == "cpu  b, w"
+
+
 def nothing_more(found):
     """What it prints is all that it claims, or that it runs at all."""
 
@@ -351,6 +363,7 @@ CHECKS = {
     "Write your own link": the_link_is_its_formula_and_the_rest_comes_for_nothing,
     "The dialects of Adam": the_dialects_are_what_the_chains_say,
     "The family": swapping_links_gives_the_namesakes_bit_for_bit,
+    "As fast as it goes": one_pass_counts_and_trains_as_an_update_does,
 }
 """For each part of the README with code, a function of the namespace that the code leaves behind."""
 
