@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import step_problems as problems
 import targets
@@ -115,6 +116,35 @@ def test_leaves_of_several_dtypes_are_stepped_in_one_tree():
     step = adam_tx.step(tx, "pallas")
     assert not any(step.reasons(params).values())
     assert not problems.differing(step(grads, state, params), problems.updated(tx, grads, state, params))
+
+
+@BITS
+@pytest.mark.exhaustive
+def test_a_step_has_these_bits_where_float64_is_enabled(x64):
+    assert_steps_like_update(problems.STORAGES["eight bits"](), {"leaf": (3, 200)}, jnp.float32)
+
+
+@BITS
+@pytest.mark.exhaustive
+def test_masks_and_injected_hyperparameters_are_stepped():
+    def make(learning_rate):
+        return adam_tx.adamw(learning_rate, weight_decay=0.1, mask={"a": True, "b": False})
+
+    tx = optax.inject_hyperparams(make)(1e-2)
+    assert_steps_like_update(tx, {"a": (3, 20), "b": (3, 20)}, jnp.float32)
+
+
+@pytest.mark.usefixtures("interpreted", "standard_promotion")
+def test_a_rate_may_be_an_argument_of_the_function_around():
+    params = problems.tree({"w": (3, 20)}, jnp.float32)
+
+    def end(rate, make):
+        tx = adam_tx.adam(rate)
+        return make(tx)(params, tx.init(params), params)[0]
+
+    ours = functools.partial(end, make=lambda tx: adam_tx.step(tx, "pallas"))
+    assert "pallas_call" in str(jax.make_jaxpr(ours)(1e-2))
+    close(jax.jit(ours)(1e-2), end(1e-2, make=lambda tx: functools.partial(problems.updated, tx)))
 
 
 def close(one, other):
@@ -240,22 +270,24 @@ def test_importing_adam_tx_does_not_import_what_makes_kernels():
 def v5e(monkeypatch):
     """A TPU v5e is what kernels are made for, and it need not be there."""
     try:
-        placed = targets.placed(jax.ShapeDtypeStruct((), jnp.float32), "v5e")
+        targets.devices("v5e")
     except targets.MissingError as missing:
         pytest.skip(str(missing))
     monkeypatch.setattr(Pallas, "obstacle", lambda self: None)
-    mesh = placed.sharding.mesh
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        yield mesh
 
 
-def cost_of(name, shape, dtype=None):
+def cost_of(tx, shape, dtype=jnp.float32):
     """What a step of one leaf costs on a TPU, a kernel's as its arrays have it."""
-    tx = problems.FUSED[name]()
     step = adam_tx.step(tx, "pallas")
-    dtype = dtype or problems.dtype_of(name)
     assert not any(step.reasons({"w": jax.ShapeDtypeStruct(shape, dtype)}).values())
-    return compiled_cost(tx, {"w": shape}, dtype, target="v5e", step=step)
+    mesh = jax.sharding.Mesh(targets.devices("v5e")[:1], ("x",))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # by which Pallas knows which TPU it is
+        return compiled_cost(tx, {"w": shape}, dtype, target="v5e", step=step)
+
+
+def cost_of_storage(name, shape):
+    """The same of an optimizer that is known by its name."""
+    return cost_of(problems.FUSED[name](), shape, problems.dtype_of(name))
 
 
 def compiled(test):
@@ -272,7 +304,7 @@ SCALES = {"eight bits", "five bytes"}
 @compiled
 @pytest.mark.parametrize("name", LEAST)
 def test_a_kernel_reads_and_writes_each_number_once_and_in_its_place(name):
-    cost = cost_of(name, (4096, 4096))
+    cost = cost_of_storage(name, (4096, 4096))
     assert cost.bytes_per_parameter <= LEAST[name] + (name in SCALES) * 8 / 128 + 0.01
     assert cost.temp_bytes_per_parameter < 0.01
     assert cost.in_place
@@ -287,7 +319,7 @@ def test_a_kernel_reads_and_writes_each_number_once_and_in_its_place(name):
 )
 def test_a_leaf_is_stepped_as_it_is_kept_without_a_copy(name, shape):
     """A copy of an array of bytes would be two more; less is for numbers, and for what XLA moves of scales."""
-    cost = cost_of(name, shape)
+    cost = cost_of_storage(name, shape)
     assert cost.bytes_per_parameter <= LEAST[name] + (name in SCALES) * 8 / min(128, shape[-1]) + 0.5
     assert cost.temp_bytes_per_parameter < 0.5
 
@@ -317,10 +349,14 @@ def of_integers(now, updates):
 @compiled
 @pytest.mark.parametrize("rule", [of_floats, of_integers])
 def test_the_compiler_takes_all_that_is_not_refused(rule):
-    tx = own(rule)
-    step = adam_tx.step(tx, "pallas")
-    assert not any(step.reasons({"w": jnp.ones((256, 128))}).values())
-    assert compiled_cost(tx, {"w": (256, 128)}, target="v5e", step=step).in_place
+    assert cost_of(own(rule), (256, 128)).in_place
+
+
+@compiled
+def test_the_compiler_takes_a_kernel_where_float64_is_enabled(x64):
+    """Rows are counted in 32 bits even there."""
+    assert cost_of_storage("five bytes", (384, 4096)).in_place
+    assert cost_of_storage("eight bits", (300, 5, 64)).in_place
 
 
 @compiled
@@ -330,6 +366,7 @@ def test_the_compiler_takes_a_kernel_in_shard_map():
     arguments = params, jax.eval_shape(tx.init, params)
     run, lie = spread(tx, arguments, targets.devices("v5e")[:2], check_vma=True)
     placed = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), arguments, lie)
-    program = run.lower(*placed).compile().as_text()
+    with jax.sharding.use_abstract_mesh(lie[0]["w"].mesh.abstract_mesh):
+        program = run.lower(*placed).compile().as_text()
     assert program.count("tpu_custom_call") == 1
     assert not re.search(r"all-gather|all-reduce|collective-permute|all-to-all", program)
