@@ -134,3 +134,23 @@ def test_a_thousand_steps_leak_nothing():
             before = resident()
     jax.block_until_ready(carry)
     assert resident() - before < 2_000_000
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.exhaustive
+def test_a_process_that_was_forked_behind_the_first_compilation_steps_as_its_parent_does():
+    """JAX itself must not be forked once it has computed something."""
+    lines = [
+        "import os, sys, adam_tx, jax.numpy as jnp",
+        "from adam_tx.executors.cpu import engine",
+        "tx = adam_tx.adamw(1e-2)",
+        "step = adam_tx.step(tx, 'cpu')",
+        "engine.engine()",
+        "child = os.fork()",
+        "params = jnp.ones(5000)",
+        "params, state = step(params, tx.init(params), params)",
+        "right = int(state['count']) == 1 and float(params[0]) < 1",
+        "os._exit(right if child == 0 else right + os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))",
+    ]
+    done = started(["-c", "\n".join(lines)], {})
+    assert done.returncode == 2, done.stderr[-2000:]
