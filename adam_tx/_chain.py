@@ -15,7 +15,8 @@ import jax
 import optax
 
 from adam_tx._core import hyperparams
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
 from adam_tx._core.facts import check_gradient, combined
 from adam_tx._core.leaf_step import Leaf
@@ -147,35 +148,61 @@ class Chain(AbstractLink):
         """Those of its members."""
         for member, own in zip(self.members.values(), self._each(way), strict=True):
             yield from member.fusing_obstacles(own, tiled=tiled)
+        if len(surveying := [name for name, member in self.members.items() if member.surveys]) > 1:
+            yield f"{self.name} has {' and '.join(surveying)}, which look at all leaves one after the other"
 
     def _each(self, way: Any) -> Sequence[Hashable]:
         """How each member treats a leaf."""
         return [None] * len(self.members) if way is None else way
 
-    def numbers_at(self, count: jax.Array, state: State) -> tuple[dict[str, object], dict[str, object]]:
+    def numbers_at(
+        self, count: jax.Array, state: State, found: Any = None
+    ) -> tuple[dict[str, object], dict[str, object]]:
         """Those of its members by name."""
         kept = self._checked(state)
-        found = {name: member.numbers_at(count, kept.get(name)) for name, member in self.members.items()}
-        return {name: numbers for name, (numbers, _) in found.items()}, {name: new for name, (_, new) in found.items()}
+        of_member = found or {}
+        both = {
+            name: member.numbers_at(count, kept.get(name), of_member.get(name)) for name, member in self.members.items()
+        }
+        return {name: numbers for name, (numbers, _) in both.items()}, {name: new for name, (_, new) in both.items()}
+
+    def numbers_of(self, state: State) -> dict[str, object]:
+        """Those of its members by name."""
+        kept = self._checked(state)
+        return {name: member.numbers_of(kept.get(name)) for name, member in self.members.items()}
+
+    def leaf_survey(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> dict[str, Any]:
+        """That of the member which has one, behind the steps of those before it."""
+        slots: Any = kept
+        full = self._full_precision(leaf, kept)
+        updates = leaf.updates
+        for (name, member), way in zip(self.members.items(), self._each(leaf.way), strict=True):
+            known = self._known_to(name, leaf, updates, full)._replace(way=way)
+            if member.surveys:
+                return {name: member.leaf_survey(numbers[name], known, slots[name])}
+            updates, _ = member.leaf_step(numbers[name], known, slots[name])
+        return {}
 
     def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
         """Every member in turn: the fused step of one leaf."""
         slots: Any = kept
+        full = self._full_precision(leaf, kept)
         updates = leaf.updates
-        params = full = leaf.params
-        if self.facts.terminal and params is not None:
-            full = self.full_precision_of(params, kept)
         new: dict[str, object] = {}
         for (name, member), way in zip(self.members.items(), self._each(leaf.way), strict=True):
-            known = leaf._replace(
-                updates=updates,
-                grad=leaf.updates,
-                params=params if member.facts.terminal else full,
-                place=(*leaf.place, name),
-                way=way,
-            )
+            known = self._known_to(name, leaf, updates, full)._replace(way=way)
             updates, new[name] = member.leaf_step(numbers[name], known, slots[name])
         return updates, new
+
+    def _full_precision(self, leaf: Leaf, kept: KeptOfLeaf) -> jax.Array | None:
+        if not self.facts.terminal or leaf.params is None:
+            return leaf.params
+        return self.full_precision_of(leaf.params, kept)
+
+    def _known_to(self, name: str, leaf: Leaf, updates: jax.Array, full: jax.Array | None) -> Leaf:
+        """The leaf as a member knows it, given these updates."""
+        params = leaf.params if self.members[name].facts.terminal else full
+        return leaf.within(name)._replace(updates=updates, grad=leaf.updates, params=params)
 
     def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
         """The parameter as the last link knows it."""
@@ -193,7 +220,7 @@ class Chain(AbstractLink):
         before = self._checked(state)
         by_name: Sequence[Any] = kept
         return {
-            name: member.with_kept(before.get(name), leaves, numbers[name], [of_leaf[name] for of_leaf in by_name])
+            name: member.with_kept(before.get(name), leaves.within(name), numbers[name], [of[name] for of in by_name])
             for name, member in self.members.items()
             if name in self._keys
         }

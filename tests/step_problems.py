@@ -22,7 +22,7 @@ IN_BFLOAT16 = {"five bytes", "master 32", "bfloat16"}
 
 
 def fusable(tx):
-    """Whether one of its leaves can be stepped without the others."""
+    """Whether one of its leaves can be stepped without the others, tile by tile."""
     link = getattr(tx, "implementation", None)
     return link is not None and link.facts.elementwise and not list(link.fusing_obstacles())
 

@@ -14,17 +14,15 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core import states
+from adam_tx._core.abstract_leaf_step import AbstractLeafStep
 from adam_tx._core.ahead import Ahead, apart
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
-from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves, Tree, increment
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
 from adam_tx._core.storage import Storage
 
-KeptOfLeaf = Mapping[str, object]
-"""What is kept of one leaf."""
 MoveSlot = Callable[[str, str, Tree], Tree]
 """From a slot's name, kind and tree to the tree that takes its place."""
 
@@ -55,7 +53,7 @@ class Inside(NamedTuple):
     leaves: frozenset[int] | None = None
 
 
-class AbstractLink:
+class AbstractLink(AbstractLeafStep):
     """What a link is and does: `Leafwise` made from a rule, `Chain`, `Guard` and all others.
 
     A chain flattens, checks and lifts an update's trees once, as `Leaves`; its
@@ -198,49 +196,6 @@ class AbstractLink:
     def debiased_square(self) -> tuple[str, str] | None:
         """The slot in which it keeps a debiased average of squares, and the name of its weight; None without one."""
         return None
-
-    # One leaf's step without the tree, for what runs a leaf or a tile at a time.
-
-    def ways(self, leaves: Leaves) -> list[Hashable]:
-        """How it treats each leaf, where it does not treat all alike: what its `leaf_step` finds as `Leaf.way`."""
-        return [None] * len(leaves)
-
-    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
-        """Why one leaf cannot be stepped without the others.
-
-        Args:
-          way: how the leaf is treated; None to ask whether any can be.
-          tiled: whether a tile of a leaf shall be stepped without the rest of it.
-        """
-        del way, tiled
-        yield f"{self.name} runs what is inside it on all leaves together"
-
-    def numbers_at(self, count: jax.Array, state: State) -> tuple[object, object]:
-        """What one update has in common for all leaves, and the numbers of the state after it."""
-        raise NotImplementedError(next(self.fusing_obstacles()))
-
-    def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
-        """What is emitted for one leaf, or a tile of it, and what is kept of it after this update.
-
-        Args:
-          numbers: the first of `numbers_at`.
-          leaf: the leaf.
-          kept: what was kept of it.
-        """
-        raise NotImplementedError(next(self.fusing_obstacles()))
-
-    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
-        """A parameter as it is beyond its dtype, where something is kept of that."""
-        del kept
-        return param
-
-    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
-        """What is kept of each leaf, by slot; of links that hold others by member, and then by slot."""
-        raise NotImplementedError(next(self.fusing_obstacles()))
-
-    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
-        """The state with these numbers, the second of `numbers_at`, and with this kept of leaves."""
-        raise NotImplementedError(next(self.fusing_obstacles()))
 
     # As the outermost link, or under transformations of others.
 

@@ -21,7 +21,7 @@ from adam_tx._core import bias, blocks, numerics, sharding
 from adam_tx._core.ahead import Ahead, known
 from adam_tx._core.bias import DecayNow
 from adam_tx._core.hyperparams import Parameters, Value
-from adam_tx._core.leaves import increment
+from adam_tx._core.leaves import Leaves, increment
 from adam_tx._core.rounding import Bits, Tile
 from adam_tx._core.rule import INPUTS, Declaration, Reduction, Rule
 from adam_tx._core.states import Fields
@@ -191,6 +191,8 @@ class Leaf(NamedTuple):
       positions: what links are called whose name stands at several places, by place.
       ahead: what is known ahead; None if nobody looks ahead.
       way: how the link treats it, if it does not treat all leaves alike: one of `AbstractLink.ways`.
+      alone: the leaf as it came into the outermost link, as a tree; None where no tree is made of one leaf.
+      told: where links say, by place, what is to be reduced and sampled for people to read; None if nobody asks.
     """
 
     dtype: jnp.dtype
@@ -207,6 +209,8 @@ class Leaf(NamedTuple):
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
     ahead: Ahead | None = None
     way: Hashable = None
+    alone: Leaves | None = None
+    told: dict[tuple[str, ...], Any] | None = None
 
     def noise(self, link: str, what: str) -> Noise:
         """Random bits for what a link rounds, which depend on the count, the leaf and each element's place alone."""
@@ -215,6 +219,18 @@ class Leaf(NamedTuple):
     def path(self) -> str:
         """The leaf's path, for errors."""
         return self.path_of(self.number)
+
+    def within(self, name: str) -> Leaf:
+        """The same for the link that stands under this name."""
+        return self._replace(place=(*self.place, name))
+
+    def as_tree(self) -> Leaves:
+        """The same as a tree of one leaf, for what is written for trees."""
+        assert self.alone is not None
+        updates = [self.updates]
+        grad = updates if self.grad is self.updates else None if self.grad is None else [self.grad]
+        params = None if self.params is None else [self.params]
+        return self.alone.replace(updates=updates, grad=grad, params=params, count=self.updates_before)
 
 
 class LeafStep:

@@ -11,20 +11,13 @@ import numpy as np
 from optax import ScalarOrSchedule
 
 from adam_tx._core import bias, blocks, numerics, states
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf, MoveSlot, required_params
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf, StoredSlot
+from adam_tx._core.abstract_link import AbstractLink, MoveSlot, required_params
 from adam_tx._core.ahead import known
 from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
-from adam_tx._core.leaf_step import (
-    At,
-    Hyperparams,
-    Leaf,
-    LeafStep,
-    NowByDtype,
-    Row,
-    Slots,
-)
+from adam_tx._core.leaf_step import At, Hyperparams, Leaf, LeafStep, NowByDtype, Row, Slots
 from adam_tx._core.leaves import Column, Leaves, is_absent
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.rounding import Bits
@@ -60,8 +53,8 @@ class Leafwise(AbstractLink):
         self._tree = TreeNumbers(self.name, declaration.numbers, rule, self.step)
         self._optional = {*rule.shape, *(name for name, stored_as in self.storage.items() if stored_as.optional)}
         self._type = declaration.state_type(rule.debias, scaled=bool(self.scaled))
-        weights = {decay: declaration.weights[decay] for decay in rule.debias}
-        self.numbers = Hyperparams(declaration.parameters, arguments, weights)
+        self._weights = {decay: declaration.weights[decay] for decay in rule.debias}
+        self.numbers = Hyperparams(declaration.parameters, arguments, self._weights)
         self.facts = self._facts()
         for name, slot in declaration.slots.items():
             self.storage[name].check(name, slot.kind, None if slot.decay is None else arguments[slot.decay])
@@ -77,12 +70,7 @@ class Leafwise(AbstractLink):
                 rule.passes_gradient or rule.changes_gradient or rule.corrects or rule.multiplies_by or rule.terminal
             ),
             averages=tuple(
-                Average(
-                    slot.kind,
-                    given[slot.decay],
-                    slot.decay in rule.debias or not rule.correctable,
-                    self.name,
-                )
+                Average(slot.kind, given[slot.decay], slot.decay in rule.debias or not rule.correctable, self.name)
                 for slot in self.declaration.slots.values()
                 if slot.decay is not None
             ),
@@ -276,9 +264,20 @@ class Leafwise(AbstractLink):
         if tiled and not self.facts.elementwise:
             yield f"{self.name} does not step each element by itself"
 
-    def numbers_at(self, count: jax.Array, state: State) -> tuple[NowByDtype, dict[str, jax.Array]]:
+    def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[NowByDtype, dict[str, jax.Array]]:
         """The hyperparameters, and the weights of the state after this update."""
+        del found
         return self.numbers.at(count, cast(Fields, state))
+
+    def numbers_of(self, state: State) -> dict[str, jax.Array]:
+        """The weights."""
+        return {name: getattr(state, name) for name in self._weights.values()}
+
+    def stored_of(self, kept: KeptOfLeaf) -> Iterator[StoredSlot]:
+        """Every slot of a leaf."""
+        for name, stored in kept.items():
+            if isinstance(stored, Stored):
+                yield StoredSlot(self.storage[name], stored, self.rule.starts_finite(name))
 
     def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
         """One leaf's step by the rule; what a mask leaves out passes."""

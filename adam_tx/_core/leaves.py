@@ -32,6 +32,9 @@ else:
 Column = list[jax.Array]
 """One array for each leaf of a tree, and in the place of one that is absent what stands for it."""
 
+Told = Sequence[tuple[Sequence[int], Any]]
+"""Some leaves by number, and a tree of what is said of them: an array with one number of each, or one array of each."""
+
 Watch = Callable[[tuple[str, ...], "Member", "Leaves", Column, bool], None]
 """Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
 WATCH: ContextVar[tuple[Watch, tuple[str, ...]] | None] = ContextVar("watch", default=None)
@@ -59,6 +62,7 @@ class Leaves:
       positions: what links are called whose name stands at several places, by place.
       observed: whether somebody asks for places, so that members are run by `run_member`.
       ahead: what is known ahead of this step; None if nobody looks ahead.
+      told: what links have to say of a step that was made, by place, where leaves were stepped one by one.
     """
 
     updates: Column
@@ -72,6 +76,7 @@ class Leaves:
     positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
     observed: bool = False
     ahead: Ahead | None = None
+    told: Mapping[tuple[str, ...], "Told"] = MappingProxyType({})
     treedef: Any
     _results: list[jnp.dtype]
     _watch: Watch | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import keyword
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -137,6 +138,11 @@ class Rule:
     corrects: Mapping[str, str] = field(default_factory=dict)
     multiplies_by: str | None = None
     sign: int = 1
+
+    def starts_finite(self, slot: str) -> bool:
+        """Whether all numbers of a slot are known to be finite at first."""
+        start = self.start.get(slot, 0.0)
+        return isinstance(start, int | float) and math.isfinite(start)
 
     def check(self, link: str) -> None:
         """Refuse what no rule says, for a link of this name."""

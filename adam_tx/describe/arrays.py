@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -70,8 +69,7 @@ def _slot(link: Leafwise, state: Any, name: str, place: Sequence[str]) -> Iterat
     """What is kept of a slot."""
     key = link.scaled.get(name)
     scales = {} if key is None else dict(_arrays(state.scales[key]))
-    start = link.rule.start.get(name, 0.0)
-    finite = isinstance(start, int | float) and math.isfinite(start)
+    finite = link.rule.starts_finite(name)
     for leaf, x in _arrays(getattr(state, name)):
         path = "/".join(filter(None, (*place, name, leaf)))
         yield Kept(path, Stored(x, scales.get(leaf)), link.storage[name], finite, leaf)

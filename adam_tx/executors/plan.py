@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core import manual
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
-from adam_tx.executors.tile import Unsupported
+from adam_tx.executors.made import Outline, Passed
+from adam_tx.executors.tile import STEP, Task, Unsupported
 
 
 class Fused(Protocol):
     """How one pass is made over leaves that are alike."""
 
     @property
-    def structure(self) -> Any:
-        """The tree of what is kept of a leaf."""
+    def outline(self) -> Outline:
+        """The tree of what is made of a leaf."""
         ...
 
     @property
@@ -27,12 +31,12 @@ class Fused(Protocol):
         """Whether it reads numbers of a function around it that JAX transforms, such as a rate that is an argument."""
         ...
 
-    def scalars(self, state: State) -> Any:
-        """What it reads of the numbers of a state, found out before it by XLA."""
+    def scalars(self, state: State, found: Any) -> Any:
+        """What it reads of the numbers of a state, and of what a survey has found, found out before it by XLA."""
         ...
 
-    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> list[list[jax.Array]]:
-        """The new parameter of each leaf, and what is then kept of it.
+    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> Passed:
+        """What is made of each leaf: its new parameter, and what is then kept of it.
 
         Args:
           scalars: what `scalars` gave.
@@ -43,9 +47,15 @@ class Fused(Protocol):
 
 
 class Executor(Protocol):
-    """What makes one pass over leaves, on the machines that it is for."""
+    """What makes one pass over leaves, on the machines that it is for.
+
+    Attributes:
+      name: what it is called.
+      reduces: whether its passes can also reduce what they read.
+    """
 
     name: str
+    reduces: bool
 
     def obstacle(self) -> str | None:
         """Why it cannot run here."""
@@ -55,7 +65,7 @@ class Executor(Protocol):
         """What a leaf has in common with all that are run alike; raises Unsupported."""
         ...
 
-    def fused(self, link: AbstractLink, state: State, recipe: Any, path: str) -> Fused:
+    def fused(self, link: AbstractLink, state: State, recipe: Any, path: str, task: Task = STEP) -> Fused:
         """How leaves of a recipe are run, of which one has this path; raises Unsupported."""
         ...
 
@@ -67,11 +77,13 @@ class Choice(NamedTuple):
       reason: why it is XLA; empty where it is not.
       fused: how it is run in one pass; None where it is XLA.
       way: how the link treats the leaf.
+      survey: the pass before, which finds what has to be known of all leaves; None where nothing has.
     """
 
     reason: str
     fused: Fused | None = None
     way: Hashable = None
+    survey: Fused | None = None
 
 
 def obstacles(executor: Executor, link: AbstractLink | None, tx: Any) -> Iterator[str]:
@@ -81,6 +93,8 @@ def obstacles(executor: Executor, link: AbstractLink | None, tx: Any) -> Iterato
         yield f"{made_by} is not a link of adam_tx"
         return
     yield from link.fusing_obstacles(tiled=True)
+    if link.reduces and not executor.reduces:
+        yield f"{link.name} needs sums over all leaves, which {executor.name} does not form"
     if (why := executor.obstacle()) is not None:
         yield why
 
@@ -100,6 +114,7 @@ def plan(
     params = as_given(leaves, "params")
     updates = as_given(leaves, "updates")
     ways = link.ways(leaves)
+    of_recipe = functools.partial(_choice, executor, link, state, elements(leaves))
     made: dict[Hashable, Choice] = {}
     choices = [Choice("it is absent")] * len(leaves)
     for i in leaves.present:
@@ -111,9 +126,22 @@ def plan(
             choices[i] = Choice(str(why))
             continue
         if recipe not in made:
-            made[recipe] = _choice(executor, link, state, recipe, leaves.path(i), ways[i])
+            made[recipe] = of_recipe(recipe, leaves.path(i), ways[i])
         choices[i] = made[recipe]
+    return _together(link, leaves, ways, choices) if link.reduces else choices
+
+
+def _together(link: AbstractLink, leaves: Leaves, ways: Sequence[Hashable], choices: list[Choice]) -> list[Choice]:
+    """The choices of a link that needs sums over all leaves: if one cannot be run without the others, none is."""
+    for i in leaves.present:
+        for why in link.fusing_obstacles(ways[i]):
+            return [Choice(f"{link.name} needs sums over all leaves, and of {leaves.paths[i]} {why}")] * len(leaves)
     return choices
+
+
+def elements(leaves: Leaves) -> int:
+    """How many elements all leaves have together, over all devices."""
+    return sum(leaves.updates[i].size * manual.parts(leaves.updates[i]) for i in leaves.present)
 
 
 def as_given(leaves: Leaves, name: str) -> list[Any]:
@@ -122,12 +150,23 @@ def as_given(leaves: Leaves, name: str) -> list[Any]:
     return [jnp.asarray(leaf) if i in leaves.present else leaf for i, leaf in enumerate(column)]
 
 
-def _choice(executor: Executor, link: AbstractLink, state: State, recipe: Hashable, path: str, way: Hashable) -> Choice:
+def _choice(
+    executor: Executor, link: AbstractLink, state: State, of_all: int, recipe: Hashable, path: str, way: Hashable
+) -> Choice:
     """For the leaves of a recipe."""
+    fused = functools.partial(executor.fused, link, state, recipe, path)
     try:
-        return Choice("", executor.fused(link, state, recipe, path), way)
+        survey = fused(Task(is_survey=True)) if link.surveys else None
+        return Choice("", fused(Task(found=_to_be_found(survey), elements=of_all)), way, survey)
     except Unsupported as why:
         return Choice(str(why))
+
+
+def _to_be_found(survey: Fused | None) -> Any:
+    """What stands for what a survey will have found."""
+    if survey is None:
+        return None
+    return survey.outline.joined([], [jax.ShapeDtypeStruct((), jnp.float32) for _ in survey.outline.hows])
 
 
 _MOST_ELEMENTS = 2**20

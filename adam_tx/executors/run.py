@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core import term
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leaves import Leaves, increment
 from adam_tx._core.states import State
 from adam_tx.executors import jaxprs, plan, tile
+from adam_tx.executors.made import Apart, Outline, Passed, apart
 from adam_tx.executors.plan import Choice, Executor
+from adam_tx.executors.tile import Task
 
 
 def run_link(executor: Executor, link: AbstractLink, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     """New parameters and state."""
     leaves = leaves_of(link, grads, state, params)
     kept = link.kept_of_leaves(leaves, state)
-    return _run(link, leaves, state, kept, plan.plan(executor, link, leaves, state, kept))
+    choices = plan.plan(executor, link, leaves, state, kept)
+    if not any(choice.fused for choice in choices):
+        updates, state = link.update(grads, state, params)
+        return tile.applied(params, updates), state
+    return _run(link, leaves, state, kept, choices)
 
 
 def leaves_of(link: AbstractLink, grads: Any, state: Any, params: Any) -> Leaves:
@@ -32,69 +41,102 @@ def _run(
 ) -> tuple[Any, Any]:
     params = plan.as_given(leaves, "params")
     updates = plan.as_given(leaves, "updates")
-    given = state
     rest = [i for i in leaves.present if choices[i].fused is None]
-    numbers = link.numbers_at(leaves.count, given)[1]
+    passes = _Passes(link, leaves, state, {i: (params[i], updates[i], kept[i]) for i in leaves.present}, choices)
+    found = passes.survey() if link.surveys else None
+    numbers = link.numbers_at(leaves.count, state, found)[1]
     new: list[KeptOfLeaf] = list(kept)
-    if rest:
+    told: dict[tuple[str, ...], list[tuple[Sequence[int], Any]]] = {}
+    for members, outline, made in passes.each(Task(found=found)):
+        each = [outline.joined(of_leaf, made.reduced, zip(*made.samples, strict=True)) for of_leaf in made.arrays]
+        for i, (param, of_leaf, _) in zip(members, each, strict=True):
+            params[i] = param
+            new[i] = of_leaf
+        for place, of_leaves in each[0][-1].items():
+            told.setdefault(place, []).append((members, of_leaves))
+    if rest and not link.reduces:
         emitted, state = leaves.only(rest).run_member("", link, leaves.updates, state)
         after = link.kept_of_leaves(leaves, state)
         lowered = leaves.treedef.flatten_up_to(leaves.lower(emitted, exact=link.facts.terminal))
         for i in rest:
             params[i] = tile.applied(params[i], lowered[i])
             new[i] = after[i]
-    sizes = {i: params[i].size for i in leaves.present}
-    for choice, members in plan.calls(choices, sizes):
-        of_members = [(params[i], updates[i], kept[i]) for i in members]
-        paths = [leaves.path(i) for i in members]
-        for i, (param, of_leaf) in zip(members, _fused(link, choice, members, paths, given, of_members), strict=True):
-            params[i] = param
-            new[i] = of_leaf
-    state = link.with_count(link.with_kept(state, leaves, numbers, new), increment(leaves.count))
-    return leaves.tree(params), state
+    state = link.with_kept(state, leaves.replace(told=told), numbers, new)
+    return leaves.tree(params), link.with_count(state, increment(leaves.count))
 
 
-def _fused(
-    link: AbstractLink, choice: Choice, members: Sequence[int], paths: Sequence[str], state: Any, leaves: Any
-) -> list[tuple[jax.Array, KeptOfLeaf]]:
-    """The step of some leaves of a recipe in one pass; under `jax.vmap` and derivatives, by XLA.
+class _Passes(NamedTuple):
+    """Passes over leaves, a few after the others.
 
-    Args:
+    Attributes:
       link: what steps.
-      choice: how these leaves are run.
-      members: their numbers.
-      paths: their paths, for errors.
+      leaves: the leaves.
       state: the state before.
-      leaves: of each the parameter, the gradient, and what is kept.
+      given: by their numbers, of each the parameter, the gradient, and what is kept.
+      choices: who runs each.
     """
-    fused: Any = choice.fused
 
-    def one_by_one(hyperparams: Sequence[Any], state: Any, leaves: Any) -> Any:
-        del hyperparams
-        return [
-            tile.stepped(link, state, *leaf, number=i, path=path, way=choice.way)
-            for i, path, leaf in zip(members, paths, leaves, strict=True)
-        ]
+    link: AbstractLink
+    leaves: Leaves
+    state: State
+    given: Mapping[int, tuple[Any, ...]]
+    choices: Sequence[Choice]
 
-    by_xla: Callable[..., Any] = one_by_one
-    hyperparams: Sequence[Any] = []
-    if fused.is_of_traced:
-        by_xla, hyperparams = jaxprs.explicit(functools.partial(one_by_one, []), state, leaves)
+    def survey(self) -> Any:
+        """What has to be known of all leaves before one is stepped."""
+        made = list(self.each(Task(is_survey=True)))
+        outline = made[0][1]
+        rows = [jnp.concatenate([of.reduced[k] for _, _, of in made]) for k in range(len(outline.hows))]
+        return outline.joined([], map(term.over_leaves, outline.hows, rows))
 
-    def step(scalars: Any, leaves: Any) -> Any:
-        return fused.step(scalars, members, leaves)
+    def each(self, task: Task) -> Iterator[tuple[Sequence[int], Outline, Passed]]:
+        """The numbers of leaves that are run together, and what is made of them.
 
-    in_one_pass = _or_by_xla(step, by_xla)
-    made = in_one_pass(fused.scalars(state), hyperparams, state, leaves)
-    return [(param, jax.tree.unflatten(fused.structure, of_leaf)) for param, *of_leaf in made]
+        What XLA runs is run with the others only if something is reduced over all.
+        """
+        task = task._replace(elements=plan.elements(self.leaves))
+        for choice, members in plan.calls(self.choices, {i: leaf[0].size for i, leaf in self.given.items()}):
+            fused: Any = choice.survey if task.is_survey else choice.fused
+            made = self._in_one_pass(task, fused, members, choice.way)
+            yield members, fused.outline, _over_devices(fused.outline, made)
+        if self.link.reduces:
+            ways = self.link.ways(self.leaves)
+            for i, leaf in self.given.items():
+                if self.choices[i].fused is None:
+                    alone = self._by_xla(task, i, ways[i], self.state, leaf)
+                    yield [i], alone.outline, _over_devices(alone.outline, Passed.of([alone], task.elements))
+
+    def _by_xla(self, task: Task, i: int, way: Hashable, state: Any, leaf: Any) -> Apart:
+        """One leaf's, as a whole."""
+        return apart(tile.run(task, self.link, state, *leaf, number=i, path=self.leaves.path(i), way=way))
+
+    def _in_one_pass(self, task: Task, fused: Any, members: Sequence[int], way: Hashable) -> Passed:
+        """That of some leaves of a recipe; under `jax.vmap` and derivatives, by XLA."""
+
+        def one_by_one(hyperparams: Sequence[Any], state: Any, found: Any, leaves: Any) -> Any:
+            del hyperparams
+            given = task._replace(found=found)
+            each = [self._by_xla(given, i, way, state, leaf) for i, leaf in zip(members, leaves, strict=True)]
+            return Passed.of(each, task.elements)
+
+        given = self.state, task.found, [self.given[i] for i in members]
+        by_xla: Callable[..., Any] = one_by_one
+        hyperparams: Sequence[Any] = []
+        if fused.is_of_traced:
+            by_xla, hyperparams = jaxprs.explicit(functools.partial(one_by_one, []), *given)
+
+        def step(scalars: Any, leaves: Any) -> Any:
+            return fused.step(scalars, members, leaves)
+
+        return _or_by_xla(step, by_xla)(fused.scalars(self.state, task.found), hyperparams, *given)
 
 
 def _or_by_xla(step: Callable[..., Any], by_xla: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of scalars, hyperparameters, state and leaves: the first, unless JAX transforms it."""
+    """A function of scalars, hyperparameters, state, found, and leaves: the first, unless JAX transforms it."""
 
     @jax.custom_batching.custom_vmap
-    def kernel(scalars: Any, hyperparams: Any, state: Any, leaves: Any) -> Any:
-        del hyperparams, state
+    def kernel(scalars: Any, hyperparams: Any, state: Any, found: Any, leaves: Any) -> Any:
+        del hyperparams, state, found
         return step(scalars, leaves)
 
     @kernel.def_vmap
@@ -106,7 +148,7 @@ def _or_by_xla(step: Callable[..., Any], by_xla: Callable[..., Any]) -> Callable
 
         axes = jax.tree.map(axis_of, tuple(is_batched[1:]))
         made = jax.vmap(by_xla, in_axes=axes, axis_size=axis_size)(*given)
-        return made, [[True] * len(leaf) for leaf in made]
+        return made, jax.tree.map(_all_are, made)
 
     in_one_pass = jax.custom_jvp(kernel)
 
@@ -115,3 +157,15 @@ def _or_by_xla(step: Callable[..., Any], by_xla: Callable[..., Any]) -> Callable
         return jax.jvp(by_xla, primals[1:], tangents[1:])
 
     return in_one_pass
+
+
+def _all_are(made: jax.Array) -> bool:
+    """Batched, whatever it is."""
+    del made
+    return True
+
+
+def _over_devices(outline: Outline, made: Passed) -> Passed:
+    """The same, with what is reduced over leaves of which other devices have other parts."""
+    rows = [term.over_devices(how, made.reduced[k]) for k, how in enumerate(outline.hows)]
+    return made._replace(reduced=jnp.stack(rows)) if rows else made

@@ -9,6 +9,7 @@ have the same dtypes and the same kinds of slots, have the same program.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -17,13 +18,16 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.ahead import Ahead
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
 from adam_tx._core.storage import Storage
 from adam_tx.executors import jaxprs
 from adam_tx.executors.jaxprs import Equation
+from adam_tx.executors.made import Apart, Outline, apart
 
 TILE = 4096
 """The elements of a tile where nothing is kept in blocks."""
@@ -56,12 +60,29 @@ class Recipe(NamedTuple):
     way: Hashable = None
 
 
+class Task(NamedTuple):
+    """What a pass does.
+
+    Attributes:
+      is_survey: whether it reads what a link has to know of all leaves first, and writes nothing.
+      found: what such a pass before it has found.
+      elements: how many all leaves have together.
+    """
+
+    is_survey: bool = False
+    found: Any = None
+    elements: int = 0
+
+
+STEP = Task()
+
+
 class TileProgram(NamedTuple):
-    """The step of a tile.
+    """What is done with a tile.
 
     Attributes:
       recipe: of which leaves.
-      state: the variables of the arrays of a state, in their order.
+      state: the variables of the arrays of a state, and of what a survey has found, in their order.
       constants: what the equations have from outside.
       ahead: the equations that follow from the state's numbers alone, one run for all tiles of all leaves.
       scalars: what the body reads of them.
@@ -69,7 +90,11 @@ class TileProgram(NamedTuple):
       start: where in the leaf the tile begins, in elements, uint32.
       arrays: the tile's parameter, its gradient, and what is kept of it.
       body: the equations of a tile.
-      outputs: the new parameter, and what is then kept.
+      outputs: the new parameter, and what is then kept; nothing in a survey.
+      reduced: the numbers to which terms are reduced over the tile.
+      sampled: that of which elements are taken; at most one.
+      every: of how many elements one is.
+      outline: the tree of outputs, of what is reduced and of what is sampled.
     """
 
     recipe: Recipe
@@ -82,10 +107,14 @@ class TileProgram(NamedTuple):
     arrays: list[Any]
     body: list[Equation]
     outputs: list[Any]
+    reduced: list[Any]
+    sampled: list[Any]
+    every: int
+    outline: Outline
 
-    def scalars_of(self, state: State) -> list[jax.Array]:
-        """What the body reads of a state's numbers, found out before it."""
-        known = dict(zip(self.state, jax.tree.leaves(state), strict=True)) | dict(self.constants)
+    def scalars_of(self, state: State, found: Any = None) -> list[jax.Array]:
+        """What the body reads of a state's numbers, and of what a survey has found, found out before it."""
+        known = dict(zip(self.state, jax.tree.leaves((state, found)), strict=True)) | dict(self.constants)
         known = jaxprs.run(self.ahead, known)
         return [jnp.asarray(known[scalar]) for scalar in self.scalars]
 
@@ -101,18 +130,18 @@ class OfTiles:
     program: TileProgram
 
     @property
-    def structure(self) -> Any:
-        """The tree of what is kept of a leaf."""
-        return self.program.recipe.structure
+    def outline(self) -> Outline:
+        """The tree of what is made of a leaf."""
+        return self.program.outline
 
     @property
     def is_of_traced(self) -> bool:
         """Whether it reads numbers of a function around it that JAX transforms."""
         return any(isinstance(constant, Tracer) for constant in self.program.constants.values())
 
-    def scalars(self, state: State) -> list[jax.Array]:
-        """What it reads of the numbers of a state."""
-        return self.program.scalars_of(state)
+    def scalars(self, state: State, found: Any = None) -> list[jax.Array]:
+        """What it reads of the numbers of a state, and of what a survey has found."""
+        return self.program.scalars_of(state, found)
 
 
 def recipe_of(
@@ -159,40 +188,54 @@ def storages(link: AbstractLink) -> Iterator[Storage]:
         yield from storages(member)
 
 
-def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str) -> TileProgram:
+def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str, task: Task = STEP) -> TileProgram:
     """The program of the leaves of a recipe.
 
     Args:
-      link: one without `fusing_obstacles`, and elementwise.
+      link: one without `fusing_obstacles`.
       state: its state, of which nothing but dtypes and shapes is used.
       recipe: what the leaves have in common.
       path: the path of one of them, for errors.
+      task: what is done; of what was found nothing but dtypes and shapes is used.
     """
     whole = (1,) * (recipe.rank - 1) + (recipe.block,)
     kept = [jax.ShapeDtypeStruct((1,) * recipe.rank if is_scale else whole, dtype) for dtype, is_scale in recipe.kept]
-    numbers = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in jax.tree.leaves(state)]
+    known = jax.tree.map(_described, (state, task.found))
     arguments = (
-        jax.tree.unflatten(jax.tree.structure(state), numbers),
+        *known,
         jax.ShapeDtypeStruct((), jnp.uint32),
         jax.ShapeDtypeStruct((), jnp.uint32),
         jax.ShapeDtypeStruct(whole, recipe.param),
         jax.ShapeDtypeStruct(whole, recipe.update),
         jax.tree.unflatten(recipe.structure, kept),
     )
+    traced: list[Apart] = []
 
-    def step(state: Any, number: Any, start: Any, param: Any, update: Any, kept: Any) -> list[jax.Array]:
-        return stepped(link, state, param, update, kept, number=number, path=path, start=start, way=recipe.way)
+    def of_tile(state: Any, found: Any, number: Any, start: Any, *of_leaf: Any) -> Any:
+        given = task._replace(found=found)
+        made = apart(run(given, link, state, *of_leaf, number=number, path=path, start=start, way=recipe.way))
+        traced.append(made)
+        return made.arrays, [term.reduced() for term in made.terms], [sample.values for sample in made.samples]
 
-    equations = jaxprs.inlined(step, *arguments)
-    of_state = equations.inputs[: len(numbers)]
-    number, start, *arrays = equations.inputs[len(numbers) :]
+    equations = jaxprs.inlined(of_tile, *arguments)
+    count = len(jax.tree.leaves(known))
+    of_state = equations.inputs[:count]
+    number, start, *arrays = equations.inputs[count:]
     ahead, body, scalars = jaxprs.split(equations, of_state, recipe.block)
-    return TileProgram(
-        recipe, of_state, equations.constants, ahead, scalars, number, start, arrays, body, equations.outputs
-    )
+    made = traced[0]
+    outputs = iter(equations.outputs)
+    written, reduced, sampled = (list(itertools.islice(outputs, len(part))) for part in made[:3])
+    every = made.samples[0].every(task.elements) if made.samples else 0
+    of_program = (recipe, of_state, equations.constants, ahead, scalars, number, start, arrays, body)
+    return TileProgram(*of_program, written, reduced, sampled, every, made.outline)
 
 
-def stepped(
+def _described(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def run(
+    task: Task,
     link: AbstractLink,
     state: State,
     param: jax.Array,
@@ -203,10 +246,11 @@ def stepped(
     path: str,
     start: jax.Array | None = None,
     way: Hashable = None,
-) -> list[jax.Array]:
-    """The new parameter of a leaf, or of a tile of one, and what is then kept: as `update` and `apply_updates` do.
+) -> Any:
+    """Do with a leaf, or a tile of one, as `update` and `apply_updates` do.
 
     Args:
+      task: what is done.
       link: what steps.
       state: its state.
       param: the parameter.
@@ -216,15 +260,17 @@ def stepped(
       path: the leaf's path, for errors.
       start: where in the whole leaf the tile begins, in elements; None for the whole leaf.
       way: how the link treats the leaf.
+
+    Returns:
+      The new parameter, what is then kept, and what links tell of the step; of a survey its terms.
     """
     leaves = Leaves(update, None, param, count=link.count_of(state), positions=link.positions)
-    numbers, _ = link.numbers_at(leaves.count, state)
+    numbers, _ = link.numbers_at(leaves.count, state, task.found)
 
     def path_of(number: Any) -> str:
         del number
         return path
 
-    tile = None if start is None else ((0,) * (param.ndim - 1) + (start,), param.shape)
     leaf = Leaf(
         leaves.dtypes[0],
         leaves.updates[0],
@@ -233,14 +279,18 @@ def stepped(
         leaves.count,
         number,
         path_of,
-        tile,
+        None if start is None else ((0,) * (param.ndim - 1) + (start,), param.shape),
         leaves.param_dtypes[0],
         positions=link.positions,
         way=way,
+        alone=leaves,
     )
-    emitted, new = link.leaf_step(numbers, leaf, kept)
+    if task.is_survey:
+        return link.leaf_survey(numbers, leaf._replace(ahead=Ahead()), kept)
+    told: dict[tuple[str, ...], Any] = {}
+    emitted, new = link.leaf_step(numbers, leaf._replace(told=told), kept)
     lowered = leaves.lower([emitted], exact=link.facts.terminal)
-    return [applied(param, lowered), *jax.tree.leaves(new)]
+    return applied(param, lowered), new, told
 
 
 def applied(params: Any, updates: Any) -> Any:

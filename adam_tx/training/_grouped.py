@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._chain import unique
-from adam_tx._core.abstract_link import AbstractLink, Inside, KeptOfLeaf
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink, Inside
 from adam_tx._core.call import Call
 from adam_tx._core.facts import combined
 from adam_tx._core.leaf_step import Leaf
@@ -52,6 +53,7 @@ class Groups(AbstractLink):
 
     name = "groups"
     formula = "each leaf by the link of its group"
+    divides = True
 
     def __init__(
         self,
@@ -195,23 +197,41 @@ class Groups(AbstractLink):
             elif self.facts.terminal and not running[label].facts.terminal:
                 yield "groups keep master weights of others, and not of it"
             else:
-                yield from running[label].fusing_obstacles(inside, tiled=tiled)
+                yield from _obstacles(running[label], inside, tiled=tiled)
         elif not self._fusing(tiled=tiled):
-            yield next((next(link.fusing_obstacles(tiled=tiled)) for link in running.values()), "all groups are frozen")
+            yield next((next(_obstacles(link, tiled=tiled)) for link in running.values()), "all groups are frozen")
 
     def _fusing(self, *, tiled: bool = False) -> list[tuple[Group, AbstractLink]]:
         """The groups whose links can step one leaf without the others."""
         linked = [(group, group.link) for group in self.groups if group.link is not None]
-        return [(group, link) for group, link in linked if not any(link.fusing_obstacles(tiled=tiled))]
+        return [(group, link) for group, link in linked if not any(_obstacles(link, tiled=tiled))]
 
-    def numbers_at(self, count: jax.Array, state: State) -> tuple[dict[str, object], dict[str, object]]:
+    @property
+    def surveys(self) -> bool:
+        """What looks at all leaves of a group is left to XLA."""
+        return False
+
+    @property
+    def reduces(self) -> bool:
+        """The same of sums over them."""
+        return False
+
+    def numbers_at(
+        self, count: jax.Array, state: State, found: Any = None
+    ) -> tuple[dict[str, object], dict[str, object]]:
         """Those of each group by its label; after the update by the key of its state."""
+        del found
         kept = self._checked(state)
         found = [(group, link.numbers_at(count, kept.get(group.key))) for group, link in self._fusing()]
         return (
             {group.label: numbers for group, (numbers, _) in found},
             {group.key: new for group, (_, new) in found},
         )
+
+    def numbers_of(self, state: State) -> dict[str, object]:
+        """Those of each group by the key of its state."""
+        kept = self._checked(state)
+        return {group.key: link.numbers_of(kept.get(group.key)) for group, link in self._fusing()}
 
     def leaf_step(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
         """The step of the leaf's group."""
@@ -276,6 +296,13 @@ class Groups(AbstractLink):
     def basis_obstacles(self) -> Iterator[str]:
         """Its links each have a basis of their own, if any."""
         yield "groups cannot stand in another basis; put the change of basis into the groups that need it."
+
+
+def _obstacles(link: AbstractLink, way: Hashable = None, *, tiled: bool) -> Iterator[str]:
+    """Why the link of a group cannot step one of its leaves without the others."""
+    if link.reduces:
+        yield f"{link.name} needs sums over the leaves of its group"
+    yield from link.fusing_obstacles(way, tiled=tiled)
 
 
 def _made(

@@ -53,7 +53,7 @@ def run(make, name, shape, at_end, compiler):
     recipe = tile.recipe_of(link, params["leaf"], grads["leaf"], kept)
     program = tile.tile_program(link, state, recipe, "leaf")
     arrays = [params["leaf"], grads["leaf"], *jax.tree.leaves(kept)]
-    wanted = call.step_leaves(call.compiled(program), program.scalars_of(state), [0], [arrays])[0]
+    made, *_ = call.run_leaves(call.compiled(program), program, program.scalars_of(state), [0], [arrays])
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, ctypes.c_uint32, *[ctypes.c_int64] * 3)(
         compiler.address(kernel(program, compiler.instructions.lanes).name)
     )
@@ -62,7 +62,7 @@ def run(make, name, shape, at_end, compiler):
     row = shape[-1] if recipe.is_blocks else arrays[0].size
     tiles = arrays[0].size // row * -(-row // recipe.block)
     function((ctypes.c_void_p * len(places))(*[place for place, _ in places]), scalars, 0, row, 0, tiles)
-    for (place, size), array in zip(places[len(arrays) :], wanted, strict=True):
+    for (place, size), array in zip(places[len(arrays) :], made[0], strict=True):
         assert ctypes.string_at(place, size) == np.asarray(array).tobytes()
 
 

@@ -1,5 +1,6 @@
 """Kernels touch their arrays and nothing else, and a call that does not fit its kernel is refused."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -27,12 +28,13 @@ def test_no_kernel_goes_beyond_an_array():
     assert done.stdout.endswith(" calls\n"), done.stderr[-2000:]
 
 
-def target_of(tx, params):
+def kernel_of(tx, params):
     link = tx.implementation
     state = tx.init(params)
     kept = link.kept_of_leaves(Leaves(params, None, params, count=state["count"]), state)[0]
     program = tile.tile_program(link, state, tile.recipe_of(link, params, params, kept), "leaf")
-    return call.compiled(program), program.scalars_of(state), jax.tree.leaves(kept)
+    run = functools.partial(call.run_leaves, call.compiled(program), program)
+    return run, program.scalars_of(state), jax.tree.leaves(kept)
 
 
 @pytest.mark.parametrize(
@@ -46,19 +48,19 @@ def target_of(tx, params):
 )
 def test_a_call_that_does_not_fit_its_kernel_raises(change, why):
     params = jnp.ones((4, 8))
-    target, scalars, kept = target_of(adam_tx.adam(1e-3), params)
+    run, scalars, kept = kernel_of(adam_tx.adam(1e-3), params)
     leaf = change([params, params, *kept])
     with pytest.raises(jax.errors.JaxRuntimeError, match=why):
-        jax.block_until_ready(call.step_leaves(target, scalars, [0], [leaf]))
+        jax.block_until_ready(run(scalars, [0], [leaf]))
 
 
 def test_other_scalars_raise():
     params = jnp.ones((4, 8))
-    target, scalars, kept = target_of(adam_tx.adam(1e-3), params)
+    run, scalars, kept = kernel_of(adam_tx.adam(1e-3), params)
     with pytest.raises(jax.errors.JaxRuntimeError, match="other scalars"):
-        jax.block_until_ready(call.step_leaves(target, scalars[:1], [0], [[params, params, *kept]]))
+        jax.block_until_ready(run(scalars[:1], [0], [[params, params, *kept]]))
     with pytest.raises(jax.errors.JaxRuntimeError, match="other scalars"):
-        jax.block_until_ready(call.step_leaves(target, scalars, [0, 1], [[params, params, *kept]]))
+        jax.block_until_ready(run(scalars, [0, 1], [[params, params, *kept]]))
 
 
 STRESS = pathlib.Path(__file__).with_name("stress.py")

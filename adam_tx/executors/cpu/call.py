@@ -1,4 +1,4 @@
-"""`step_leaves`: the step of many leaves of one recipe, in one call of XLA's."""
+"""`run_leaves`: the step of many leaves of one recipe, or their survey, in one call of XLA's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax import lax
 from adam_tx.executors.cpu import engine
 from adam_tx.executors.cpu.kernel import kernel
 from adam_tx.executors.cpu.phases import is_of_elements
+from adam_tx.executors.made import Passed
 from adam_tx.executors.tile import TileProgram
 
 _DTYPES = {
@@ -28,6 +29,8 @@ _DTYPES = {
     "bfloat16": 16,
 }
 """What XLA calls them: XLA_FFI_DataType."""
+_HOWS = {"sum": 0, "largest": 1}
+"""What `handler.c` calls the ways in which numbers of tiles become one of a leaf."""
 
 
 def compiled(program: TileProgram) -> str:
@@ -58,13 +61,15 @@ def _description(program: TileProgram, kernel: str) -> str:
     variables = [*program.arrays, *program.outputs]
     kinds = [int(not is_of_elements(variable, program.recipe.block)) for variable in variables]
     dtypes = [_DTYPES[str(variable.aval.dtype)] for variable in variables]
-    counts = [len(program.arrays), len(program.outputs), len(program.scalars), program.recipe.block]
-    numbers = ", ".join(f"i64 {number}" for number in (*counts, int(program.recipe.is_blocks)))
-    layout = "{ ptr, i64, i64, i64, i64, i64, ptr, ptr }"
+    counts = [*map(len, (program.arrays, program.outputs, program.reduced)), program.every]
+    counts += [len(program.scalars), program.recipe.block, int(program.recipe.is_blocks)]
+    numbers = ", ".join(f"i64 {number}" for number in counts)
+    layout = f"{{ ptr, {'i64, ' * len(counts)}ptr, ptr, ptr }}"
     return f"""
 @kinds = private constant {_bytes(kinds)}
 @dtypes = private constant {_bytes(dtypes)}
-@program = private constant {layout} {{ ptr @{kernel}, {numbers}, ptr @kinds, ptr @dtypes }}
+@hows = private constant {_bytes([_HOWS[how] for how in program.outline.hows])}
+@program = private constant {layout} {{ ptr @{kernel}, {numbers}, ptr @kinds, ptr @dtypes, ptr @hows }}
 """
 
 
@@ -72,24 +77,39 @@ def _bytes(numbers: Sequence[int]) -> str:
     return f"[{len(numbers)} x i8] [{', '.join(f'i8 {number}' for number in numbers)}]"
 
 
-def step_leaves(
-    target: str, scalars: Sequence[jax.Array], numbers: Sequence[int], leaves: Sequence[Sequence[Any]]
-) -> list[list[jax.Array]]:
-    """The new parameter of each leaf, and what is then kept of it.
+def run_leaves(
+    target: str,
+    program: TileProgram,
+    scalars: Sequence[jax.Array],
+    numbers: Sequence[int],
+    leaves: Sequence[Sequence[Any]],
+) -> Passed:
+    """What is made of leaves, all but what is reduced and sampled in their place.
 
     Args:
       target: the name that `compiled` gives.
+      program: what it was given.
       scalars: what the program reads of the state's numbers.
       numbers: those of the leaves in their tree.
       leaves: of each leaf the parameter, the gradient, and what is kept.
     """
     operands = [array for leaf in leaves for array in leaf]
-    written = [k for k in range(len(operands)) if k % len(leaves[0]) != 1]  # all but the gradients, in their place
+    each = len(program.outputs)  # all but the gradients, in their place
+    written = [k for k in range(len(operands)) if each and k % (each + 1) != 1]
     results = [jax.ShapeDtypeStruct(operands[k].shape, operands[k].dtype) for k in written]
+    if program.reduced:
+        results.append(jax.ShapeDtypeStruct((len(program.reduced), len(leaves)), jnp.float32))
+    sampled = [-(-leaf[0].size // program.every) for leaf in leaves] if program.every else []
+    if sampled:
+        results.append(jax.ShapeDtypeStruct((sum(sampled),), jnp.float32))
     call = jax.ffi.ffi_call(target, results, input_output_aliases={2 + k: r for r, k in enumerate(written)})
     made = call(_words(scalars), np.asarray(numbers, np.uint32), *operands)
-    each = len(leaves[0]) - 1
-    return [list(made[k : k + each]) for k in range(0, len(made), each)]
+    passed = Passed.of_arrays([list(made[k * each : (k + 1) * each]) for k in range(len(leaves))])
+    if program.reduced:
+        passed = passed._replace(reduced=made[len(leaves) * each])
+    if sampled:
+        passed = passed._replace(samples=[[sample] for sample in lax.split(made[-1], sampled)])
+    return passed
 
 
 def _words(scalars: Sequence[jax.Array]) -> jax.Array:

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.states import State
 from adam_tx.executors import tile
 from adam_tx.executors.cpu import call, engine
-from adam_tx.executors.tile import OfTiles, Recipe
+from adam_tx.executors.made import Passed
+from adam_tx.executors.tile import STEP, OfTiles, Recipe, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +27,17 @@ class Kernel(OfTiles):
 
     target: str
 
-    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> list[list[jax.Array]]:
-        """The new parameter of each leaf, and what is then kept of it."""
-        return call.step_leaves(self.target, scalars, numbers, [jax.tree.leaves(leaf) for leaf in leaves])
+    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> Passed:
+        """What is made of each leaf."""
+        flat = [jax.tree.leaves(leaf) for leaf in leaves]
+        return call.run_leaves(self.target, self.program, scalars, numbers, flat)
 
 
 class CPU:
     """Kernels for this machine's processor."""
 
     name = "cpu"
+    reduces = True
 
     def obstacle(self) -> str | None:
         """Why there are none."""
@@ -47,8 +51,8 @@ class CPU:
         """What a leaf has in common with all that one kernel steps."""
         return tile.recipe_of(link, param, update, kept, way)
 
-    def fused(self, link: AbstractLink, state: State, recipe: Recipe, path: str) -> Kernel:
+    def fused(self, link: AbstractLink, state: State, recipe: Recipe, path: str, task: Task = STEP) -> Kernel:
         """The kernel for leaves of a recipe."""
         tile.check_dtypes(recipe)
-        program = tile.tile_program(link, state, recipe, path)
+        program = tile.tile_program(link, state, recipe, path, task)
         return Kernel(program, call.compiled(program))

@@ -4,7 +4,10 @@
 // compiler. `python adam_tx/executors/cpu/make_handler.py` makes handler.ll anew; it needs `pip install ziglang`.
 //
 // The operands are: the scalars (uint32), the numbers of the leaves (uint32), and of each leaf the parameter, the
-// gradient and what is kept. The results are of each leaf the parameter and what is kept.
+// gradient and what is kept. The results are of each leaf the parameter and what is kept, and then, if something is
+// reduced, one array (float32) with a row for each number that is, and in it one for each leaf. Every tile writes its own
+// numbers, and they are joined in their order, so that the bits do not depend on which thread was first. At last, if
+// there is a sample, one array (float32) with that of each leaf after the other.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -13,6 +16,7 @@
 #include "xla/ffi/api/c_api.h"
 
 enum { ELEMENTS = 0, ONE_A_TILE = 1 };
+enum { SUM = 0, LARGEST = 1 };
 
 typedef void Kernel(void **arrays, const uint32_t *scalars, uint32_t number, int64_t row, int64_t first, int64_t end);
 
@@ -21,11 +25,14 @@ typedef struct {
   Kernel *kernel;
   int64_t operands;       // of a leaf
   int64_t results;        // of a leaf
+  int64_t reduced;        // how many numbers a tile is reduced to
+  int64_t every;          // of so many elements of a leaf one is sampled; 0 for no sample
   int64_t scalars;        // how many
   int64_t block;          // the elements of a tile
   int64_t is_blocks;      // whether each row has its own tiles
   const uint8_t *kinds;   // of a leaf's operands and then results: ELEMENTS or ONE_A_TILE
   const uint8_t *dtypes;  // of the same, as XLA_FFI_DataType
+  const uint8_t *hows;    // of what is reduced: SUM or LARGEST
 } Program;
 
 typedef struct {
@@ -42,6 +49,7 @@ typedef struct {
   int64_t chunks, tiles_of_chunk, tiles, leaves;
   Kernel *kernel;
   const uint32_t *scalars;
+  float *reduced;  // of each number one a tile
   Leaf leaf[];
 } Work;
 
@@ -93,14 +101,29 @@ static int64_t tiles_of(const Program *program, const XLA_FFI_Buffer *param) {
   return row ? size_of(param) / row * ((row + program->block - 1) / program->block) : 0;
 }
 
+static int64_t tiles_of_all(const Program *program, XLA_FFI_Buffer **given, int64_t leaves) {
+  int64_t tiles = 0;
+  for (int64_t l = 0; l < leaves; l++) tiles += tiles_of(program, given[2 + l * program->operands]);
+  return tiles;
+}
+
+static int64_t sampled_of(const Program *program, const XLA_FFI_Buffer *param) {
+  return program->every ? (size_of(param) + program->every - 1) / program->every : 0;
+}
+
 static int fits(const Program *program, int64_t k, const XLA_FFI_Buffer *buffer, const XLA_FFI_Buffer *param) {
   int64_t size = program->kinds[k] == ELEMENTS ? size_of(param) : tiles_of(program, param);
   return buffer->dtype == (XLA_FFI_DataType)program->dtypes[k] && size_of(buffer) == size;
 }
 
+static int holds(const XLA_FFI_Buffer *buffer, int64_t size) {
+  return buffer->dtype == XLA_FFI_DataType_F32 && size_of(buffer) == size;
+}
+
 static const char *fault(const Program *program, XLA_FFI_CallFrame *frame, int64_t leaves) {
   XLA_FFI_Buffer **given = (XLA_FFI_Buffer **)frame->args.args, **made = (XLA_FFI_Buffer **)frame->rets.rets;
-  if (leaves < 1 || frame->args.size != 2 + leaves * program->operands || frame->rets.size != leaves * program->results)
+  int64_t arrays = leaves * program->results + (program->reduced > 0) + (program->every > 0);
+  if (leaves < 1 || frame->args.size != 2 + leaves * program->operands || frame->rets.size != arrays)
     return "adam_tx: a call with another number of arrays than its kernel is made for";
   if (size_of(given[0]) != program->scalars || size_of(given[1]) != leaves || given[0]->dtype != XLA_FFI_DataType_U32 ||
       given[1]->dtype != XLA_FFI_DataType_U32)
@@ -113,15 +136,25 @@ static const char *fault(const Program *program, XLA_FFI_CallFrame *frame, int64
       if (!fits(program, program->operands + k, results[k], operands[0]))
         return "adam_tx: a result of another shape or dtype";
   }
+  int64_t sampled = 0;
+  for (int64_t l = 0; l < leaves; l++) sampled += sampled_of(program, given[2 + l * program->operands]);
+  if (program->reduced && !holds(made[leaves * program->results], program->reduced * leaves))
+    return "adam_tx: an array of another shape or dtype for what is reduced";
+  if (program->every && !holds(made[arrays - 1], sampled))
+    return "adam_tx: an array of another shape or dtype for a sample";
   return NULL;
 }
 
 static Work *work_of(const Program *program, XLA_FFI_CallFrame *frame, int64_t leaves) {
-  int64_t arrays = program->operands + program->results;
-  Work *w = malloc(sizeof(Work) + leaves * (sizeof(Leaf) + arrays * sizeof(void *)));
-  if (!w) return NULL;
   XLA_FFI_Buffer **given = (XLA_FFI_Buffer **)frame->args.args, **made = (XLA_FFI_Buffer **)frame->rets.rets;
+  int64_t arrays = program->operands + program->results + program->reduced + (program->every > 0);
+  int64_t tiles = tiles_of_all(program, given, leaves);
+  int64_t of_leaves = leaves * (sizeof(Leaf) + arrays * sizeof(void *));
+  Work *w = malloc(sizeof(Work) + of_leaves + program->reduced * tiles * sizeof(float));
+  if (!w) return NULL;
   void **addresses = (void **)&w->leaf[leaves];
+  w->reduced = (float *)(addresses + leaves * arrays);
+  float *sample = program->every ? made[leaves * program->results + (program->reduced > 0)]->data : NULL;
   w->kernel = program->kernel;
   w->scalars = given[0]->data;
   w->leaves = leaves;
@@ -135,9 +168,32 @@ static Work *work_of(const Program *program, XLA_FFI_CallFrame *frame, int64_t l
     leaf->tiles = tiles_of(program, operands[0]);
     for (int64_t k = 0; k < program->operands; k++) leaf->arrays[k] = operands[k]->data;
     for (int64_t k = 0; k < program->results; k++) leaf->arrays[program->operands + k] = results[k]->data;
+    for (int64_t k = 0; k < program->reduced; k++)
+      leaf->arrays[program->operands + program->results + k] = w->reduced + k * tiles + w->tiles;
+    if (program->every) leaf->arrays[arrays - 1] = sample;
+    if (program->every) sample += sampled_of(program, operands[0]);
     w->tiles += leaf->tiles;
   }
   return w;
+}
+
+static float joined(const float *numbers, int64_t count, int how) {
+  double sum = 0;
+  float largest = 0;
+  for (int64_t t = 0; t < count; t++) {
+    sum += numbers[t];
+    if (numbers[t] > largest || numbers[t] != numbers[t]) largest = numbers[t];
+  }
+  return how == SUM ? (float)sum : largest;
+}
+
+static void reduce(const Program *program, const Work *w, XLA_FFI_Buffer *result) {
+  const float *numbers = w->reduced;
+  for (int64_t k = 0; k < program->reduced; k++)
+    for (int64_t l = 0; l < w->leaves; l++) {
+      ((float *)result->data)[k * w->leaves + l] = joined(numbers, w->leaf[l].tiles, program->hows[k]);
+      numbers += w->leaf[l].tiles;
+    }
 }
 
 static int64_t threads_of(XLA_FFI_CallFrame *frame) {
@@ -180,6 +236,7 @@ XLA_FFI_Error *adam_tx_call(XLA_FFI_CallFrame *frame, const Program *program) {
   }
   work(w);
   while (__c11_atomic_load(&w->done, __ATOMIC_ACQUIRE) < w->chunks) adam_tx_wait();
+  if (program->reduced) reduce(program, w, frame->rets.rets[leaves * program->results]);
   leave(w);
   return NULL;
 }

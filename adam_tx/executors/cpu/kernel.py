@@ -5,10 +5,11 @@
       for each phase
         for elements, as many at once as the processor takes, and the rest one by one
           read → operations → kept for a later phase, or written
+      its new scales are written, and what it is reduced to
 
 It is `void kernel(ptr arrays, ptr scalars, i32 number, i64 row, i64 first, i64 end)`:
 
-    arrays   addresses of the parameter, the gradient and what is kept, and then of all outputs
+    arrays   addresses of the parameter, the gradient and what is kept; then of outputs, what is reduced, and the sample
     scalars  what the body reads of the state's numbers, each in four bytes
     number   that of the leaf in its tree
     row      how many elements follow one another before a new row of blocks begins
@@ -18,19 +19,20 @@ It is `void kernel(ptr arrays, ptr scalars, i32 number, i64 row, i64 first, i64 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from adam_tx.executors import jaxprs
 from adam_tx.executors.cpu import operations
 from adam_tx.executors.cpu.code import Code, Value, constant, in_memory
-from adam_tx.executors.cpu.phases import Phase, is_of_elements, phases
+from adam_tx.executors.cpu.phases import Phase, is_of_elements, loops
 from adam_tx.executors.jaxprs import Equation
 from adam_tx.executors.tile import TileProgram, Unsupported
 
 _SIGNATURE = "ptr %arrays, ptr %scalars, i32 %number, i64 %row, i64 %first, i64 %end"
-_LEAST = {"float32": float("-inf"), "int32": -(2**31)}
-"""What the largest of nothing is."""
+_START = {("reduce_max", "float32"): -math.inf, ("reduce_max", "int32"): -(2**31), ("reduce_sum", "float32"): 0.0}
+"""What a reduction of nothing is."""
 
 
 class Kernel(NamedTuple):
@@ -71,10 +73,10 @@ class _Tiles:
         self.lanes = lanes
         self.code = Code()
         self.known: dict[Any, Value] = {}
-        self.phases = phases(program)
+        self.phases, self.after = loops(program)
         self.pointers: dict[Any, str] = {}
         self.scratch: dict[Any, str] = {}
-        self.outputs: list[str] = []
+        self.written_to: list[tuple[Any, str]] = []
 
     def written(self) -> list[str]:
         """Its lines, between its first block and its end."""
@@ -91,6 +93,8 @@ class _Tiles:
         for number, phase in enumerate(self.phases):
             block = self._phase(number, phase, block)
         self._end_tile()
+        for variable in self.program.sampled:
+            self._sample(self.scratch[variable], block)
         code.do("br label %done")
         code.label("done")
         code.do("%next = add i64 %tile, 1")
@@ -102,18 +106,17 @@ class _Tiles:
     def _enter(self) -> None:
         """Addresses, and what is the same for all tiles."""
         code, program = self.code, self.program
-        count = len(program.arrays) + len(program.outputs)
+        made = [*program.outputs, *program.reduced]
+        count = len(program.arrays) + len(made) + len(program.sampled)
         addresses = [code.let(f"load ptr, ptr {code.address('ptr', '%arrays', str(k))}") for k in range(count)]
         self.pointers = dict(zip(program.arrays, addresses, strict=False))
-        self.outputs = addresses[len(program.arrays) :]
+        self.written_to = list(zip(made, addresses[len(program.arrays) :], strict=False))
+        self.sample = addresses[-1]
         for k, scalar in enumerate(program.scalars):
             self.known[scalar] = self._scalar(k, str(scalar.aval.dtype), scalar.aval.size)
         self.known[program.number] = Value("%number", "uint32")
-        for phase in self.phases:
-            for variable in phase.kept:
-                self.scratch[variable] = code.let(
-                    f"alloca [{self.size} x {in_memory(str(variable.aval.dtype))}], align 64"
-                )
+        for variable in (*(variable for phase in self.phases for variable in phase.kept), *program.sampled):
+            self.scratch[variable] = code.let(f"alloca [{self.size} x {in_memory(str(variable.aval.dtype))}], align 64")
         code.do(f"%ahead = add i64 %row, {self.size - 1}")
         code.do(f"%of_row = udiv i64 %ahead, {self.size}")
 
@@ -147,27 +150,52 @@ class _Tiles:
                 self.known[variable] = self.code.load(pointer, "%tile", dtype, 0)
 
     def _end_tile(self) -> None:
-        """The new scales are written."""
-        for atom, pointer in zip(self.program.outputs, self.outputs, strict=True):
+        """The new scales are written, and what the tile is reduced to."""
+        for equation in self.after:
+            self.known[equation.outvars[0]] = self._number(equation)
+        for atom, pointer in self.written_to:
             if not is_of_elements(atom, self.size):
                 self.code.store(pointer, "%tile", self.known[atom])
+
+    def _sample(self, values: str, before: str) -> None:
+        """A loop over the elements of the tile that are sampled."""
+        code, every = self.code, self.program.every
+        code.do("%tile_end = add i64 %start, %count")
+        code.do(f"%sample_ahead = add i64 %start, {every - 1}")
+        code.do(f"%sample_first = udiv i64 %sample_ahead, {every}")
+        code.do("br label %sample")
+        code.label("sample")
+        code.do(f"%sampled = phi i64 [ %sample_first, %{before} ], [ %sample_next, %sample.each ]")
+        code.do(f"%sample_place = mul i64 %sampled, {every}")
+        code.do("%sample_more = icmp slt i64 %sample_place, %tile_end")
+        code.do("br i1 %sample_more, label %sample.each, label %sample.exit")
+        code.label("sample.each")
+        index = code.let("sub i64 %sample_place, %start")
+        code.store(self.sample, "%sampled", code.load(values, index, "float32", 0))
+        code.do("%sample_next = add i64 %sampled, 1")
+        code.do("br label %sample")
+        code.label("sample.exit")
 
     def _phase(self, number: int, phase: Phase, block: str) -> str:
         """A loop over several elements at once, one over the rest, and what the two end with."""
         for equation in phase.before:
             self.known[equation.outvars[0]] = self._number(equation)
-        least = [_least(equation) for equation in phase.reductions]
+        starts = [_start(equation) for equation in phase.reductions]
         many = _Loop(self, number, phase, self.lanes, block, "0")
-        ended = many.written([constant(*start, self.lanes) for start in least])
-        halves = [_largest_of(self.code, value) for value in ended]
+        ended = many.written([constant(*start, self.lanes) for start in starts])
+        halves = self._joined(phase, ended)
         after = f"rest{number}"
         self.code.do(f"br label %{after}")
         self.code.label(after)
         one = _Loop(self, number, phase, 1, after, many.index)
         ended = one.written([self.code.spread(value, 1) for value in halves])
-        for equation, value in zip(phase.reductions, ended, strict=True):
-            self.known[equation.outvars[0]] = _largest_of(self.code, value)
+        for equation, value in zip(phase.reductions, self._joined(phase, ended), strict=True):
+            self.known[equation.outvars[0]] = value
         return one.exit
+
+    def _joined(self, phase: Phase, ended: Sequence[Value]) -> list[Value]:
+        """What the elements at once have come to, as a number each."""
+        return [_as_number(self.code, eq, value) for eq, value in zip(phase.reductions, ended, strict=True)]
 
     def _number(self, equation: Equation) -> Value:
         if equation.primitive.name == "iota":
@@ -229,18 +257,21 @@ class _Loop:
         for variable in self._phase.kept:
             code.store(tiles.scratch[variable], self.index, known[variable])
         if self._is_last:
-            for variable, pointer in zip(tiles.program.outputs, tiles.outputs, strict=True):
+            for variable, pointer in tiles.written_to:
                 if is_of_elements(variable, tiles.size):
                     code.store(pointer, place, known[variable])
+            for variable in tiles.program.sampled:
+                code.store(tiles.scratch[variable], self.index, known[variable])
         reduced = zip(self._phase.reductions, so_far, strict=True)
-        return [operations.extreme(code, value, known[equation.invars[0]], "gt") for equation, value in reduced]
+        return [_join(code, equation, value, known[equation.invars[0]]) for equation, value in reduced]
 
     def _elements_read(self) -> Iterable[Any]:
         """What the loop reads from memory: of the leaf, or kept by an earlier phase."""
         size = self._tiles.size
         equations = (*self._phase.each, *self._phase.reductions)
         read = [variable for equation in equations for variable in jaxprs.variables(equation)]
-        read += self._tiles.program.outputs if self._is_last else []
+        program = self._tiles.program
+        read += [*program.outputs, *program.sampled] if self._is_last else []
         made = {equation.outvars[0] for equation in self._phase.each}
         return dict.fromkeys(v for v in read if is_of_elements(v, size) and v not in made)
 
@@ -259,15 +290,23 @@ class _Loop:
         return code.value(f"add {first.type} {first.name}, {steps}", dtype, self._lanes)
 
 
-def _least(equation: Equation) -> tuple[float, str]:
+def _start(equation: Equation) -> tuple[float, str]:
+    name = equation.primitive.name
     dtype = str(equation.outvars[0].aval.dtype)
-    if equation.primitive.name != "reduce_max" or dtype not in _LEAST:
-        raise Unsupported(f"it computes {equation.primitive.name} of {dtype}")
-    return _LEAST[dtype], dtype
+    if (name, dtype) not in _START:
+        raise Unsupported(f"it computes {name} of {dtype}")
+    return _START[name, dtype], dtype
 
 
-def _largest_of(code: Code, value: Value) -> Value:
-    """The largest of some elements, as a number: halves are compared until one is left."""
+def _join(code: Code, equation: Equation, one: Value, other: Value) -> Value:
+    """What two have come to together."""
+    if equation.primitive.name == "reduce_max":
+        return operations.extreme(code, one, other, "gt")
+    return code.value(f"fadd {one.type} {one.name}, {other.name}", one.dtype, one.lanes)
+
+
+def _as_number(code: Code, equation: Equation, value: Value) -> Value:
+    """What some elements have come to, as a number: halves are joined until one is left."""
     while value.lanes > 1:
         half = value.lanes // 2
         parts: list[Value] = []
@@ -275,5 +314,5 @@ def _largest_of(code: Code, value: Value) -> Value:
             places = ", ".join(f"i32 {k}" for k in range(first, first + half))
             shuffled = f"shufflevector {value.type} {value.name}, {value.type} poison, <{half} x i32> <{places}>"
             parts.append(code.value(shuffled, value.dtype, half))
-        value = operations.extreme(code, parts[0], parts[1], "gt")
+        value = _join(code, equation, *parts)
     return code.value(f"extractelement {value.type} {value.name}, i32 0", value.dtype, 0)

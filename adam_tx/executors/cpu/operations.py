@@ -324,11 +324,21 @@ def _rounded(code: Code, x: Value) -> Value:
     return converted(code, chosen(code, is_nan, quiet, nearest), "uint16")._replace(dtype="bfloat16")
 
 
-@_operation("broadcast_in_dim", "copy", "expand_dims", "reshape", "squeeze")
+@_operation("broadcast_in_dim", "copy", "expand_dims", "reduce_max", "reduce_sum", "reshape", "squeeze")
 def _same(code: Code, given: Given) -> Value:
-    """Shapes are not known here: there are elements of a tile, or one number of it."""
+    """Shapes are not known here: there are elements of a tile, or one number of it, which is its own sum."""
     del code
     return given.values[0]
+
+
+@_operation("reduce_precision")
+def _reduced_precision(code: Code, given: Given) -> Value:
+    """As precise as a float32 is, or a bfloat16."""
+    bits = given.parameters["exponent_bits"], given.parameters["mantissa_bits"]
+    if given.dtype != "float32" or bits not in ((8, 23), (8, 7)):
+        raise Unsupported(f"it reduces {given.dtype} to {bits} bits")
+    (x,) = given.values
+    return x if bits == (8, 23) else _widened(code, _rounded(code, x))
 
 
 @_operation("integer_pow")

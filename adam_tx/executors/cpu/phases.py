@@ -5,6 +5,9 @@ encoded. So the loop that finds the largest ends before the loop that encodes be
 An equation of elements stands in the first loop that needs it, and what a later loop
 reads of it is kept meanwhile. Equations of the tile as a whole, such as what follows
 from the largest, stand before the loop.
+
+What is reduced over the tile for others to read, such as a sum of squares, is reduced in
+a loop that there is anyway. No element may depend on it: it is of a tile, and not of a leaf.
 """
 
 from __future__ import annotations
@@ -15,6 +18,18 @@ from typing import Any, NamedTuple
 from adam_tx.executors import jaxprs
 from adam_tx.executors.jaxprs import Equation
 from adam_tx.executors.tile import TileProgram, Unsupported
+
+
+class Loops(NamedTuple):
+    """The equations of a tile.
+
+    Attributes:
+      phases: its loops, in turn.
+      after: the equations that run once, after them.
+    """
+
+    phases: list[Phase]
+    after: list[Equation]
 
 
 class Phase(NamedTuple):
@@ -33,27 +48,30 @@ class Phase(NamedTuple):
     kept: list[Any]
 
 
-def phases(program: TileProgram) -> list[Phase]:
-    """The loops of a tile, in turn."""
+def loops(program: TileProgram) -> Loops:
+    """A tile's equations by the loop in which each stands."""
     size = program.recipe.block
     check(program)
     levels = _levels(program.body, size)
-    last = max(levels.values(), default=0)
+    last = max((level for variable, level in levels.items() if is_of_elements(variable, size)), default=0)
     at = _first_needed(program, levels, last)
     found = [Phase([], [], [], []) for _ in range(last + 1)]
+    after: list[Equation] = []
     for equation in program.body:
-        phase = found[at[equation.outvars[0]]]
-        if is_reduction(equation, size):
-            phase.reductions.append(equation)
+        number = at[equation.outvars[0]]
+        if number > last:
+            after.append(equation)
+        elif is_reduction(equation, size):
+            found[number].reductions.append(equation)
         elif is_of_elements(equation.outvars[0], size):
-            phase.each.append(equation)
+            found[number].each.append(equation)
         else:
-            phase.before.append(equation)
+            found[number].before.append(equation)
     for number, phase in enumerate(found):
         later = {variable for after in found[number + 1 :] for variable in _reads(after)}
-        later.update(variable for variable in program.outputs if number < last)
+        later.update(variable for variable in (*program.outputs, *program.sampled) if number < last)
         phase.kept.extend(out for equation in phase.each for out in equation.outvars if out in later)
-    return found
+    return Loops(found, after)
 
 
 def check(program: TileProgram) -> None:
@@ -65,8 +83,21 @@ def check(program: TileProgram) -> None:
             raise Unsupported(f"{equation.primitive.name} makes arrays of other shapes than the leaf's")
         if sizes == {1, size} and equation.outvars[0].aval.size == 1 and not is_reduction(equation, size):
             raise Unsupported(f"{equation.primitive.name} makes one number of many")
-        if is_reduction(equation, size) and not _is_of_block(equation, program):
-            raise Unsupported(f"{equation.primitive.name} is not over a block of what is kept")
+    for variable, name in _of_tile(program).items():
+        if is_of_elements(variable, size) or any(variable is out for out in program.outputs):
+            raise Unsupported(f"{name} is not over a block of what is kept")
+
+
+def _of_tile(program: TileProgram) -> dict[Any, str]:
+    """What depends on a reduction over a tile that is no block, and which reduction that is."""
+    found: dict[Any, str] = {}
+    for equation in program.body:
+        names = [found[variable] for variable in jaxprs.variables(equation) if variable in found]
+        if is_reduction(equation, program.recipe.block) and not _is_of_block(equation, program):
+            names.append(equation.primitive.name)
+        if names:
+            found.update(dict.fromkeys(equation.outvars, names[0]))
+    return found
 
 
 def _is_of_block(equation: Equation, program: TileProgram) -> bool:
@@ -82,7 +113,8 @@ def is_of_elements(atom: Any, size: int) -> bool:
 
 def is_reduction(equation: Equation, size: int) -> bool:
     """Whether it makes one number of a tile's elements."""
-    return equation.primitive.name.startswith("reduce_") and is_of_elements(equation.invars[0], size)
+    reduces = equation.primitive.name.startswith("reduce_") and "axes" in equation.params
+    return reduces and is_of_elements(equation.invars[0], size)
 
 
 def _levels(body: Sequence[Equation], size: int) -> dict[Any, int]:

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from adam_tx._core.abstract_link import AbstractLink, KeptOfLeaf
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.states import State
 from adam_tx.executors import tile
+from adam_tx.executors.made import Passed
 from adam_tx.executors.pallas import body, call, layout
 from adam_tx.executors.pallas.body import Body
 from adam_tx.executors.pallas.layout import Layout
-from adam_tx.executors.tile import OfTiles, Recipe
+from adam_tx.executors.tile import STEP, OfTiles, Recipe, Task
 
 
 class LeafRecipe(NamedTuple):
@@ -43,9 +45,9 @@ class Kernel(OfTiles):
     layout: Layout
     interpret: bool
 
-    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> list[list[jax.Array]]:
+    def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> Passed:
         """The new parameter of each leaf, and what is then kept of it."""
-        return [
+        each = [
             call.step_leaf(
                 self.body,
                 self.layout,
@@ -55,6 +57,7 @@ class Kernel(OfTiles):
             )
             for number, leaf in zip(numbers, leaves, strict=True)
         ]
+        return Passed.of_arrays(each)
 
 
 class Pallas:
@@ -65,6 +68,7 @@ class Pallas:
     """
 
     name = "pallas"
+    reduces = False
     interpret = False
 
     def obstacle(self) -> str | None:
@@ -79,9 +83,9 @@ class Pallas:
         """What a leaf has in common with all that one kernel steps."""
         return LeafRecipe(tile.recipe_of(link, param, update, kept, way), param.shape)
 
-    def fused(self, link: AbstractLink, state: State, recipe: LeafRecipe, path: str) -> Kernel:
+    def fused(self, link: AbstractLink, state: State, recipe: LeafRecipe, path: str, task: Task = STEP) -> Kernel:
         """The kernel for leaves of a recipe."""
         tile.check_dtypes(recipe.of_tile)
         at = layout.layout_of(recipe.of_tile, recipe.shape)
-        program = tile.tile_program(link, state, recipe.of_tile, path)
+        program = tile.tile_program(link, state, recipe.of_tile, path, task)
         return Kernel(program, body.body(program), at, self.interpret)
