@@ -124,9 +124,9 @@ def test_what_needs_the_whole_tree_says_so():
 
         return adam_tx.Rule(rule, statistics={"norm": adam_tx.total(lambda updates: updates * updates, over="tree")})
 
-    guarded = adam_tx.guard(adam_tx.adam(1e-3))
+    summed = adam_tx.parallel(adam_tx.adam(1e-3), adam_tx.adam(1e-3))
     lion = adam_tx.lion(1e-3)  # whose sign is Optax's
-    for tx, why in ((scale_by_norm(), "tree"), (guarded, "guard"), (lion, "scale_by_sign")):
+    for tx, why in ((scale_by_norm(), "tree"), (summed, "parallel"), (lion, "scale_by_sign")):
         assert why in next(tx.implementation.fusing_obstacles())
-    with pytest.raises(NotImplementedError, match="guard runs what is inside it on all leaves together"):
-        guarded.implementation.numbers_at(jnp.zeros((), jnp.int32), guarded.init(jnp.ones(2)))
+    with pytest.raises(NotImplementedError, match="parallel runs what is inside it on all leaves together"):
+        summed.implementation.numbers_at(jnp.zeros((), jnp.int32), summed.init(jnp.ones(2)))

@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.states import State
-from adam_tx.training import _guard, _monitor
-from adam_tx.training._guard import usual
+from adam_tx.training import _guarded, _monitor
+from adam_tx.training._guarded import usual
 from adam_tx.training.figures import FIGURES, UNKNOWN
 
 
@@ -96,7 +96,7 @@ def _kind(node: object) -> str:
     return next((kind for kind, types in _STATES.items() if type(node) in types), "")
 
 
-_STATES: Mapping[str, Sequence[object]] = {"monitor": _monitor.STATES, "guard": _guard.STATES}
+_STATES: Mapping[str, Sequence[object]] = {"monitor": _monitor.STATES, "guard": _guarded.STATES}
 
 
 def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:

@@ -79,6 +79,11 @@ def taken(ok: jax.Array, slots: Sequence[Slot], *finite: jax.Array) -> jax.Array
     return functools.reduce(jnp.logical_and, flags.values(), ok)
 
 
+def counted_on(before: jax.Array, held: jax.Array) -> jax.Array:
+    """How many numbers were held so far, at most the largest int32; with those of a step, float32."""
+    return before + jnp.minimum(jnp.minimum(held, _MOST).astype(jnp.int32), jnp.iinfo(jnp.int32).max - before)
+
+
 def hold_leaves(
     leaves: Leaves, step: Step, ok: jax.Array, old: State, *, counts_apart: bool
 ) -> tuple[Column, State, jax.Array]:
@@ -92,7 +97,7 @@ def hold_leaves(
       counts_apart: whether a GPU counts what is held in a kernel of its own.
 
     Returns:
-      The updates, the state, and how many numbers are held, int32.
+      The updates, the state, and how many numbers are held, float32.
     """
     emitted = list(step.emitted)
     taken_of: dict[tuple[int, int], Any] = {}
@@ -112,8 +117,8 @@ def hold_leaves(
         known = taken_of.get((id(new), id(old)))
         return jnp.where(ok, new, old) if known is None else known
 
-    number = jnp.minimum(jnp.sum(numerics.sorted_apart([jnp.zeros((), jnp.float32), *held])), _MOST)
-    return emitted, jax.tree.map(state, step.state, old), number.astype(jnp.int32)
+    number = jnp.sum(numerics.sorted_apart([jnp.zeros((), jnp.float32), *held]))
+    return emitted, jax.tree.map(state, step.state, old), number
 
 
 def _slots(leaves: Leaves, step: Step, old: State) -> dict[int | str, list[Slot]]:

@@ -1,0 +1,360 @@
+"""`Guard`, which lets a step that would spoil training change nothing."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adam_tx._core import hyperparams, manual, numerics, sharding, states
+from adam_tx._core.abstract_leaf_step import KeptOfLeaf, StoredSlot
+from adam_tx._core.ahead import known
+from adam_tx._core.leaf_step import Leaf
+from adam_tx._core.leaves import Column, Leaves, increment
+from adam_tx._core.states import Fields, State
+from adam_tx._core.storage import Stored
+from adam_tx._core.term import Term
+from adam_tx._wrapper import Wrapper
+from adam_tx.describe.arrays import arrays_of
+from adam_tx.training.held import Slot, Step, counted_on, hold_leaves, taken
+
+_LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
+_LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
+_MOST_SPREADS = 4.0  # as what a norm that is skipped counts: seven of a hundred may be such for ever
+
+
+class _Numbers(NamedTuple):
+    """What one update has in common for all leaves.
+
+    Attributes:
+      state: the guard's, before it.
+      inside: the same of the link inside.
+      updates_before: the number of its earlier updates.
+      ok: whether it makes its step; None before the survey.
+    """
+
+    state: Fields
+    inside: object
+    updates_before: Any
+    ok: jax.Array | None = None
+
+
+class _StepOfLeaf(NamedTuple):
+    """The step of the link inside on one leaf.
+
+    Attributes:
+      given: what came in, the updates first.
+      emitted: its update.
+      lowered: that in the dtype in which it leaves.
+      kept: what is then kept.
+      slots: the same beside what was kept.
+    """
+
+    given: list[jax.Array]
+    emitted: jax.Array
+    lowered: jax.Array
+    kept: KeptOfLeaf
+    slots: list[Slot]
+
+
+class Guard(Wrapper):
+    """A link whose members may be left as they were."""
+
+    counts_inner = True
+    is_straight = True
+    told = ("norm",)
+    formula = "inner(u) where all is finite, else nothing"
+
+    def __init__(
+        self,
+        inner: optax.GradientTransformation,
+        deviations: float | None,
+        decay: float,
+        loss_scale: Any,
+        watch: str,
+    ) -> None:
+        if deviations is not None:
+            hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
+        if watch not in ("step", "gradient"):
+            raise ValueError(f"guard: watch must be 'step' or 'gradient', got {watch!r}.")
+        self._holds = watch == "gradient"
+        facts: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
+        facts |= {} if self._holds else {"looks_ahead": True}
+        keeps = _keeps(deviations is not None, loss_scale is not None, self._holds)
+        super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **facts)
+        self._deviations = deviations
+        self._loss_scale = loss_scale
+        self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
+
+    def init_own(self, leaves: Leaves) -> dict[str, jax.Array]:
+        """No step skipped."""
+        del leaves
+        start = {} if self._loss_scale is None else {"scale": self._loss_scale.initial}
+        # each its own array, so that the state can be donated
+        return {
+            name: jnp.array(start.get(name, 0), jnp.float32 if name in _FLOATS else jnp.int32, copy=True)
+            for name in self.keeps
+        }
+
+    def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
+        """The members' step, kept or dropped as a whole."""
+        fields = self.fields(state)
+        columns, inside = self._entered(leaves, updates, fields)
+        emitted, inner = self.run_inner(inside, inside.updates, fields.inner)
+        left = {i: emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]) for i in leaves.present}
+        ok, own = self._decided(fields, *self._looked_at(leaves, columns, left, fields.inner, inner))
+        if self._holds:
+            # a GPU's compiler makes several kernels of codes, a residual and a sum, and keeps what is between them
+            counts_apart = self.facts.terminal and leaves.ahead is not None
+            step = Step(self.inner, emitted, left, inner)
+            emitted, inner, held = hold_leaves(leaves, step, ok, fields.inner, counts_apart=counts_apart)
+            own["held"] = counted_on(fields.held, held)
+        else:
+            emitted = leaves.each(lambda u: jnp.where(ok, u, -jnp.zeros_like(u)), emitted)
+            inner = _chosen(ok, inner, fields.inner)
+        return emitted, self.state(inner, **own)
+
+    def _entered(self, leaves: Leaves, updates: Column, fields: Fields) -> tuple[list[Column], Leaves]:
+        """What came in, the updates first; and the leaves as the link inside sees them."""
+        columns = [updates] if leaves.grad is None or leaves.grad is updates else [updates, leaves.grad]
+        if self._loss_scale is not None:
+            columns = [leaves.each(lambda x: x / numerics.scalar(fields.scale, x.real), of) for of in columns]
+        # what is not finite comes no further: a derivative through a step that is skipped would be NaN
+        safe = [leaves.each(_finite_or_zero, column) for column in columns]
+        return columns, leaves.replace(updates=safe[0], grad=None if leaves.grad is None else safe[-1])
+
+    def _decided(self, fields: Fields, finite: jax.Array, norm: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Whether the step is taken, and what the guard then keeps itself."""
+        norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
+        ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
+        return ok, self._counted(fields, ok, norm) | self._scaled(fields, finite)
+
+    def _looked_at(
+        self, leaves: Leaves, columns: Sequence[Column], left: Mapping[int, jax.Array], old: State, new: State
+    ) -> tuple[jax.Array, jax.Array]:
+        """Whether all that is watched is finite, and the norm of what came."""
+        if self._holds:
+            norms = [_norm(leaves, column) for column in columns]
+            return functools.reduce(jnp.logical_and, map(jnp.isfinite, norms)), norms[0]
+        return known(
+            leaves.ahead,
+            lambda: (self._is_finite(leaves, [*columns, left], old, new), _norm(leaves, columns[0])),
+        )
+
+    def _is_finite(self, leaves: Leaves, columns: Sequence[Any], old: State, new: State) -> jax.Array:
+        """Whether all in these columns is finite, and of the new state what was so in the old one."""
+        flags = {i: [jnp.isfinite(column[i]) for column in columns] for i in leaves.present}
+        places: dict[tuple[int, ...], list[int]] = {}
+        for i, (first, *_) in flags.items():
+            places.setdefault(first.shape, []).append(i)
+        # a state has its arrays in the order of the leaves, and all that is made of one leaf is looked at in one pass
+        turns = {shape: itertools.cycle(of_shape) for shape, of_shape in places.items()}
+        pairs = zip(arrays_of(self.inner, old), arrays_of(self.inner, new), strict=True)
+        for number, (was, now) in enumerate(pairs, len(leaves)):
+            if (still := now.storage.finite(now.stored)) is None:
+                continue
+            if not (now.starts_finite or (before := was.storage.finite(was.stored)) is None):
+                still |= ~before
+            flags.setdefault(next(turns[still.shape]) if still.shape in turns else number, []).append(still)
+        looked = [sharding.together({f"{k}": x for k, x in enumerate(of)}).values() for of in flags.values()]
+        found = [jnp.all(functools.reduce(jnp.logical_and, of_leaf)).astype(jnp.int32) for of_leaf in looked]
+        return manual.everywhere(numerics.sorted_apart(found)[0] > 0) if found else jnp.ones((), bool)
+
+    # One leaf's step without the tree: a survey of all leaves, and then their step.
+
+    @property
+    def surveys(self) -> bool:
+        """All leaves have to be looked at before one is stepped."""
+        return True
+
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """Those of the link inside."""
+        return self.inner.ways(leaves)
+
+    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
+        """Those of the link inside, and a survey in it, which would have to be made first."""
+        yield from self.inner.fusing_obstacles(way, tiled=tiled)
+        if self.inner.surveys:
+            yield f"{self.name} stands around {self.inner.name}, which looks at all leaves, too"
+
+    def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[_Numbers, dict[str, Any]]:
+        """Whether the step is taken, and what the link inside has in common for all leaves."""
+        del count
+        fields = self.fields(state)
+        before: Any = self.inner.count_of(fields.inner)
+        inside, new = self.inner.numbers_at(before, fields.inner)
+        numbers = _Numbers(fields, inside, before)
+        if found is None:
+            return numbers, {}
+        old = self.inner.numbers_of(fields.inner)
+        stay = jax.tree.map(_stays_finite, new, old)
+        norms = [jnp.sqrt(squares) for squares in found["squares"]]
+        finite = functools.reduce(jnp.logical_and, map(jnp.isfinite, norms))
+        if not self._holds:
+            finite = functools.reduce(jnp.logical_and, map(jnp.all, jax.tree.leaves(stay)), found["spoilt"] == 0)
+        ok, own = self._decided(fields, finite, norms[0])
+        taken_of = jax.tree.map(functools.partial(jnp.logical_and, ok), stay)
+        held = sum([jnp.sum(ok & ~stays, dtype=jnp.float32) for stays in jax.tree.leaves(stay)], jnp.float32(0))
+        after = {
+            "own": own,
+            "inner": jax.tree.map(jnp.where, taken_of, new, old),
+            "count": jnp.where(ok, increment(before), before),
+            "held": held,
+        }
+        return numbers._replace(ok=ok), after
+
+    def leaf_survey(self, numbers: _Numbers, leaf: Leaf, kept: KeptOfLeaf) -> dict[str, Any]:
+        """The sum of the squares of what came, and how many elements are not finite."""
+        step = self._inside(numbers, leaf, kept)
+        squares = [Term([numerics.square(x)]) for x in step.given]
+        if self._holds:
+            return {"squares": squares}
+        good = taken(jnp.ones((), bool), step.slots, *map(jnp.isfinite, (*step.given, step.lowered)))
+        return {"squares": squares, "spoilt": Term([~good])}
+
+    def leaf_step(self, numbers: _Numbers, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """The step of the link inside, or none; or that but for what is held."""
+        step = self._inside(numbers, leaf, kept)
+        nothing = -jnp.zeros_like(step.emitted)
+        ok: Any = numbers.ok
+        if not self._holds:
+            return _chosen(ok, (step.emitted, step.kept), (nothing, kept))
+        chosen = taken(ok, step.slots, jnp.isfinite(step.lowered))
+        if leaf.told is not None:
+            leaf.told[leaf.place] = Term([ok & ~chosen])
+        stored = {id(slot.new): slot.where(ok, chosen) for slot in step.slots}
+
+        def held(new: Stored) -> Stored:
+            return stored[id(new)]
+
+        new = jax.tree.map(held, step.kept, is_leaf=_is_stored)
+        return jnp.where(chosen, step.emitted, nothing), new
+
+    def _inside(self, numbers: _Numbers, leaf: Leaf, kept: KeptOfLeaf) -> _StepOfLeaf:
+        """The step of the link inside."""
+        leaves = leaf.as_tree()
+        columns, inside = self._entered(leaves, leaves.updates, numbers.state)
+        known = leaf.within(self.member)._replace(
+            updates=inside.updates[0],
+            grad=None if inside.grad is None else inside.grad[0],
+            updates_before=numbers.updates_before,
+        )
+        emitted, new = self.inner.leaf_step(numbers.inside, known, kept)
+        lowered = emitted if self.facts.terminal else leaves.lowered(0, emitted)
+        pairs = zip(self.inner.stored_of(new), self.inner.stored_of(kept), strict=True)
+        slots = [Slot(now.storage, now.stored, was.stored, now.starts_finite) for now, was in pairs]
+        return _StepOfLeaf([column[0] for column in columns], emitted, lowered, new, slots)
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What the link inside keeps."""
+        return self.inner.kept_of_leaves(leaves, self.fields(state).inner)
+
+    def stored_of(self, kept: KeptOfLeaf) -> Iterator[StoredSlot]:
+        """Those of the link inside."""
+        return self.inner.stored_of(kept)
+
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The state in which the link inside keeps this."""
+        fields = self.fields(state)
+        inner = self.inner.with_kept(fields.inner, leaves.within(self.member), numbers["inner"], kept)
+        held: dict[str, jax.Array] = {}
+        if self._holds:
+            of_leaves = [jnp.sum(row) for _, row in leaves.told.get(leaves.place, ())]
+            held = {"held": counted_on(fields.held, sum(of_leaves, numbers["held"]))}
+        return self.state(self.inner.with_count(inner, numbers["count"]), **numbers["own"], **held)
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """The parameter as the link inside knows it."""
+        return self.inner.full_precision_of(param, kept)
+
+    def _is_usual(self, state: Fields, norm: jax.Array) -> jax.Array:
+        """Whether the norm is not far above what it was; at first any is."""
+        few = state.taken.astype(jnp.float32) * self._step < 1.0
+        mean, spread = usual(state)
+        return few | (norm <= mean + jnp.maximum((self._deviations or 0.0) * spread, _LEAST_SPREAD * mean))
+
+    def _counted(self, state: Fields, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
+        """The numbers of steps skipped, the norm, and what norms are usual."""
+        none = jnp.zeros_like(state.skipped)
+        own = {
+            "skipped": jnp.where(ok, state.skipped, increment(state.skipped)),
+            "skipped_in_a_row": jnp.where(ok, none, increment(state.skipped_in_a_row)),
+            "norm": norm,
+        }
+        if self._deviations is None:
+            return own
+        mean, spread = usual(state)
+        seen = jnp.where(self._is_usual(state, norm), norm, jnp.minimum(norm, mean + _MOST_SPREADS * spread))
+        taken = increment(state.taken)
+        step = jnp.maximum(self._step, 1.0 / taken.astype(jnp.float32))  # the mean of all, while they are few
+        mean = numerics.ema(state.mean, seen, step)
+        variance = numerics.ema(state.variance, (seen - state.mean) * (seen - mean), step)
+        new = {"taken": taken, "mean": mean, "variance": variance}
+        counts = jnp.isfinite(norm) & (norm > 0)  # a step without a gradient says nothing of what is usual
+        return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
+
+    def _scaled(self, state: Fields, finite: jax.Array) -> dict[str, jax.Array]:
+        """The factor of the loss."""
+        if (of := self._loss_scale) is None:
+            return {}
+        good = state.good_in_a_row + 1
+        grown = jnp.where(good >= of.every, state.scale * of.growth, state.scale)
+        grown = jnp.where(jnp.isfinite(grown), grown, state.scale)
+        return {
+            "scale": jnp.where(finite, grown, jnp.maximum(state.scale * of.backoff, jnp.finfo(jnp.float32).tiny)),
+            "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
+        }
+
+
+def usual(state: Fields) -> tuple[jax.Array, jax.Array]:
+    """The mean of the norms, and their spread around it."""
+    return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
+
+
+def _chosen(ok: Any, new: Any, old: Any) -> Any:
+    """The new tree if a step is taken, else the old one, array by array."""
+    return jax.tree.map(functools.partial(jnp.where, ok), new, old)
+
+
+def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Whether a number is finite, or was not so before."""
+    return jnp.isfinite(new) | ~jnp.isfinite(old)
+
+
+def _is_stored(node: object) -> bool:
+    return isinstance(node, Stored)
+
+
+def _finite_or_zero(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
+
+
+def _norm(leaves: Leaves, column: Column) -> jax.Array:
+    """The root of the sum of all squares, float32."""
+    squares = [manual.total(jnp.sum(numerics.square(column[i])).astype(jnp.float32)) for i in leaves.present]
+    return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
+
+
+_FLOATS = ("norm", "mean", "variance", "scale")
+"""Of what a guard keeps, all but its counts."""
+
+
+def _keeps(deviations: bool, loss_scale: bool, holds: bool) -> tuple[str, ...]:
+    """The names of what a guard keeps."""
+    of_deviations = ("taken", "mean", "variance") if deviations else ()
+    of_scale = ("scale", "good_in_a_row") if loss_scale else ()
+    return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale, *(["held"] if holds else []))
+
+
+STATES = [
+    states.state_type("guard", (*counted, *_keeps(*settings), "inner"))
+    for counted in ((), ("count",))
+    for settings in itertools.product((False, True), repeat=3)
+]
+"""The types of its states, by which `metrics` knows them; made here, so that exported programs find them."""
