@@ -289,7 +289,27 @@ def largest():
 
 E8 = problems.E8
 REASONS = {
-    "a guard": (lambda: adam_tx.guard(adamw()), "guard runs what is inside it on all leaves together"),
+    "a sum": (lambda: adam_tx.parallel(adamw(), adamw()), "parallel runs what is inside it on all leaves together"),
+    "two guards": (
+        lambda: adam_tx.guard(adam_tx.guard(adamw())),
+        "guard stands around guard, which looks at all leaves, too",
+    ),
+    "a guard after the other": (
+        lambda: adam_tx.chain(adam_tx.guard(adamw()), adam_tx.guard(adamw())),
+        "chain has guard and guard_2, which look at all leaves one after the other",
+    ),
+    "a guard of a group": (
+        lambda: adam_tx.groups({"*": adam_tx.guard(adamw())}),
+        "guard needs sums over the leaves of its group",
+    ),
+    "figures of groups": (
+        lambda: adam_tx.monitor(adamw(), groups={"all": "*"}),
+        "monitor has groups, of which each has a sample of its own",
+    ),
+    "a monitor around groups": (
+        lambda: adam_tx.monitor(adam_tx.groups({"*": adamw()})),
+        "monitor stands around groups, of which each has links of its own",
+    ),
     "of Optax, injected": (lambda: optax.inject_hyperparams(optax.adam)(1e-2), "inject_hyperparams is not a link"),
     "of Optax": (lambda: optax.adam(1e-2), "is not a link of adam_tx"),
     "of Optax, inside": (lambda: adam_tx.lion(1e-2), "scale_by_sign runs what is inside it on all leaves together"),
@@ -376,8 +396,8 @@ def test_what_cannot_be_a_step_is_refused():
         adam_tx.step(adamw(), "gpu")
     with pytest.raises(ValueError, match=r"step: it needs params, which it changes, but None came"):
         adam_tx.step(adamw())(jnp.ones(3), adamw().init(jnp.ones(3)), None)
-    with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because guard runs"):
-        adam_tx.step(adam_tx.guard(adamw()), "cpu")
+    with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because parallel runs"):
+        adam_tx.step(adam_tx.parallel(adamw(), adamw()), "cpu")
 
 
 def test_a_wrong_tree_is_refused_as_update_refuses_it():

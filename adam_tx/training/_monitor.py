@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,27 @@ import optax
 from jax import lax
 
 from adam_tx._core import hyperparams, states
-from adam_tx._core.leaves import Column, Leaves, increment
+from adam_tx._core.abstract_leaf_step import AbstractLeafStep, KeptOfLeaf, StoredSlot
+from adam_tx._core.leaf_step import Leaf
+from adam_tx._core.leaves import Column, Leaves, Told, increment
 from adam_tx._core.paths import PathPattern, Pattern, shape_of
 from adam_tx._core.states import Fields, State
+from adam_tx._core.term import Sample, Term
 from adam_tx._link import optimizer
 from adam_tx._wrapper import Wrapper
-from adam_tx.training.figures import FIGURES, UNKNOWN, Leaf, figures_of, known_of, sums_of
+from adam_tx.training.figures import (
+    FIGURES,
+    SAMPLE,
+    UNKNOWN,
+    every_of,
+    figures_of,
+    known_of,
+    rows_of,
+    sampled,
+    sums_of,
+    terms_of,
+)
+from adam_tx.training.figures import Leaf as Watched
 
 
 @optimizer
@@ -77,6 +93,20 @@ def monitor(
     return Monitor(inner, groups, every)
 
 
+class _Numbers(NamedTuple):
+    """What one update has in common for all leaves.
+
+    Attributes:
+      state: that of the link inside, before it.
+      inside: the same of the link inside.
+      new: its numbers after the step.
+    """
+
+    state: State
+    inside: object
+    new: object
+
+
 class Monitor(Wrapper):
     """A link that looks at what another does."""
 
@@ -124,14 +154,26 @@ class Monitor(Wrapper):
         return chosen
 
     def _figures(self, leaves: Leaves, updates: Column, emitted: Column, inner: State) -> dict[str, jax.Array]:
+        watched = self._watched(leaves, updates, emitted, inner)
+        sums = {i: sums_of(leaf, leaves.param_dtypes[i]) for i, leaf in watched.items()}
+        figures: dict[str, jax.Array] = {}
+        for prefix, chosen in self._groups(leaves).items():
+            each = [watched[i] for i in chosen]
+            samples = [sampled(leaf.update, every_of(each)) for leaf in each]
+            found = figures_of(each, rows_of([sums[i] for i in chosen]), samples)
+            figures |= {f"{prefix}{name}": value for name, value in found.items()}
+        return figures
+
+    def _watched(self, leaves: Leaves, updates: Column, emitted: Column, inner: State) -> dict[int, Watched]:
+        """What is known of each leaf."""
         still = lax.stop_gradient  # no derivative goes through figures
         grad = updates if leaves.grad is None else leaves.grad
         params = [None] * len(leaves) if leaves.params is None else leaves.params
         inner = still(inner)
         count = None if leaves.count is None else increment(leaves.count)
         known = known_of(self.inner, inner, leaves, count)
-        arrays = {
-            i: Leaf(
+        return {
+            i: Watched(
                 still(grad[i]),
                 still(emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]).astype(leaves.dtypes[i])),
                 still(params[i]),
@@ -139,12 +181,97 @@ class Monitor(Wrapper):
             )
             for i in leaves.present
         }
-        sums = {i: sums_of(leaf, leaves.param_dtypes[i]) for i, leaf in arrays.items()}
-        return {
-            f"{prefix}{name}": value
-            for prefix, chosen in self._groups(leaves).items()
-            for name, value in figures_of([arrays[i] for i in chosen], [sums[i] for i in chosen]).items()
+
+    # One leaf's step without the tree, in which sums are formed and a sample is taken.
+
+    @property
+    def reduces(self) -> bool:
+        """Figures are sums over all leaves."""
+        return True
+
+    def ways(self, leaves: Leaves) -> list[Hashable]:
+        """Those of the link inside."""
+        return self.inner.ways(leaves)
+
+    def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
+        """Those of the link inside, and groups: of figures each has a sample, of leaves each has links of its own."""
+        yield from self.inner.fusing_obstacles(way, tiled=tiled)
+        if self._patterns:
+            yield f"{self.name} has groups, of which each has a sample of its own"
+        if _has_groups(self.inner):
+            yield f"{self.name} stands around groups, of which each has links of its own"
+
+    def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[_Numbers, dict[str, Any]]:
+        """What the link inside has in common for all leaves; and whether figures are due."""
+        fields = self.fields(state)
+        inside, new = self.inner.numbers_at(count, fields.inner, found)
+        due = jnp.ones((), bool) if self._every == 1 else increment(count) % self._every == 0
+        return _Numbers(fields.inner, inside, new), {
+            "inner": new,
+            "due": due,
+            "count": count,
+            "metrics": dict(fields.metrics),
         }
+
+    def numbers_of(self, state: State) -> dict[str, Any]:
+        """The figures, which stay as they are."""
+        fields = self.fields(state)
+        of_inner = self.inner.numbers_of(fields.inner)
+        nothing = jnp.zeros((), jnp.int32)
+        return {"inner": of_inner, "due": nothing > 0, "count": nothing, "metrics": dict(fields.metrics)}
+
+    def leaf_survey(self, numbers: _Numbers, leaf: Leaf, kept: KeptOfLeaf) -> Mapping[str, Any]:
+        """That of the link inside."""
+        return self.inner.leaf_survey(numbers.inside, leaf.within(self.member), kept)
+
+    def leaf_step(self, numbers: _Numbers, leaf: Leaf, kept: KeptOfLeaf) -> tuple[jax.Array, KeptOfLeaf]:
+        """The step of the link inside, and what figures are made of."""
+        emitted, new = self.inner.leaf_step(numbers.inside, leaf.within(self.member), kept)
+        if leaf.told is not None:
+            leaves = leaf.as_tree()
+            state = self.inner.with_kept(numbers.state, leaves, numbers.new, [new])
+            watched = self._watched(leaves, leaves.updates, [emitted], state)[0]
+            terms = terms_of(watched, leaves.param_dtypes[0])
+            sums = {name: Term([x], "largest" if name == "largest" else "sum") for name, x in terms.items()}
+            leaf.told[leaf.place] = {"sums": sums, "sample": Sample(watched.update.real, SAMPLE)}
+        return emitted, new
+
+    def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
+        """What the link inside keeps."""
+        return self.inner.kept_of_leaves(leaves, self.fields(state).inner)
+
+    def stored_of(self, kept: KeptOfLeaf) -> Iterator[StoredSlot]:
+        """Those of the link inside."""
+        return self.inner.stored_of(kept)
+
+    def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
+        """The state in which the link inside keeps this, and figures, if they are due and the step tells of them."""
+        before = self.fields(state).inner
+        inner = self.inner.with_kept(before, leaves.within(self.member), numbers["inner"], kept)
+        if leaves.place not in leaves.told:
+            return self.state(inner, metrics=numbers["metrics"])
+        figures = functools.partial(self._of_told, leaves, inner, numbers["count"], leaves.told[leaves.place])
+        return self.state(inner, metrics=lax.cond(numbers["due"], figures, lambda: numbers["metrics"]))
+
+    def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
+        """The parameter as the link inside knows it."""
+        return self.inner.full_precision_of(param, kept)
+
+    def _of_told(self, leaves: Leaves, inner: State, count: jax.Array, told: Told) -> dict[str, jax.Array]:
+        """The figures, from the sums and the sample of each leaf."""
+        known = known_of(self.inner, inner, leaves.replace(count=count), increment(count))
+        members = [i for of_call, _ in told for i in of_call]
+        each = [Watched(leaves.updates[i], leaves.updates[i], None, **known[i]) for i in members]
+        samples = [sample for _, of_call in told for sample in of_call["sample"]]
+        rows: dict[str, list[jax.Array]] = {}
+        for _, of_call in told:
+            for name, row in of_call["sums"].items():
+                rows.setdefault(name, []).append(row)
+        return figures_of(each, {name: jnp.concatenate(of_calls) for name, of_calls in rows.items()}, samples)
+
+
+def _has_groups(link: AbstractLeafStep) -> bool:
+    return link.divides or any(map(_has_groups, link.members.values()))
 
 
 STATES = [states.state_type("monitor", (*counted, "metrics", "inner")) for counted in ((), ("count",))]

@@ -118,6 +118,14 @@ def sums_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
       leaf: in working precision.
       dtype: that of the parameter.
     """
+    terms = terms_of(leaf, dtype)
+    *sums, largest = _reduced(list(sharding.together(terms).values()))
+    sums = [*map(manual.total, sums), manual.largest(largest)]
+    return {name: value.astype(jnp.float32) for name, value in zip(terms, sums, strict=True)}
+
+
+def terms_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
+    """What is added up, of each element; and at last `largest`, of which the largest is taken."""
     terms: dict[str, Any] = {"grad": numerics.square(leaf.grad), "update": numerics.square(leaf.update)}
     moved = leaf.update != 0
     if leaf.param is not None:
@@ -138,9 +146,7 @@ def sums_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
             terms["signal"] = lax.select(seen, ratio, zero)
     terms["largest"] = jnp.abs(leaf.update)
     real = numerics.real_dtype(leaf.grad.dtype)
-    *sums, largest = _reduced([term.astype(real) for term in sharding.together(terms).values()])
-    sums = [*map(manual.total, sums), manual.largest(largest)]
-    return {name: value.astype(jnp.float32) for name, value in zip(terms, sums, strict=True)}
+    return {name: term.astype(real) for name, term in terms.items()}
 
 
 def _reduced(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
@@ -158,12 +164,37 @@ def _reduced(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return terms
 
 
-def figures_of(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
-    """The figures of some leaves."""
+def rows_of(sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The sums of leaves by name, each as an array with one number of every leaf for which it is known."""
+    names = dict.fromkeys(name for of_leaf in sums for name in of_leaf)
+    known = {name: [of_leaf[name] for of_leaf in sums if name in of_leaf] for name in names}
+    return {name: jnp.stack(of) if name == "largest" else numerics.sorted_apart(of) for name, of in known.items()}
 
-    def total(name: str, places: Iterable[int] = range(len(leaves))) -> Any:
-        known = [sums[k][name] for k in places if name in sums[k]]
-        return jnp.sum(numerics.sorted_apart(known)) if known else None
+
+def every_of(leaves: Sequence[Leaf]) -> int:
+    """Of how many elements one is in the sample of which the quantiles are."""
+    return max(-(-_elements(leaves) // SAMPLE), 1)
+
+
+def sampled(x: jax.Array, every: int) -> jax.Array:
+    """The elements of a leaf that are in the sample."""
+    flat = sharding.gathered(x).ravel()
+    return lax.slice(flat, (0,), flat.shape, (every,))  # an index may be beyond int32
+
+
+def figures_of(
+    leaves: Sequence[Leaf], sums: Mapping[str, jax.Array], samples: Sequence[jax.Array]
+) -> dict[str, jax.Array]:
+    """The figures of some leaves.
+
+    Args:
+      leaves: the leaves.
+      sums: what `rows_of` gives.
+      samples: of each leaf the updates that are in the sample.
+    """
+
+    def total(name: str) -> Any:
+        return jnp.sum(sums[name]) if name in sums else None
 
     elements, update, param = _elements(leaves), _root(total("update")), _root(total("param"))
     moved = total("moved")
@@ -177,20 +208,19 @@ def figures_of(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]]) 
         "signal_to_noise": _ratio(total("signal"), total("seen")),
         "eps_share": _ratio(total("below_eps"), _elements([leaf for leaf in leaves if leaf.v is not None])),
         "rounded_away": _ratio(total("rounded_away"), None if moved is None else jnp.maximum(moved, 1.0)),
-        **_step_sizes(leaves, sums, max(-(-elements // SAMPLE), 1)),
+        **_step_sizes(leaves, sums, samples),
     }
     known = {name: figure for name, figure in figures.items() if figure is not None}
     return {name: jnp.asarray(known.get(name, UNKNOWN), jnp.float32) for name in FIGURES}
 
 
-def _step_sizes(leaves: Sequence[Leaf], sums: Sequence[Mapping[str, jax.Array]], every: int) -> dict[str, Any]:
+def _step_sizes(leaves: Sequence[Leaf], sums: Mapping[str, jax.Array], samples: Sequence[jax.Array]) -> dict[str, Any]:
     """Quantiles of |u| / learning rate, of a sample; the largest of all."""
     sample, largest = [], []
     for rate, places in _of_one_rate(leaves):
-        flat = [sharding.gathered(leaves[k].update).ravel() for k in places]
-        sizes = [jnp.abs(lax.slice(x, (0,), x.shape, (every,))) for x in flat]  # an index may be beyond int32
-        sample.append(_relative(jnp.concatenate([*map(manual.gathered, sizes)]), rate))
-        largest.append(_relative(numerics.sorted_apart([sums[k]["largest"] for k in places])[-1], rate))
+        of_rate = jnp.concatenate([manual.gathered(samples[k]) for k in places])
+        sample.append(_relative(jnp.abs(of_rate), rate))
+        largest.append(_relative(lax.sort(sums["largest"][np.array(places)])[-1], rate))
     if not sum(of_rate.size for of_rate in sample):
         return {}
     ordered = lax.sort(jnp.concatenate(sample))  # NaNs come last

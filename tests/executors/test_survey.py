@@ -64,3 +64,26 @@ def test_a_guard_takes_and_skips_the_steps_of_update_to_the_last_bit(storage, se
         assert_same(ours, theirs)
         skipped.append(int(ours[1].skipped))
     assert skipped == ([0, 1, 1, 1, 2, 3, 4, 4] if settings else [0, 1, 1, 1, 1, 2, 3, 3])
+
+
+def assert_same_figures(ours, theirs):
+    """Sums in another order, and a root of them: a few ulps."""
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("storage", STORED)
+def test_a_monitor_sees_what_update_shows_it(storage):
+    make, dtype = STORED[storage]
+    tx = adam_tx.monitor(make())
+    step = adam_tx.step(tx, "cpu")
+    params = problems.tree(SHAPES | {"large": (130, 300)}, dtype)
+    assert {name for name, why in step.reasons(params).items() if why} == {"number", "nothing"}
+    ours = theirs = params, tx.init(params)
+    for k in range(3):
+        grads = problems.tree(SHAPES | {"large": (130, 300)}, dtype, seed=k + 1)
+        theirs = problems.updated(tx, grads, theirs[1], theirs[0])
+        ours = step(grads, ours[1], ours[0])
+        assert not problems.differing((ours[0], ours[1].inner), (theirs[0], theirs[1].inner))
+        assert_same_figures(ours[1].metrics, theirs[1].metrics)
