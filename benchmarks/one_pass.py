@@ -78,13 +78,20 @@ def eight_bits() -> optax.GradientTransformation:
     return adam_tx.adamw(RATE, weight_decay=DECAY, mu_dtype=E8, nu_dtype=E8)
 
 
+def five_bytes() -> optax.GradientTransformation:
+    """Weights of three bytes and moments of one each."""
+    return adam_tx.chain(eight_bits(), adam_tx.master_weights())
+
+
 STORED: dict[str, tuple[Make, Any]] = {
     "float32": (adamw, jnp.float32),
     "bfloat16": (adamw, jnp.bfloat16),
     "8-bit": (eight_bits, jnp.float32),
-    "five bytes": (lambda: adam_tx.chain(eight_bits(), adam_tx.master_weights()), jnp.bfloat16),
+    "five bytes": (five_bytes, jnp.bfloat16),
     "master 32": (lambda: adam_tx.chain(adamw(), adam_tx.master_weights(bits=32)), jnp.bfloat16),
     "guard": (lambda: adam_tx.guard(adamw()), jnp.float32),
+    "guard, five bytes": (lambda: adam_tx.guard(five_bytes()), jnp.bfloat16),
+    "guard of the gradient": (lambda: adam_tx.guard(adamw(), watch="gradient"), jnp.float32),
     "monitor": (lambda: adam_tx.monitor(adamw()), jnp.float32),
 }
 """By name the optimizer, and the dtype of parameters and gradients."""

@@ -2,13 +2,14 @@
 
     python benchmarks/target_costs.py        prints the table of what is stored
     python benchmarks/target_costs.py --measure now --publish     measures it anew, for the README too, in three minutes
-    PYTHONPATH=before python benchmarks/target_costs.py --measure before     an earlier checkout
+    PYTHONPATH=before python benchmarks/target_costs.py --measure before --targets h100     an earlier checkout, in part
 
 `targets.py` says what to install. The programs are of one leaf of 33 million parameters. What
 is stored is what `pytest -m targets` holds the programs to.
 """
 
 import argparse
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -17,11 +18,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import targets
-from cost import compiled_cost
+from cost import Cost, compiled_cost
 from smallest import add_smallest
 
 import adam_tx
@@ -29,7 +31,13 @@ from adam_tx.storage import EightBit, StochasticBFloat16
 
 STORED = pathlib.Path(__file__).parent / "results" / "target_costs.json"
 README = pathlib.Path(__file__).parent / "README.md"
-TARGETS = {"h100": "H100", "v5e": "TPU v5e"}
+TARGETS = {"h100": "H100", "v5e": "TPU v5e", "pallas": "Pallas"}
+"""What programs are for; the last is a TPU v5e, too, with `adam_tx.step(tx, "pallas")`."""
+COLUMNS = [
+    *(("h100", what) for what in ("bytes", "temp", "kernels", "registers")),
+    *(("v5e", what) for what in ("bytes", "temp", "kernels")),
+    ("pallas", "bytes"),
+]
 SHAPE = (8192, 4096)
 Make = Callable[[], Any]
 Costs = Mapping[str, Any]
@@ -55,8 +63,10 @@ STORAGES: Mapping[str, tuple[Make, Any]] = {
 AROUND: Mapping[str, Callable[[Any], Any]] = {
     "": lambda tx: tx,
     "guard": adam_tx.guard,
+    "guard of the gradient": lambda tx: adam_tx.guard(tx, watch="gradient"),
     "monitor": adam_tx.monitor,
     "guard and monitor": lambda tx: adam_tx.guard(adam_tx.monitor(tx)),
+    "guard of the gradient and monitor": lambda tx: adam_tx.guard(adam_tx.monitor(tx), watch="gradient"),
 }
 """By name what stands around it."""
 
@@ -65,26 +75,48 @@ PROGRAMS = {f"{storage}, {around}".removesuffix(", "): (storage, around) for aro
 
 
 @functools.cache
-def measured(program: str, target: str, shape: tuple[int, ...] = SHAPE) -> Costs:
-    """The costs of a program: bytes a parameter, kernels, and what else the compiler tells.
+def measured(program: str, target: str) -> Costs:
+    """The costs of a program: bytes a parameter, kernels, and what else the compiler tells; none where it is refused.
 
     Raises:
       targets.MissingError: the compiler is not there.
     """
     storage, around = PROGRAMS[program]
     make, dtype = STORAGES[storage]
-    with tempfile.TemporaryDirectory() as folder:
-        options = targets.kernels_in(folder) if target == "h100" else None
-        cost = compiled_cost(AROUND[around](make()), {"w": shape}, dtype, target=target, options=options)
-        found: dict[str, Any] = {
-            "bytes": round(cost.bytes_per_parameter, 3),
-            "temp": round(cost.temp_bytes_per_parameter, 3),
-            "kernels": cost.leaf_fusions,
-            "in place": cost.in_place,
-        }
-        if options is not None:
-            found |= targets.registers(folder)._asdict()
-    return found
+    tx = AROUND[around](make())
+    compiled = functools.partial(compiled_cost, tx, {"w": SHAPE}, dtype)
+    if target == "h100":
+        with tempfile.TemporaryDirectory() as folder:
+            found = _told(compiled(target=target, options=targets.kernels_in(folder)))
+            most, spilled = targets.registers(folder)
+        return {**found, "registers": most, "spilled": spilled}
+    if target == "v5e":
+        return _told(compiled(target=target))
+    with _as_on_a_tpu():
+        try:
+            step = adam_tx.step(tx, "pallas")
+        except ValueError:
+            return {}
+        return _told(compiled(target="v5e", step=step))
+
+
+def _told(cost: Cost) -> Costs:
+    return {
+        "bytes": round(cost.bytes_per_parameter, 3),
+        "temp": round(cost.temp_bytes_per_parameter, 3),
+        "kernels": cost.leaf_fusions,
+        "in place": cost.in_place,
+    }
+
+
+@contextlib.contextmanager
+def _as_on_a_tpu() -> Iterator[None]:
+    """Kernels are made, as if a TPU was there."""
+    from adam_tx.executors.pallas.executor import Pallas
+
+    mesh = targets.placed(jax.ShapeDtypeStruct((), jnp.float32), "v5e").sharding.mesh
+    with mock.patch.object(Pallas, "obstacle", return_value=None), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield
 
 
 def least(program: str) -> tuple[float, float]:
@@ -109,12 +141,11 @@ def worse(found: Costs, known: Costs) -> dict[str, str]:
 
 def table(stored: Mapping[str, Any]) -> Iterator[str]:
     """The lines of a Markdown table of what is stored, earlier figures before an arrow."""
-    columns = [f"{name}: {what}" for name in TARGETS.values() for what in ("bytes", "temp", "kernels")]
-    yield " | ".join(["| a parameter", *columns, "registers", "least bytes |"])
-    yield "|---" * (len(columns) + 3) + "|"
+    yield " | ".join(["| a parameter", *(f"{TARGETS[target]}: {what}" for target, what in COLUMNS), "least bytes |"])
+    yield "|---" * (len(COLUMNS) + 2) + "|"
     for program in PROGRAMS:
-        cells = [_cell(stored, program, target, what) for target in TARGETS for what in ("bytes", "temp", "kernels")]
-        yield " | ".join([f"| {program}", *cells, _cell(stored, program, "h100", "most"), f"{least(program)[0]:.1f} |"])
+        cells = [_cell(stored, program, target, what) for target, what in COLUMNS]
+        yield " | ".join([f"| {program}", *cells, f"{least(program)[0]:.1f} |"])
 
 
 def _cell(stored: Mapping[str, Any], program: str, target: str, what: str) -> str:
@@ -126,7 +157,7 @@ def _cell(stored: Mapping[str, Any], program: str, target: str, what: str) -> st
 def publish(stored: Mapping[str, Any]) -> None:
     """Put the table into the README, in place of the one that is there."""
     text = README.read_text()
-    start = text.index(next(table(stored)))
+    start = text.index("| a parameter |")
     end = text.index("\n\n", start)
     README.write_text("".join([text[:start], "\n".join(table(stored)), text[end:]]))
 
@@ -134,17 +165,20 @@ def publish(stored: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Measure if it is asked for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", metavar="LABEL", help="compile all programs, and store their costs as these")
-    parser.add_argument("--out", type=pathlib.Path, default=STORED, help="where they are stored")
+    parser.add_argument("--measure", metavar="LABEL", help="compile programs, and store their costs as these")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="what for")
+    parser.add_argument("--around", nargs="+", choices=AROUND, default=list(AROUND), help="what stands around them")
     parser.add_argument("--publish", action="store_true", help="put the table into benchmarks/README.md")
     add_smallest(parser)
     given = parser.parse_args(arguments)
-    stored = json.loads(given.out.read_text())
+    stored = json.loads(STORED.read_text())
     if given.measure:
-        jaxlib = importlib.metadata.version("jaxlib")
-        costs = {target: {program: measured(program, target) for program in PROGRAMS} for target in TARGETS}
-        stored |= {given.measure: {"jaxlib": jaxlib, **costs}}
-        given.out.write_text(json.dumps(stored, indent=1) + "\n")
+        costs = stored.setdefault(given.measure, {})
+        costs["jaxlib"] = importlib.metadata.version("jaxlib")
+        chosen = [program for program, (_, around) in PROGRAMS.items() if around in given.around]
+        for target in given.targets:
+            costs[target] = costs.get(target, {}) | {program: measured(program, target) for program in chosen}
+        STORED.write_text(json.dumps(stored, indent=1) + "\n")
     if given.publish:
         publish(stored)
     for line in table(stored):
