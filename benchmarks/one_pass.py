@@ -248,6 +248,12 @@ def rows(found: Mapping[str, Contender], seconds: Mapping[str, np.ndarray]) -> I
         yield name, f"| {name} | {times} | {np.median(ratios[:, 1]):.2f} | {compiled} | {temp} | {share} |"
 
 
+def rounds(seconds: np.ndarray) -> dict[str, list[float]]:
+    """What is stored of a contender: seconds of each round, on the clock and of all threads."""
+    wall, processor = np.round(seconds.T, 7).tolist()
+    return {"wall": wall, "processor": processor}
+
+
 def race(kind: str, stored: str, beside: Entries, repeats: int) -> tuple[dict[str, str], dict[str, Any]]:
     """Race a storage: a row of the table by contender, and what was measured."""
     shapes = SHAPES[kind]
@@ -257,7 +263,7 @@ def race(kind: str, stored: str, beside: Entries, repeats: int) -> tuple[dict[st
     left_out = {name: of.why for name, of in everyone.items() if isinstance(of, Skipped)}
     seconds = raced({name: of.work for name, of in found.items()}, repeats)
     measured = {
-        name: {"seconds": seconds[name].tolist(), "least bytes": of.least}
+        name: {**rounds(seconds[name]), "least bytes": of.least}
         | (dict(zip(("compile seconds", "temp"), of.compiled, strict=True)) if of.compiled else {})
         for name, of in found.items()
     }

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from one_pass import STORED, quartiles, raced
+from one_pass import STORED, quartiles, raced, rounds
 from smallest import add_smallest
 from step import provenance
 
@@ -108,7 +108,7 @@ def compare(model: str, storage: str, repeats: int) -> dict[str, Any]:
     times = " | ".join(f"{1e3 * np.median(each[:, 0]):.2f} ms" for each in seconds.values())
     temps = " | ".join(f"{temp:.1f}" for _, temp in both.values())
     print(f"| {model}, {storage} | {times} | {ratio} | {temps} |", flush=True)
-    measured = {who: {"seconds": seconds[who].tolist(), "temp": temp} for who, (_, temp) in both.items()}
+    measured = {who: {**rounds(seconds[who]), "temp": temp} for who, (_, temp) in both.items()}
     return {"model": model, "stored": storage, "load": load, "measured": measured}
 
 
