@@ -108,6 +108,7 @@ def _h100() -> Any:
 def _v5e() -> Any:
     _need("libtpu", "libtpu")
     os.environ |= {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # a device is for one process, a compiler is for all
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
