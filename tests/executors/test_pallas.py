@@ -95,6 +95,16 @@ def test_leaves_of_every_layout_have_these_bits(name, shape):
     assert_steps_like_update(problems.STORAGES[name](), {"a": (2, 2), "leaf": shape}, problems.dtype_of(name))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.usefixtures("as_written", "small_blocks", "standard_promotion")
+@pytest.mark.parametrize("shape", [(256, 384), (256, 5, 64)], ids=str)
+def test_the_bits_are_these_in_a_core_with_a_memory_of_its_own(shape, monkeypatch):
+    """JAX simulates how blocks come and go, of leaves that end with a block; what nobody wrote is NaN there."""
+    tpu = pytest.importorskip("jax.experimental.pallas.tpu")
+    monkeypatch.setattr(Pallas, "interpret", tpu.InterpretParams())
+    assert_steps_like_update(problems.STORAGES["five bytes"](), {"leaf": shape}, jnp.bfloat16)
+
+
 @BITS
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("block", [32, 256])

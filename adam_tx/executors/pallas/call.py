@@ -20,7 +20,7 @@ from adam_tx.executors.pallas.layout import Layout
 
 
 def step_leaf(
-    of: Body, layout: Layout, scalars: Sequence[jax.Array], arrays: Sequence[jax.Array], *, interpret: bool
+    of: Body, layout: Layout, scalars: Sequence[jax.Array], arrays: Sequence[jax.Array], *, interpret: Any
 ) -> list[jax.Array]:
     """The new parameter of a leaf, and what is then kept of it.
 
@@ -29,7 +29,7 @@ def step_leaf(
       layout: the leaf's.
       scalars: what is read of numbers.
       arrays: the parameter, the gradient, and what is kept.
-      interpret: whether JAX runs the kernel operation by operation, on any device.
+      interpret: whether JAX runs the kernel operation by operation, on any device, or how.
     """
     pl = pallas()
     pltpu = pallas_tpu()
@@ -48,6 +48,10 @@ def step_leaf(
         out_shape=jax.eval_shape(list, _written(given)),
         scratch_shapes=[words] * sum(is_scale),
         input_output_aliases={len(numbers) + k: r for r, k in enumerate(_written(range(len(given))))},
+        # two cores may share all but the blocks that have scales in common
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",) * (len(layout.grid) - 1) + ("arbitrary",)
+        ),
         cost_estimate=_cost(of, given),
         interpret=interpret,
     )

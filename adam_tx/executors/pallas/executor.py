@@ -38,12 +38,12 @@ class Kernel(OfTiles):
     Attributes:
       body: what is computed of each tile.
       layout: the leaves'.
-      interpret: whether JAX runs it operation by operation.
+      interpret: whether JAX runs it operation by operation; or how, as `pltpu.InterpretParams` says.
     """
 
     body: Body
     layout: Layout
-    interpret: bool
+    interpret: Any
 
     def step(self, scalars: Any, numbers: Sequence[int], leaves: Sequence[Any]) -> Passed:
         """The new parameter of each leaf, and what is then kept of it."""
@@ -64,12 +64,12 @@ class Pallas:
     """Kernels for TPUs.
 
     Attributes:
-      interpret: whether JAX runs them operation by operation, on any device; for tests.
+      interpret: whether JAX runs them operation by operation, on any device, or how; for tests.
     """
 
     name = "pallas"
     reduces = False
-    interpret = False
+    interpret: Any = False
 
     def obstacle(self) -> str | None:
         """Why there are none."""
