@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 import adam_tx
 from adam_tx.executors.pallas import layout
 from adam_tx.executors.pallas.executor import Pallas
-from adam_tx.storage import EightBit
+from adam_tx.storage import EightBit, Stored
 
 
 @pytest.fixture
@@ -114,6 +114,37 @@ def test_blocks_may_have_other_sizes(block):
     tx = adam_tx.adam(1e-2, mu_dtype=stored, nu_dtype=stored)
     shape = (200, 5, 64) if block == 32 else (5, 600)
     assert_steps_like_update(tx, {"leaf": shape}, jnp.float32)
+
+
+class OtherScales(EightBit):
+    """Eight bits with scales of another dtype."""
+
+    def _encode(self, x, dtype, noise, largest):
+        values, scales = super()._encode(x, dtype, noise, largest)
+        return Stored(values, scales.astype(self.of_scales))
+
+    def decode(self, stored, dtype):
+        scales = stored.scales
+        return super().decode(Stored(stored.values, None if scales is None else scales.astype(jnp.int16)), dtype)
+
+
+class FloatScales(OtherScales):
+    """With float32."""
+
+    of_scales = jnp.float32
+
+
+class WideScales(OtherScales):
+    """With int32, of which a core does not add up a row exactly."""
+
+    of_scales = jnp.int32
+
+
+@BITS
+@pytest.mark.exhaustive
+def test_scales_may_be_floats():
+    stored = FloatScales(min_size=1)
+    assert_steps_like_update(adam_tx.adam(1e-2, mu_dtype=stored, nu_dtype=stored), {"leaf": (5, 300)}, jnp.float32)
 
 
 @BITS
@@ -213,6 +244,7 @@ def spread(tx, arguments, devices, check_vma):
         ((2, 128), None, EightBit(block=64, min_size=1), "its blocks of 64 are not whole tiles of a TPU"),
         ((2, 9000), None, EightBit(block=9000, min_size=1), "its blocks of 9000 along 9000 elements do not fit"),
         ((1, 2**19), None, EightBit(), "its blocks of 128 along 524288 elements do not fit"),
+        ((2, 128), None, WideScales(min_size=1), "its scales are int32"),
         ((128, 128, 65), None, EightBit(), "a TPU keeps its last axis neither as rows nor as columns"),
     ],
     ids=str,

@@ -90,6 +90,9 @@ def body(program: TileProgram) -> Body:
       Unsupported: what is not known to run on a TPU.
     """
     check_sizes(program)
+    for dtype, is_scale in program.recipe.kept:
+        if is_scale and str(dtype) not in _NARROW | {"float32"}:
+            raise Unsupported(f"its scales are {dtype}")
     for equation in program.body:
         _check(equation)
     given = Equations([], {}, program.body, program.outputs)

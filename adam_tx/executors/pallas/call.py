@@ -39,7 +39,7 @@ def step_leaf(
     alike = [functools.reduce(manual.like, arrays, array) for array in arrays]
     given = [array.transpose(order) for array, order in zip(alike, orders, strict=True)]
     specs = [_spec(array, layout, scale) for array, scale in zip(given, is_scale, strict=True)]
-    words = pltpu.VMEM(layout.words, jnp.int32)
+    words = pltpu.VMEM(layout.words, jnp.float32)
     call = pl.pallas_call(
         functools.partial(kernel, of, layout, is_scale),
         grid=layout.grid,
