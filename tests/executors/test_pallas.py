@@ -76,7 +76,7 @@ def test_a_step_of_every_optimizer_is_its_update_to_the_last_bit(name):
 @BITS
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", ["eight bits", "five bytes", "16 bits at random"])
+@pytest.mark.parametrize("name", ["five bytes", "16 bits at random"])
 @pytest.mark.parametrize(
     "shape",
     [

@@ -38,6 +38,7 @@ def kernel(of: Body, layout: Layout, is_scale: Sequence[bool], *refs: Any) -> No
     given = list(itertools.islice(left, len(is_scale)))
     made = list(itertools.islice(left, len(is_scale) - 1))
     scales = [next(left) if scale else None for scale in is_scale]
+    new_scales = [scales[0], *scales[2:]]
     at = [pl.program_id(axis) for axis in range(len(layout.grid))]
 
     @pl.when(at[-1] == 0)
@@ -53,7 +54,7 @@ def kernel(of: Body, layout: Layout, is_scale: Sequence[bool], *refs: Any) -> No
         for variable, ref, words in zip(of.program.arrays, given, scales, strict=True):
             values[variable] = ref[group.slices] if words is None else group.scale(words, ref.dtype)
         results = body.run(of, values, layout.group, layout.along, group.valid())
-        for result, ref, words in zip(results, made, [scales[0], *scales[2:]], strict=True):
+        for result, ref, words in zip(results, made, new_scales, strict=True):
             if words is None:
                 ref[group.slices] = jnp.broadcast_to(result, layout.group)
             else:
@@ -63,7 +64,7 @@ def kernel(of: Body, layout: Layout, is_scale: Sequence[bool], *refs: Any) -> No
 
     @pl.when(at[-1] == layout.grid[-1] - 1)
     def _() -> None:
-        for ref, words in zip(made, [scales[0], *scales[2:]], strict=True):
+        for ref, words in zip(made, new_scales, strict=True):
             if words is not None:
                 for k, part in enumerate(_parts(words)):
                     ref[part] = _of_words(words[k, : ref.shape[0], :], ref.dtype)
@@ -129,7 +130,7 @@ class Group(NamedTuple):
 
     def put_scale(self, words: Any, x: jax.Array) -> None:
         """Keep new numbers of its tiles."""
-        row = _words(x)
+        row = jnp.broadcast_to(_words(x), (self.layout.group[0], 1) if self.layout.along else (1, self.layout.group[1]))
         if self.layout.along:
             row = jnp.sum(jnp.where(self._is_diagonal(), row, 0), axis=0, keepdims=True)
         words[self._place_of_words()] = row
