@@ -13,6 +13,7 @@ from cost import compiled_cost
 
 import adam_tx
 from adam_tx.storage import EightBit
+from adam_tx.training import figures as formed
 from adam_tx.training.figures import FIGURES, SAMPLE
 
 RATE = optax.linear_schedule(0.0, 0.1, 10)
@@ -115,6 +116,26 @@ def test_every_figure_is_that_of_float64_from_outside(case):
 def test_the_docstring_says_what_each_figure_is():
     words = adam_tx.monitor.__doc__.split()
     assert not [name for name in FIGURES if name not in words and "step_size" not in name]  # of which it lists one
+
+
+@pytest.mark.parametrize("eps", [1e-30, 1e-12, 1e-4])
+def test_an_epsilon_whose_square_is_zero_is_compared_with_the_root_it_is_added_to(eps):
+    params = jnp.ones(4)
+    tx = adam_tx.monitor(adam_tx.adam(0.1, eps=eps, eps_root=0.0))
+    _, state = tx.update(jnp.array([0.0, 0.5 * eps, 2.0 * eps, 1.0]), tx.init(params), params)
+    below = 2 if eps > 1e-18 else 3  # the square of a smaller gradient is zero
+    assert figures(state)["eps_share"] == below / 4
+
+
+def test_figures_are_the_same_whether_sums_are_formed_at_once_or_each_by_itself(monkeypatch):
+    tx = adam_tx.monitor(adam_tx.adamw(RATE))
+    ours = figures(after(tx, 2)[0])
+    monkeypatch.setattr(formed, "_rows_at_once", formed._rows_apart)
+    formed.sums_of.clear_cache()
+    theirs = figures(after(adam_tx.monitor(adam_tx.adamw(RATE)), 2)[0])
+    formed.sums_of.clear_cache()
+    for name in FIGURES:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6, err_msg=name)
 
 
 def test_quantiles_of_a_large_leaf_are_of_every_kth_element():

@@ -65,6 +65,11 @@ def monitor(
     not of adam_tx, unless Optax injects it, or parameters that `update` was not given. No
     derivative goes through figures.
 
+    Figures cost about as much as the step. In bytes that are read and written for each
+    parameter, XLA makes of AdamW 28 on an H100, and 56 in a monitor; 28 and 48 on a TPU v5e; 40
+    and 88 on a CPU, where that takes about six times as long (`adam_tx.step` forms figures in
+    its own pass there). With `every=100` a hundred steps share it.
+
     Args:
       inner: a link, a chain, or any transformation, with its clip. A guard stands around the
         monitor: in a step that it skips, the figures and `step` stay as they were. A monitor

@@ -37,8 +37,8 @@ class Leaf(NamedTuple):
       grad, update, param: what came in and went out, and the parameter before.
       rate: the learning rate.
       m, v: averages of the gradient and of its square, from zero.
-      weight_1, weight_2: by which they are debiased.
-      divided: by which v is debiased where its root divides; eps_root and eps are added there.
+      start: what debiases |m| / sqrt(v).
+      floor: the root of v below which epsilon is larger than the root that divides.
     """
 
     grad: jax.Array
@@ -47,11 +47,8 @@ class Leaf(NamedTuple):
     rate: Any = None
     m: jax.Array | None = None
     v: jax.Array | None = None
-    weight_1: Any = 1.0
-    weight_2: Any = 1.0
-    divided: Any = 1.0
-    eps_root: Any = 0.0
-    eps: Any = 0.0
+    start: Any = 1.0
+    floor: Any = 0.0
 
 
 _NAMES = {"gradient": ("m", "weight_1"), "square": ("v", "weight_2")}
@@ -71,7 +68,25 @@ def known_of(link: AbstractLink, state: State, leaves: Leaves, count: jax.Array 
             _know_averages(link, part, leaves, known, given)
 
     visit.visit(link, state, enter, tree=leaves, count=count)
-    return known
+    made: dict[Any, Any] = {}
+    return {i: _with_bounds(of_leaf, numerics.real_dtype(leaves.dtypes[i]), made) for i, of_leaf in known.items()}
+
+
+_SCALARS = {"weight_1": 1.0, "weight_2": 1.0, "divided": 1.0, "eps_root": 0.0, "eps": 0.0}
+"""By which m and v are debiased, and v where its root divides; what is added to it there, and to the root."""
+
+
+def _with_bounds(known: dict[str, Any], dtype: Any, made: dict[Any, Any]) -> dict[str, Any]:
+    """What is known of a leaf, with `start` and `floor`, which are made once for all leaves of the same scalars."""
+    given = [known.pop(name, usual) for name, usual in _SCALARS.items()]
+    key = (dtype, *map(id, given))
+    if key not in made:
+        weight_1, weight_2, divided, eps_root, eps = (jnp.asarray(x, dtype) for x in given)
+        root = jnp.sqrt(eps_root)
+        # sqrt(v / divided + eps_root) < eps, solved for sqrt(v); the square of a small eps would be zero
+        floor = jnp.sqrt(divided) * jnp.sqrt(jnp.maximum(eps - root, 0.0)) * jnp.sqrt(eps + root)
+        made[key] = {"start": jnp.sqrt(weight_2) / weight_1, "floor": floor}, given  # kept, so that ids stay theirs
+    return known | made[key][0]
 
 
 def _know_scalars(link: Leafwise, state: Any, own: Iterable[dict[str, Any]], given: Mapping[str, Any]) -> None:
@@ -125,43 +140,54 @@ def sums_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
 
 
 def terms_of(leaf: Leaf, dtype: Any) -> dict[str, jax.Array]:
-    """What is added up, of each element; and at last `largest`, of which the largest is taken."""
+    """For each element what is added up, and last the size of its step, of which the largest is looked for.
+
+    XLA forms an array anew for each use that it fuses, so each is used as seldom as it can be.
+    """
+    size = jnp.abs(leaf.update)
     terms: dict[str, Any] = {"grad": numerics.square(leaf.grad), "update": numerics.square(leaf.update)}
-    moved = leaf.update != 0
     if leaf.param is not None:
-        terms |= {"param": numerics.square(leaf.param), "moved": moved}
+        terms |= {"param": numerics.square(leaf.param), "moved": size > 0}
         if jnp.issubdtype(dtype, jnp.floating):
             # explicit, because XLA takes float32 -> bfloat16 -> float32 for the identity
             precision = jnp.finfo(dtype)
             new = lax.reduce_precision(leaf.param + leaf.update, precision.nexp, precision.nmant)
-            terms["rounded_away"] = moved & (new == leaf.param)
+            terms["rounded_away"] = (leaf.update != 0) & (new == leaf.param)
     if leaf.v is not None:
-        divided, eps_root, eps = (jnp.asarray(x, leaf.v.dtype) for x in (leaf.divided, leaf.eps_root, leaf.eps))
-        seen = leaf.v != 0
-        terms |= {"seen": seen, "below_eps": jnp.sqrt(leaf.v / divided + eps_root) < eps}
+        root = jnp.sqrt(leaf.v)
+        seen = root != 0
+        terms |= {"seen": seen, "below_eps": root < leaf.floor}
         if leaf.m is not None:
-            start = jnp.asarray(jnp.sqrt(leaf.weight_2) / leaf.weight_1, leaf.v.dtype)
-            zero, one = jnp.zeros_like(leaf.v), jnp.ones_like(leaf.v)
-            ratio = jnp.abs(leaf.m) / jnp.sqrt(lax.select(seen, leaf.v, one)) * start
-            terms["signal"] = lax.select(seen, ratio, zero)
-    terms["largest"] = jnp.abs(leaf.update)
+            terms["signal"] = lax.select(seen, jnp.abs(leaf.m) / root * leaf.start, jnp.zeros_like(root))
+    terms["largest"] = size
     real = numerics.real_dtype(leaf.grad.dtype)
     return {name: term.astype(real) for name, term in terms.items()}
 
 
 def _reduced(terms: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """The sums of all terms but the last, and its largest; all at once, so that the leaf is read once."""
+    """The sums of all terms but the last, and its largest."""
+    while terms[0].ndim:  # row by row, so that no sum is of too many numbers
+        if terms[0].ndim == 1 and terms[0].size > ROW:
+            terms = [jnp.pad(x, (0, -x.size % ROW)).reshape(-1, ROW) for x in map(sharding.gathered, terms)]
+        terms = lax.platform_dependent(*terms, tpu=_rows_apart, default=_rows_at_once)
+    return terms
+
+
+def _rows_at_once(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """What becomes of each row, all at once, so that the leaf is read once."""
 
     def together(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         *sums, largest = zip(one, other, strict=True)
         return *(a + b for a, b in sums), jnp.maximum(*largest)
 
-    while terms[0].ndim:  # row by row, so that no sum is of too many numbers
-        if terms[0].ndim == 1 and terms[0].size > ROW:
-            terms = [jnp.pad(x, (0, -x.size % ROW)).reshape(-1, ROW) for x in map(sharding.gathered, terms)]
-        start = (jnp.zeros((), terms[0].dtype),) * len(terms)
-        terms = lax.reduce(tuple(terms), start, together, [terms[0].ndim - 1])
-    return terms
+    start = (jnp.zeros((), terms[0].dtype),) * len(terms)
+    return tuple(lax.reduce(terms, start, together, [terms[0].ndim - 1]))
+
+
+def _rows_apart(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """The same, each by itself: a TPU's compiler forms such sums together, and would keep the terms of the others."""
+    *summed, last = terms
+    return *(jnp.sum(x, axis=-1) for x in summed), jnp.max(last, axis=-1, initial=0.0)
 
 
 def rows_of(sums: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
