@@ -293,6 +293,12 @@ def test_where_there_is_no_tpu_it_is_an_error_that_says_so():
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_sums_over_all_leaves_are_refused_aloud():
+    with pytest.raises(ValueError, match=r"because guard needs sums over all leaves, which pallas does not form"):
+        adam_tx.step(adam_tx.guard(adam_tx.adamw(1e-2)), "pallas")
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_the_summary_says_who_runs_which_leaf():
     params = {"b": jnp.ones(3), "w": jnp.ones((4, 4))}
     step = adam_tx.step(adam_tx.adamw(1e-2), "pallas")
