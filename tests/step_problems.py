@@ -1,10 +1,14 @@
 """What the tests of executors step: optimizers in every storage, and leaves of awkward sizes."""
 
+import functools
+
 import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import adam_tx
 from adam_tx.storage import EightBit, StochasticBFloat16
@@ -67,3 +71,24 @@ def differing(one, other):
             x, y = (np.where(np.isnan(z), np.ones_like(z) * np.nan, z) for z in (x, y))
         count += int((x.reshape(-1).view(np.uint8) != y.reshape(-1).view(np.uint8)).sum())
     return count
+
+
+def own(rule):
+    """A link of one's own that makes this of what comes in."""
+
+    @adam_tx.link
+    def scale_by_own():
+        return adam_tx.Rule(rule)
+
+    return scale_by_own()
+
+
+def spread(tx, executor, arguments, devices, check_vma):
+    """A step over several devices, with the parameters as gradients; and how its arguments lie on them."""
+    mesh = jax.sharding.Mesh(devices, ("x",), axis_types=(AxisType.Auto,))
+    of = jax.tree.map(lambda x: P("x") if x.ndim == 2 else P(), arguments)
+    step = adam_tx.step(tx, executor)
+    run = jax.shard_map(
+        lambda params, state: step(params, state, params), mesh=mesh, in_specs=of, out_specs=of, check_vma=check_vma
+    )
+    return jax.jit(run), jax.tree.map(functools.partial(NamedSharding, mesh), of)
