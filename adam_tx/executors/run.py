@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core import term
+from adam_tx._core import manual, term
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leaves import Leaves, increment
@@ -98,13 +98,13 @@ class _Passes(NamedTuple):
         for choice, members in plan.calls(self.choices, {i: leaf[0].size for i, leaf in self.given.items()}):
             fused: Any = choice.survey if task.is_survey else choice.fused
             made = self._in_one_pass(task, fused, members, choice.way)
-            yield members, fused.outline, _over_devices(fused.outline, made)
+            yield members, fused.outline, _over_devices(fused.outline, made, *self.given[members[0]][:2])
         if self.link.reduces:
             ways = self.link.ways(self.leaves)
             for i, leaf in self.given.items():
                 if self.choices[i].fused is None:
                     alone = self._by_xla(task, i, ways[i], self.state, leaf)
-                    yield [i], alone.outline, _over_devices(alone.outline, Passed.of([alone], task.elements))
+                    yield [i], alone.outline, _over_devices(alone.outline, Passed.of([alone], task.elements), *leaf[:2])
 
     def _by_xla(self, task: Task, i: int, way: Hashable, state: Any, leaf: Any) -> Apart:
         """One leaf's, as a whole."""
@@ -165,7 +165,11 @@ def _all_are(made: jax.Array) -> bool:
     return True
 
 
-def _over_devices(outline: Outline, made: Passed) -> Passed:
-    """The same, with what is reduced over leaves of which other devices have other parts."""
-    rows = [term.over_devices(how, made.reduced[k]) for k, how in enumerate(outline.hows)]
+def _over_devices(outline: Outline, made: Passed, *of_leaf: jax.Array) -> Passed:
+    """The same, with what is reduced over leaves of which other devices have other parts.
+
+    Of what a kernel makes JAX does not know that it varies. It does so as arrays of the leaves do.
+    """
+    reduced = functools.reduce(manual.like, of_leaf, made.reduced)
+    rows = [term.over_devices(how, reduced[k]) for k, how in enumerate(outline.hows)]
     return made._replace(reduced=jnp.stack(rows)) if rows else made

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from adam_tx._core import manual
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.ahead import Ahead
@@ -48,6 +49,7 @@ class Recipe(NamedTuple):
       block: the elements of a tile.
       is_blocks: whether a tile is a block, of which each row has its own.
       way: how the link treats the leaf.
+      varying: the axes of a mesh over which the leaf varies, inside `jax.shard_map`.
     """
 
     rank: int
@@ -58,6 +60,7 @@ class Recipe(NamedTuple):
     block: int
     is_blocks: bool
     way: Hashable = None
+    varying: frozenset[str] = frozenset()
 
 
 class Task(NamedTuple):
@@ -163,7 +166,8 @@ def recipe_of(
     if any(array.shape != blocks for array, is_scale in zip(arrays, scaled, strict=True) if is_scale):
         raise Unsupported("not every slot is kept as one array of its shape, with or without a scale a block")
     of_arrays = tuple((array.dtype, is_scale) for array, is_scale in zip(arrays, scaled, strict=True))
-    return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled), way)
+    varying = manual.varying(param) | manual.varying(update)
+    return Recipe(param.ndim, param.dtype, update.dtype, of_arrays, structure, block, any(scaled), way, varying)
 
 
 def check_dtypes(recipe: Recipe) -> None:

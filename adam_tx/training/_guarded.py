@@ -265,7 +265,7 @@ class Guard(Wrapper):
         inner = self.inner.with_kept(fields.inner, leaves.within(self.member), numbers["inner"], kept)
         held: dict[str, jax.Array] = {}
         if self._holds:
-            of_leaves = [jnp.sum(row) for _, row in leaves.told.get(leaves.place, ())]
+            of_leaves = [jnp.sum(jnp.ceil(row)) for _, row in leaves.told.get(leaves.place, ())]
             held = {"held": counted_on(fields.held, sum(of_leaves, numbers["held"]))}
         return self.state(self.inner.with_count(inner, numbers["count"]), **numbers["own"], **held)
 
