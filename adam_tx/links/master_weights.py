@@ -168,6 +168,7 @@ class _Residual(Storage):
 
     bits: int
     optional = True
+    at_random = False
 
     def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored | None:
         """Zero."""

@@ -94,7 +94,8 @@ def hold_leaves(
       step: the step.
       ok: whether any of it is taken.
       old: the state before it.
-      counts_apart: whether a GPU counts what is held in a kernel of its own.
+      counts_apart: whether a GPU counts what is held in a kernel of its own, as it does where floats are rounded at
+        random; of one kernel its compiler would make several, and keep what is between them.
 
     Returns:
       The updates, the state, and how many numbers are held, float32.
@@ -111,7 +112,8 @@ def hold_leaves(
             stored = slot.where(ok, chosen)
             taken_of |= {(id(now), id(was)): x for now, was, x in zip(slot.new, slot.old, stored, strict=True)}
         marks = ok & ~chosen
-        held.append(_number(apart(marks) if counts_apart else marks))
+        at_random = any(slot.storage.at_random and not slot.storage.looks_ahead for slot in slots)
+        held.append(_number(apart(marks) if counts_apart or at_random else marks))
 
     def state(new: jax.Array, old: jax.Array) -> jax.Array:
         known = taken_of.get((id(new), id(old)))
