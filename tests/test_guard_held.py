@@ -374,5 +374,7 @@ def test_a_leaf_costs_what_the_docs_say(usual_compiler):
     tx = guard(adam_tx.adamw(1e-3))
     few, many = (compiled_cost(tx, [(64, 128)] * n) for n in (4, 12))
     assert many.leaf_fusions - few.leaf_fusions <= 8 * 9
-    assert (many.bytes_accessed - few.bytes_accessed) / (8 * 64 * 128) <= 105.1
-    assert (many.temp_bytes - few.temp_bytes) / (8 * 64 * 128) <= 13.1
+    # before, the marks are formed anew for every array that they choose from
+    moved, temp = (105.1, 13.1) if run.JAXLIB >= (0, 11) else (152.1, 16.1)
+    assert (many.bytes_accessed - few.bytes_accessed) / (8 * 64 * 128) <= moved
+    assert (many.temp_bytes - few.temp_bytes) / (8 * 64 * 128) <= temp
