@@ -46,8 +46,11 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     `jax.jit(step, donate_argnums=(1, 2))` it would make copies.
 
     One pass is made of links that step each element by itself: Adam and its relatives, in
-    every storage, with master weights, in groups and under masks; not of a guard, or a norm
-    of a tensor. What stands before the last member of an `optax.chain`, such as
+    every storage, with master weights, in groups and under masks; not of a norm of a tensor.
+    A `monitor` around it adds up its figures in the same pass. A `guard` has to know all of
+    a step before it is taken, so it reads everything once more; with `watch="gradient"` it
+    reads the gradient alone. XLA runs a monitor around `groups`, and a guard around frozen
+    ones. What stands before the last member of an `optax.chain`, such as
     `optax.clip_by_global_norm`, runs before it. Hyperparameters may be injected by Optax, or
     be arguments of the function around. One pass needs `pip install 'adam_tx[cpu]'`.
 

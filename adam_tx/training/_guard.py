@@ -98,6 +98,7 @@ def guard(
 
     Elsewhere XLA gains nothing by it. Of AdamW "step" takes 44 on a TPU v5e, and 98 on a CPU
     (40 without a guard); "gradient" takes 59, and 105 (with jaxlib 0.12; 152 with 0.8).
+    `adam_tx.step` takes 44 and 32 on a CPU, where AdamW alone takes 28.
 
     Args:
       inner: a link, a chain, or any transformation. Put all that counts or averages inside,
