@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import step_problems as problems
 
+import adam_tx
 from adam_tx._core.leaves import Leaves
 from adam_tx.executors import tile
 from adam_tx.executors.cpu import call, engine
@@ -43,27 +44,47 @@ def words(scalars):
     return np.asarray(call._words(scalars))
 
 
-def run(make, name, shape, at_end, compiler):
-    """One leaf's step, compared with that of XLA's call."""
-    tx = make()
+def reduced(numbers, how):
+    """What numbers of tiles come to."""
+    return np.float32(np.sum(numbers, dtype=np.float64)) if how == "sum" else np.max(numbers)
+
+
+def run(tx, name, shape, at_end, compiler, task=tile.STEP):
+    """One leaf's pass, compared with that of XLA's call."""
     link = tx.implementation
     params, grads = (problems.tree({"leaf": shape}, problems.dtype_of(name), seed) for seed in (0, 1))
     state = tx.init(params)
-    kept = link.kept_of_leaves(Leaves(grads, None, params, count=state["count"]), state)[0]
+    kept = link.kept_of_leaves(Leaves(grads, None, params, count=link.count_of(state)), state)[0]
     recipe = tile.recipe_of(link, params["leaf"], grads["leaf"], kept)
-    program = tile.tile_program(link, state, recipe, "leaf")
+    program = tile.tile_program(link, state, recipe, "leaf", task)
+    scalars_of = program.scalars_of(state, task.found)
     arrays = [params["leaf"], grads["leaf"], *jax.tree.leaves(kept)]
-    made, *_ = call.run_leaves(call.compiled(program), program, program.scalars_of(state), [0], [arrays])
+    made = call.run_leaves(call.compiled(program), program, scalars_of, [0], [arrays])
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, ctypes.c_uint32, *[ctypes.c_int64] * 3)(
         compiler.address(kernel(program, compiler.instructions.lanes).name)
     )
-    places = [guarded(array, at_end) for array in (*arrays, arrays[0], *arrays[2:])]
-    scalars, _ = guarded(words(program.scalars_of(state)), at_end) if program.scalars else (0, 0)
+    scalars, _ = guarded(words(scalars_of), at_end) if program.scalars else (0, 0)
     row = shape[-1] if recipe.is_blocks else arrays[0].size
     tiles = arrays[0].size // row * -(-row // recipe.block)
+    outputs = [arrays[0], *arrays[2:]] if program.outputs else []
+    of_tiles = [np.zeros(tiles, np.float32) for _ in program.reduced]
+    places = [guarded(array, at_end) for array in (*arrays, *outputs, *of_tiles, *made.samples[0])]
     function((ctypes.c_void_p * len(places))(*[place for place, _ in places]), scalars, 0, row, 0, tiles)
-    for (place, size), array in zip(places[len(arrays) :], made[0], strict=True):
-        assert ctypes.string_at(place, size) == np.asarray(array).tobytes()
+    written = [ctypes.string_at(place, size) for place, size in places[len(arrays) :]]
+    numbers = [np.frombuffer(x, np.float32) for x in written[len(outputs) :][: len(of_tiles)]]
+    assert written[: len(outputs)] == [np.asarray(x).tobytes() for x in made.arrays[0]]
+    assert written[len(outputs) + len(of_tiles) :] == [np.asarray(x).tobytes() for x in made.samples[0]]
+    for of_leaf, tiled, how in zip(made.reduced[:, 0], numbers, program.outline.hows, strict=True):
+        assert reduced(tiled, how) == of_leaf
+
+
+def tasks(make):
+    """What is done with a leaf: a step; a survey, and the step after it; a step with sums and a sample."""
+    yield make(), tile.STEP
+    guarded_step = adam_tx.guard(make())
+    yield guarded_step, tile.Task(is_survey=True)
+    yield guarded_step, tile.Task(found={"squares": [jnp.float32(1)], "spoilt": jnp.float32(0)})
+    yield adam_tx.monitor(make()), tile.Task(elements=5 * 8192)
 
 
 def main():
@@ -75,8 +96,9 @@ def main():
         for name, make in problems.STORAGES.items():
             for shape in SHAPES:
                 for at_end in (True, False):
-                    run(make, name, shape, at_end, compiler)
-                    calls += 1
+                    for tx, task in tasks(make):
+                        run(tx, name, shape, at_end, compiler, task)
+                        calls += 1
     print(calls, "calls")
 
 

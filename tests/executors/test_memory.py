@@ -54,6 +54,24 @@ def test_a_call_that_does_not_fit_its_kernel_raises(change, why):
         jax.block_until_ready(run(scalars, [0], [leaf]))
 
 
+def test_numbers_and_samples_of_another_size_raise():
+    params = jnp.ones((4, 8))
+    tx = adam_tx.monitor(adam_tx.adam(1e-3))
+    link, state = tx.implementation, tx.init(params)
+    kept = link.kept_of_leaves(Leaves(params, None, params, count=state.count), state)[0]
+    recipe = tile.recipe_of(link, params, params, kept)
+    program = tile.tile_program(link, state, recipe, "leaf", tile.Task(elements=32))
+    target = call.compiled(program)
+    leaf = [params, params, *jax.tree.leaves(kept)]
+    for other, why in (
+        (program._replace(reduced=program.reduced[:-1]), "for what is reduced"),
+        (program._replace(every=2), "for a sample"),
+        (program._replace(every=0), "another number of arrays"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=why):
+            jax.block_until_ready(call.run_leaves(target, other, program.scalars_of(state), [0], [leaf]))
+
+
 def test_other_scalars_raise():
     params = jnp.ones((4, 8))
     run, scalars, kept = kernel_of(adam_tx.adam(1e-3), params)
