@@ -36,6 +36,7 @@ def played(example):
         return *example.main(["--quick"]), traced
 
 
+@pytest.mark.exhaustive
 def test_a_learning_rate_ten_times_too_low_or_too_high_ends_near_the_best_of_the_grid(played):
     grid, paths, _ = played
     best = np.argmin(grid.losses)
@@ -47,6 +48,7 @@ def test_a_learning_rate_ten_times_too_low_or_too_high_ends_near_the_best_of_the
         assert path.losses[-1] < 1.25 * grid.losses[best] < 0.6 * path.losses[0], name
 
 
+@pytest.mark.exhaustive
 def test_the_grid_goes_well_beyond_its_best_rate_on_both_sides(played):
     grid, *_ = played
     of_rate = [
@@ -55,6 +57,7 @@ def test_the_grid_goes_well_beyond_its_best_rate_on_both_sides(played):
     assert min(of_rate[0], of_rate[-1]) > 2.0 * min(of_rate)
 
 
+@pytest.mark.exhaustive
 def test_every_hyperparameter_moves_and_stays_in_its_range(played):
     _, paths, _ = played
     for path in paths.values():
@@ -64,6 +67,7 @@ def test_every_hyperparameter_moves_and_stays_in_its_range(played):
         assert np.all((path.settings.b2 > 0.0) & (path.settings.b2 < 1.0))
 
 
+@pytest.mark.exhaustive
 def test_a_new_value_of_a_hyperparameter_compiles_nothing_again(played):
     _, paths, traced = played
     assert sum(len(path.losses) for path in paths.values()) == 66

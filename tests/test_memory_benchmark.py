@@ -61,6 +61,7 @@ def measured():
         return memory.measure(PROBLEM, 1, BASELINE | halves, memory.Attempts(Console(quiet=True)))
 
 
+@pytest.mark.exhaustive
 def test_a_contender_that_does_not_compile_is_left_out_and_named(attempt):
     broken = optax.GradientTransformation(optax.sgd(1e-3).init, lambda *_: 1 / 0)
     measured = memory.measure(PROBLEM, 2, {"broken": in_jax(broken)} | BASELINE, attempt)
@@ -68,6 +69,7 @@ def test_a_contender_that_does_not_compile_is_left_out_and_named(attempt):
     assert attempt.failures == ["broken is left out, ZeroDivisionError: division by zero"]
 
 
+@pytest.mark.exhaustive
 def test_a_contender_that_fails_in_the_race_leaves_it_alone(attempt):
     turns_left = iter(range(3))
     turns = {
@@ -79,6 +81,7 @@ def test_a_contender_that_fails_in_the_race_leaves_it_alone(attempt):
     assert attempt.failures == ["tired, default is left out, StopIteration: "]
 
 
+@pytest.mark.exhaustive
 def test_without_the_baseline_there_is_nothing_to_compare_with(attempt):
     with pytest.raises(RuntimeError, match="adamw failed, with which all others are compared"):
         memory.measure(PROBLEM, 1, {"sgd": in_jax(optax.sgd(1e-3))}, attempt)

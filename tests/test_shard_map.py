@@ -87,6 +87,7 @@ def test_every_device_keeps_the_same_numbers():
     assert found.keys() == {*FIGURES, "norm", "skipped"}
 
 
+@pytest.mark.exhaustive
 def test_pmap_over_equal_gradients_gives_what_one_device_gives():
     tx = adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1)), deviations=6.0)
     copies = jax.tree.map(lambda x: jnp.stack([x] * 2), (PARAMS, GRADS))

@@ -191,6 +191,7 @@ def test_threads_may_step_at_once():
     assert len(results) == 6
 
 
+@pytest.mark.exhaustive
 @needs_llvmlite
 @pytest.mark.usefixtures("as_written", "standard_promotion")
 def test_a_tree_may_be_a_module_of_flax_or_equinox_or_of_numpy():

@@ -68,7 +68,7 @@ OPTIMIZERS = {
     )(learning_rate=1e-2),
 }
 IN_BFLOAT16 = {"groups of master weights", "master weights of groups", "a chain of Optax"}
-EVERY_RUN = {"a frozen group", "groups in groups", "a mask", "injected"}
+EVERY_RUN = {"groups in groups", "a mask", "injected"}
 BY_XLA = {
     "a frozen group": {"embed/table": "it is frozen"},
     "a group that is XLA's": {"embed/table": "in_eigenbasis runs what is inside it on all leaves together"},
@@ -102,8 +102,9 @@ def test_a_frozen_parameter_is_not_copied():
     assert compiled.memory_analysis().temp_size_in_bytes < 1024
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("as_written")
-@pytest.mark.parametrize("inject", costly([True, False], every_run=[False]))
+@pytest.mark.parametrize("inject", [True, False])
 def test_a_rate_that_is_an_argument_makes_one_pass(inject):
     params, grads = problem()
     maker = optax.inject_hyperparams(adam_tx.adam) if inject else adam_tx.adam
@@ -132,6 +133,7 @@ def test_a_rate_that_is_an_argument_makes_one_pass(inject):
     )
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("as_written")
 def test_groups_of_which_some_keep_master_weights_are_told_apart():
     tx = adam_tx.groups({"dense/*": five_bytes()}, adam_tx.adam(1e-2))
