@@ -12,23 +12,21 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.sharding import SingleDeviceSharding
 
 from adam_tx._core import blocks, boxes, numerics, paths, sharding
 from adam_tx._core.ahead import Ahead
+from adam_tx._core.masks import Mask, marked, mask_of
 from adam_tx._core.paths import path_str, some
 
 Tree = object
 """Any pytree."""
-if TYPE_CHECKING:
-    Mask = optax.Params | Callable[[optax.Params], optax.Params] | None
-    """Which parameters are meant: a tree of booleans, or a function from params to one; None for all."""
-else:
-    Mask = Any  # the annotations of links are read, and inside optax.Params is a name that only chex can resolve
 Column = list[jax.Array]
 """One array for each leaf of a tree, and in the place of one that is absent what stands for it."""
 
@@ -179,7 +177,10 @@ class Leaves:
     @functools.cached_property
     def on_explicit_mesh(self) -> bool:
         """Whether JAX wants to be told how what is computed of the leaves lies on a mesh."""
-        return any(sharding.is_explicit(self.updates[i]) for i in self.present)
+        # an array on one device lies on none; this is known at once, and its type takes long to ask
+        updates = [self.updates[i] for i in self.present]
+        asked = [x for x in updates if isinstance(x, Tracer) or not isinstance(x.sharding, SingleDeviceSharding)]
+        return bool(asked) and sharding.is_explicit(*asked)
 
     def column(self, tree: Tree, name: str, *, optional: bool = False) -> Column:
         """The nodes of another tree that stand where this one has its leaves.
@@ -321,7 +322,7 @@ class Leaves:
         tree = mask_of(mask, self._arrays_of_params())
         for over in (params, self._given.params):  # a tree may mark what is not there, too
             try:
-                return self.treedef.flatten_up_to(jax.tree.map(_marked, jax.tree.broadcast(tree, over)))
+                return self.treedef.flatten_up_to(jax.tree.map(marked, jax.tree.broadcast(tree, over)))
             except (ValueError, TypeError):
                 continue
         raise ValueError(
@@ -374,20 +375,6 @@ class _Given:
 def is_absent(node: object) -> bool:
     """Whether the node stands for a parameter that is not there."""
     return node is None or isinstance(node, optax.MaskedNode)
-
-
-def mask_of(mask: Mask, params: Tree) -> Tree:
-    """The mask for these parameters: what a function makes of them, or the tree that it is.
-
-    A tree may be callable too, as a module is whose leaves are booleans; only a function's leaves are callable.
-    """
-    return mask(cast(optax.Params, params)) if callable(mask) and all(map(callable, jax.tree.leaves(mask))) else mask
-
-
-def _marked(mark: object) -> bool:
-    if isinstance(mark, str):  # which would be True, whatever it says
-        raise TypeError(mark)
-    return bool(mark)
 
 
 def increment(count: jax.Array) -> jax.Array:

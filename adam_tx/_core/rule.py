@@ -14,7 +14,7 @@ import jax
 from adam_tx._core import states
 from adam_tx._core.blocks import ShapeOf
 from adam_tx._core.hyperparams import Parameters
-from adam_tx._core.leaves import Mask
+from adam_tx._core.masks import Mask
 from adam_tx._core.storage import StorageLike
 
 KINDS = ("gradient", "square", "params", "residual")

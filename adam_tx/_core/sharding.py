@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def gathered(x: jax.Array) -> jax.Array:
@@ -53,15 +53,13 @@ def _axes(entry: Any) -> tuple[str, ...]:
 
 
 def _explicit_mesh(x: jax.Array) -> Any:
-    if not isinstance(x, Tracer) and isinstance(getattr(x, "sharding", None), SingleDeviceSharding):
-        return None  # of an array on one device this is known at once; its type takes long to ask
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     return mesh if mesh is not None and AxisType.Explicit in getattr(mesh, "axis_types", ()) else None
 
 
-def is_explicit(x: jax.Array) -> bool:
-    """Whether the array lies on an explicit mesh."""
-    return _explicit_mesh(x) is not None
+def is_explicit(*arrays: jax.Array) -> bool:
+    """Whether any of the arrays lies on an explicit mesh."""
+    return any(_explicit_mesh(x) is not None for x in arrays)
 
 
 def share(x: Any) -> tuple[int, ...] | None:

@@ -21,7 +21,8 @@ from adam_tx._core.abstract_link import AbstractLink, implementation_of
 from adam_tx._core.call import is_optax, maker_name
 from adam_tx._core.foreign import Foreign
 from adam_tx._core.leafwise import Leafwise
-from adam_tx._core.leaves import Leaves, Tree, mask_of
+from adam_tx._core.leaves import Leaves, Tree
+from adam_tx._core.masks import mask_of
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx._core.states import State
 from adam_tx.describe import closures

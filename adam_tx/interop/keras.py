@@ -16,7 +16,8 @@ from adam_tx._chain import chain
 from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.hyperparams import NonNegative
 from adam_tx._core.leaf_step import Now
-from adam_tx._core.leaves import Mask, Tree, is_absent
+from adam_tx._core.leaves import Tree, is_absent
+from adam_tx._core.masks import Mask
 from adam_tx._core.numerics import ema
 from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows

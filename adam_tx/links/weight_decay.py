@@ -15,7 +15,8 @@ from jax import Array
 from adam_tx._core import states
 from adam_tx._core.abstract_link import required_params
 from adam_tx._core.hyperparams import ScalarOrSchedule
-from adam_tx._core.leaves import Column, Leaves, Mask
+from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.masks import Mask
 from adam_tx._core.numerics import is_complex, scalar
 from adam_tx._core.states import State
 from adam_tx._link import Link, optimizer

@@ -9,7 +9,7 @@ import optax
 
 from adam_tx._core import hyperparams
 from adam_tx._core.hyperparams import Positive
-from adam_tx._core.leaves import Mask, mask_of
+from adam_tx._core.masks import Mask, mask_of
 from adam_tx.links.weight_decay import add_decayed_weights
 from adam_tx.optimizers._adam import adam_direction
 from adam_tx.optimizers._compose import Decay, Link, NonNegative, StorageLike, chain, optimizer, scale_by_learning_rate
