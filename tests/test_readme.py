@@ -327,6 +327,9 @@ def one_pass_counts_and_trains_as_an_update_does(found):
     expected = optax.apply_updates(params, updates)
     for name, trained in found["params"].items():
         np.testing.assert_allclose(trained, expected[name], rtol=1e-6)
+    assert found["value"] > 0
+    assert found["rest"]["mean"][...].shape == (3,)
+    np.testing.assert_array_equal(found["model"].scale[...], found["weights"]["scale"][...])
     if found["step"].obstacle is None:
         assert found["step"].summary(params) == "cpu  b, w"
 

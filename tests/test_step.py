@@ -311,8 +311,11 @@ REASONS = {
         lambda: adam_tx.monitor(adam_tx.groups({"*": adamw()})),
         "monitor stands around groups, of which each has links of its own",
     ),
-    "of Optax, injected": (lambda: optax.inject_hyperparams(optax.adam)(1e-2), "inject_hyperparams is not a link"),
-    "of Optax": (lambda: optax.adam(1e-2), "is not a link of adam_tx"),
+    "of Optax, injected": (
+        lambda: optax.inject_hyperparams(optax.adam)(1e-2),
+        "optax.inject_hyperparams is not a link",
+    ),
+    "of Optax": (lambda: optax.adam(1e-2), "optax.chain is not a link of adam_tx"),
     "of Optax, inside": (lambda: adam_tx.lion(1e-2), "scale_by_sign runs what is inside it on all leaves together"),
     "a norm of a tensor": (lambda: adam_tx.lamb(1e-2), "does not step each element by itself"),
     "a sine": (scale_by_sine, "it computes sin"),
@@ -399,6 +402,22 @@ def test_what_cannot_be_a_step_is_refused():
         adam_tx.step(adamw())(jnp.ones(3), adamw().init(jnp.ones(3)), None)
     with pytest.raises(ValueError, match=r"executor='cpu' cannot run this optimizer here, because parallel runs"):
         adam_tx.step(adam_tx.parallel(adamw(), adamw()), "cpu")
+
+
+def test_a_step_is_no_transformation_and_says_what_to_write_instead():
+    step = adam_tx.step(adamw())
+    for name in ("init", "update"):
+        with pytest.raises(AttributeError, match=f"step: it has no {name}, because it is no transformation"):
+            getattr(step, name)
+    assert not hasattr(step, "other")
+
+
+def test_a_summary_is_told_of_leaves_that_are_masked_out_too():
+    mask = {"w": True, "n": False, "none": False}
+    tx = optax.masked(adamw(), mask)
+    params = {"w": jnp.ones(3), "n": jnp.ones(3, jnp.int32), "none": None}
+    why = "optax.masked is not a link of adam_tx"
+    assert adam_tx.step(tx).reasons(params) == {"w": why, "n": why}
 
 
 def test_a_wrong_tree_is_refused_as_update_refuses_it():

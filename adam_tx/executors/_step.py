@@ -12,7 +12,9 @@ import optax
 from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink, implementation_of
-from adam_tx._core.leaves import WATCH, Leaves
+from adam_tx._core.boxes import leaves_with_paths
+from adam_tx._core.leaves import WATCH, Leaves, is_absent
+from adam_tx._core.paths import slashed
 from adam_tx.describe import closures
 from adam_tx.describe.summary import alike
 from adam_tx.executors import around, plan, tile
@@ -32,7 +34,7 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
 
         params, state = step(grads, state, params)
 
-    is the same as ::
+    is, up to the last bits, the same as ::
 
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
@@ -66,8 +68,9 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
         kernels have been compiled for TPUs, and interpreted, but nobody has run them on one.
 
     Returns:
-      A function `(grads, state, params) -> (params, state)`, for plain loops, `jax.jit` and `jax.lax.scan`.
-      What else `tx.update` takes it takes by name.
+      A function `(grads, state, params) -> (params, state)`, for plain loops, `jax.jit` and
+      `jax.lax.scan`, with a method `summary(params)`. What else `tx.update` takes it takes by
+      name, and then XLA runs all leaves.
 
     Raises:
       TypeError: what is no transformation.
@@ -111,6 +114,14 @@ class Step:
 
     tx: optax.GradientTransformation
     executor: Executor
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("init", "update"):
+            raise AttributeError(
+                f"step: it has no {name}, because it is no transformation: it writes parameters. Keep tx where one is "
+                "asked for, and call step(grads, state, params) in place of update, apply_gradients or nnx.Optimizer."
+            )
+        return object.__getattribute__(self, name)
 
     def __call__(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params | None, **extra: Any
@@ -192,8 +203,9 @@ class Step:
             if why is None:
                 around.run(self.tx, see_link, params, self.tx.init(params), params)
             else:
-                leaves = Leaves.of_params(params)
-                found.update((leaves.paths[i], why) for i in leaves.present)
+                found.update(
+                    (slashed(path), why) for path, leaf in leaves_with_paths(params, is_absent) if not is_absent(leaf)
+                )
 
         jax.eval_shape(see, params)
         return found

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from adam_tx._core import manual
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.call import is_optax
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
 from adam_tx.executors.made import Outline, Passed
@@ -90,7 +91,7 @@ def obstacles(executor: Executor, link: AbstractLink | None, tx: Any) -> Iterato
     """Why no leaf can be run in one pass, whatever the parameters are."""
     if link is None:
         made_by = getattr(tx.update, "__qualname__", "").partition(".")[0] or type(tx).__name__
-        yield f"{made_by} is not a link of adam_tx"
+        yield f"{'optax.' * is_optax(tx)}{made_by} is not a link of adam_tx"
         return
     yield from link.fusing_obstacles(tiled=True)
     if link.reduces and not executor.reduces:
@@ -135,7 +136,9 @@ def _together(link: AbstractLink, leaves: Leaves, ways: Sequence[Hashable], choi
     """The choices of a link that needs sums over all leaves: if one cannot be run without the others, none is."""
     for i in leaves.present:
         for why in link.fusing_obstacles(ways[i]):
-            return [Choice(f"{link.name} needs sums over all leaves, and of {leaves.paths[i]} {why}")] * len(leaves)
+            return [
+                Choice(f"{link.name} needs sums over all leaves, and {leaves.paths[i]} is not stepped with them: {why}")
+            ] * len(leaves)
     return choices
 
 
