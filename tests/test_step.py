@@ -229,6 +229,16 @@ def test_a_step_is_pickled_with_its_optimizer():
     assert repr(step.tx) == repr(adamw())
 
 
+@needs_llvmlite
+@pytest.mark.usefixtures("as_written")
+def test_a_step_that_has_compiled_is_pickled_without_what_it_compiled():
+    params, grads = problem()
+    step = adam_tx.step(adamw(), "cpu")
+    state = step.tx.init(params)
+    expected = step(grads, state, params)
+    assert not problems.differing(pickle.loads(pickle.dumps(step))(grads, state, params), expected)
+
+
 # What it says of itself
 
 
@@ -428,6 +438,15 @@ def test_a_wrong_tree_is_refused_as_update_refuses_it():
         adam_tx.step(tx)(grads | {"b": jnp.ones(3)}, state, params)
     with pytest.raises(ValueError, match="state"):
         adam_tx.step(tx)(grads, adam_tx.sgd(1e-2).init(params), params)
+
+
+def test_a_state_of_another_length_is_refused_as_a_chain_of_optax_refuses_it():
+    params, grads = problem()
+    tx = optax.chain(optax.clip(1.0), adamw())
+    first, last = tx.init(params)
+    for state in ((), (last,), (first, last, last)):
+        with pytest.raises(ValueError, match="The number of updates and states has to be the same in chain"):
+            adam_tx.step(tx)(grads, state, params)
 
 
 @needs_llvmlite

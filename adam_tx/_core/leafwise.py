@@ -380,7 +380,7 @@ class Leafwise(AbstractLink):
             key = self.scaled.get(name)
             scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
             for i in leaves.present if scales is None else range(len(leaves)):
-                if usual or not is_absent(column[i]):
+                if (usual and scales is None) or not is_absent(column[i]):
                     column[i] = Stored(column[i], None if scales is None else scales[i])
             columns[name] = column
         return columns

@@ -136,6 +136,10 @@ class Step:
             run = self._in_one_pass if any(isinstance(array, Tracer) for array in arrays) else self._jitted
         return run(grads, state, params)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what it has compiled, which cannot be pickled."""
+        return type(self), (self.tx, self.executor)
+
     @functools.cached_property
     def obstacle(self) -> str | None:
         """Why no leaf is run in one pass, whatever the parameters are; None where some may be."""

@@ -32,6 +32,8 @@ def run(tx: optax.GradientTransformation, of_link: Run, grads: Any, state: Any, 
     made_by = closures.call_of(tx)
     if made_by is not None and _is_chain(made_by):
         *others, last = made_by.args
+        if not isinstance(state, tuple | list) or len(state) != len(made_by.args):
+            tx.update(grads, state, params)  # which says what is wrong with it
         *states, own = state
         for k, other in enumerate(others):
             grads, states[k] = optax.with_extra_args_support(other).update(grads, states[k], params)

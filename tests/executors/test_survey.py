@@ -43,6 +43,9 @@ OTHERS = {
     "a decay that is NaN": lambda: adam_tx.guard(adam_tx.adam(1e-2, b1=lambda n: jnp.where(n == 1, jnp.nan, 0.9))),
     "a guard in a chain": lambda: adam_tx.chain(adam_tx.guard(adam_tx.adam(1.0)), adam_tx.scale_by_learning_rate(0.1)),
     "around groups": lambda: adam_tx.guard(adam_tx.groups({"m*": adamw(), "!m*": adam_tx.sgd(0.1)})),
+    "around groups of which one is in eight bits": lambda: adam_tx.guard(
+        adam_tx.groups({"m*": adamw(), "!m*": problems.STORAGES["eight bits"]()})
+    ),
     "around a mask": lambda: adam_tx.guard(adam_tx.adamw(1e-2, mask=adam_tx.matching("matrix"))),
     "around a monitor": lambda: adam_tx.guard(adam_tx.monitor(adamw())),
     "in a monitor": lambda: adam_tx.monitor(adam_tx.guard(adamw())),
