@@ -414,6 +414,17 @@ def test_what_cannot_be_a_step_is_refused():
         adam_tx.step(adam_tx.parallel(adamw(), adamw()), "cpu")
 
 
+@pytest.mark.parametrize("executor", ["auto", "xla"])
+def test_a_parameter_whose_gradient_is_absent_stays_as_it_is(executor):
+    tx = adamw()
+    params = {"w": jnp.ones(3), "b": jnp.ones(2)}
+    step = adam_tx.step(tx, executor)
+    for absent in (None, optax.MaskedNode()):
+        new, _ = step({"w": jnp.ones(3), "b": absent}, tx.init(params), params)
+        np.testing.assert_array_equal(new["b"], params["b"])
+        assert (new["w"] < 1).all()
+
+
 def test_a_step_is_no_transformation_and_says_what_to_write_instead():
     step = adam_tx.step(adamw())
     for name in ("init", "update"):

@@ -56,6 +56,10 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     `optax.clip_by_global_norm`, runs before it. Hyperparameters may be injected by Optax, or
     be arguments of the function around. One pass needs `pip install 'adam_tx[cpu]'`.
 
+    A step is compiled, also where nobody calls it in `jax.jit`: a schedule must be one that
+    JAX can trace, and is not asked again for what it read from outside. A parameter whose
+    gradient is absent, such as None, stays as it is.
+
     What cannot be run so is run by XLA, leaf by leaf; `step.summary(params)` says which and
     why. Under `jax.vmap` and derivatives it is XLA, too. `jax.export` refuses the kernel;
     export a step with "xla". The kernel's bits are those of the operations run one by one.

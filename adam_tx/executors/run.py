@@ -28,7 +28,9 @@ def run_link(executor: Executor, link: AbstractLink, grads: Any, state: Any, par
     if not any(choice.fused for choice in choices):
         updates, state = link.update(grads, state, params)
         return tile.applied(params, updates), state
-    return _run(link, leaves, state, kept, choices)
+    new, state = _run(link, leaves, state, kept, choices)
+    given = leaves.treedef.flatten_up_to(params)  # a parameter whose gradient is absent stays
+    return leaves.tree([new[i] if i in leaves.present else node for i, node in enumerate(given)]), state
 
 
 def leaves_of(link: AbstractLink, grads: Any, state: Any, params: Any) -> Leaves:
@@ -38,7 +40,8 @@ def leaves_of(link: AbstractLink, grads: Any, state: Any, params: Any) -> Leaves
 
 def _run(
     link: AbstractLink, leaves: Leaves, state: State, kept: Sequence[KeptOfLeaf], choices: Sequence[Choice]
-) -> tuple[Any, Any]:
+) -> tuple[list[Any], Any]:
+    """The new parameter of every leaf that is there, and the state."""
     params = plan.as_given(leaves, "params")
     updates = plan.as_given(leaves, "updates")
     rest = [i for i in leaves.present if choices[i].fused is None]
@@ -62,7 +65,7 @@ def _run(
             params[i] = tile.applied(params[i], lowered[i])
             new[i] = after[i]
     state = link.with_kept(state, leaves.replace(told=told), numbers, new)
-    return leaves.tree(params), link.with_count(state, increment(leaves.count))
+    return params, link.with_count(state, increment(leaves.count))
 
 
 class _Passes(NamedTuple):

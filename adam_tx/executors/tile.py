@@ -23,7 +23,7 @@ from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.ahead import Ahead
 from adam_tx._core.leaf_step import Leaf
-from adam_tx._core.leaves import Leaves
+from adam_tx._core.leaves import Leaves, is_absent
 from adam_tx._core.states import State
 from adam_tx._core.storage import Storage
 from adam_tx.executors import jaxprs
@@ -298,6 +298,10 @@ def run(
 
 
 def applied(params: Any, updates: Any) -> Any:
-    """What `optax.apply_updates` makes of them, also of a parameter and an update of two dtypes."""
+    """What `optax.apply_updates` makes of them, also of two dtypes; a parameter without an update stays."""
+
+    def written(update: Any, param: Any) -> Any:
+        return param if is_absent(update) else optax.apply_updates(param, update)
+
     with jax.numpy_dtype_promotion("standard"):
-        return optax.apply_updates(params, updates)
+        return jax.tree.map(written, updates, params, is_leaf=is_absent)
