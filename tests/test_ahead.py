@@ -58,7 +58,7 @@ def run(tx, dtype, steps=4):
     return params, state
 
 
-@pytest.mark.parametrize("name", costly(STEPS, every_run=("guard of eight bits",)))
+@pytest.mark.parametrize("name", costly(STEPS, every_run=("guard",)))
 def test_to_look_ahead_changes_no_bit(name, on_a_gpu, monkeypatch):
     dtype = jnp.bfloat16 if name == "five bytes" else jnp.float32
     ours = run(STEPS[name](), dtype)

@@ -82,6 +82,7 @@ def loss(params):
     return jnp.mean((X @ params["kernel"] + params["bias"]) ** 4)
 
 
+@pytest.mark.exhaustive
 def test_every_option_of_optax_does_what_it_does_there(standard_promotion):
     def both(name, options):
         return [after_steps(f(1e-2, **options)) for f in (OPTIMIZERS[name], shared_with_optax()[name])]
@@ -165,6 +166,7 @@ def test_every_optimizer_trains_an_equinox_module_as_in_a_plain_loop(plain, stan
     assert_as_plain({name: {"kernel": m.kernel, "bias": m.bias} for name, m in models.items()}, plain)
 
 
+@pytest.mark.exhaustive
 def test_every_optimizer_runs_under_an_explicit_mesh():
     mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     params = {"w": np.linspace(-1, 1, 48, dtype=np.float32).reshape(8, 6), "b": np.ones(8, np.float32)}

@@ -36,6 +36,7 @@ def played(tmp_path_factory):
     return accuracy, runs, folder
 
 
+@pytest.mark.exhaustive
 def test_the_plain_run_ends_in_nan_after_steps_that_a_spike_made_small(played):
     _, runs, _ = played
     history = runs["plain"].history
@@ -45,6 +46,7 @@ def test_the_plain_run_ends_in_nan_after_steps_that_a_spike_made_small(played):
     assert np.isnan([figures["loss"] for figures in history[239:]]).all()
 
 
+@pytest.mark.exhaustive
 def test_the_guarded_run_skips_both_batches_and_goes_on(played):
     accuracy, runs, _ = played
     run = runs["guarded"]
@@ -57,6 +59,7 @@ def test_the_guarded_run_skips_both_batches_and_goes_on(played):
     assert accuracy > 0.85
 
 
+@pytest.mark.exhaustive
 def test_it_writes_both_pages(played):
     _, _, folder = played
     pages = {path.name: path.read_text() for path in folder.iterdir()}

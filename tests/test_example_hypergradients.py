@@ -76,6 +76,7 @@ def test_a_new_value_of_a_hyperparameter_compiles_nothing_again(played):
         assert all(isinstance(number, jax.core.Tracer) for number in settings)
 
 
+@pytest.mark.exhaustive
 def test_the_hypergradient_is_the_slope_of_the_loss_after_training(example, x64):
     task = example.load_task(1)
     task = task._replace(

@@ -38,6 +38,7 @@ def run(capsys):
     return run
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_run_goes_on_from_its_last_save_and_ends_with_the_bits_of_an_undisturbed_one(
     run, tmp_path, monkeypatch, capsys
 ):

@@ -45,6 +45,7 @@ def run(tmp_path_factory):
     return output.getvalue(), drawn[0], path
 
 
+@pytest.mark.exhaustive
 def test_float32_keeps_twelve_bytes_a_parameter_and_the_small_recipe_about_five(run):
     table, runs, _ = run
     wide, small = (runs[name].per_parameter() for name in ("float32", "5 bytes"))
@@ -57,6 +58,7 @@ def test_float32_keeps_twelve_bytes_a_parameter_and_the_small_recipe_about_five(
     assert printed == tuple(f"{sum(parts.values()):.2f}" for parts in (wide, small))
 
 
+@pytest.mark.exhaustive
 def test_both_recipes_learn_alike(run):
     table, runs, _ = run
     wide, small = (runs[name].validation for name in ("float32", "5 bytes"))
@@ -67,6 +69,7 @@ def test_both_recipes_learn_alike(run):
     assert f"{small[-1] - wide[-1]:+.4f}" in table
 
 
+@pytest.mark.exhaustive
 def test_the_figure_is_a_picture_of_both(run):
     *_, path = run
     assert matplotlib.image.imread(path)[..., :3].std() > 0.05

@@ -275,6 +275,7 @@ def adam_of_soap():
     return adam_tx.chain(momentum, rms, adam_tx.bias_correction(0.95, 0.95), ADAM[3])
 
 
+@pytest.mark.exhaustive
 def test_soap_in_the_identity_basis_is_adam_bit_for_bit():
     """Started as after its first update, which only looks for a basis, and never to look again."""
     params, grads = oracles.matrix_problem()

@@ -154,7 +154,7 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [pytest.param(np.nan, marks=pytest.mark.exhaustive), np.inf])
 @pytest.mark.parametrize("name", MAKERS)
 def test_derivatives_through_a_step_that_is_skipped_are_those_without_it(name, bad):
     scale = adam_tx.LossScale(1.0) if name == "scaled" else None

@@ -87,6 +87,7 @@ def test_without_the_baseline_there_is_nothing_to_compare_with(attempt):
         memory.measure(PROBLEM, 1, {"sgd": in_jax(optax.sgd(1e-3))}, attempt)
 
 
+@pytest.mark.exhaustive
 def test_least_bytes_of_adamw_are_28_a_parameter_and_their_share_is_beside_the_copys_speed(measured):
     record = dataclasses.replace(measured.contenders[memory.BASELINE], shares={})
     scalars = 2 * 64  # a count, two debiasing weights and the like, read and written
@@ -98,10 +99,12 @@ def test_least_bytes_of_adamw_are_28_a_parameter_and_their_share_is_beside_the_c
     assert record.shares["default"] == (0.5 + 0.25) / 2
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_bfloat16_count_two_bytes(measured):
     assert measured.contenders["halves"].least == 6 * PARAMETERS
 
 
+@pytest.mark.exhaustive
 def test_what_is_measured_can_be_printed_and_written(measured, tmp_path):
     console = Console(record=True, width=200, file=io.StringIO())
     memory.print_tables(console, PROBLEM, measured)
@@ -116,6 +119,7 @@ def test_a_compiler_is_given_only_options_that_it_knows():
     assert all(map(compiled_memory.knows, memory.ways().values()))
 
 
+@pytest.mark.exhaustive
 def test_checksums_are_taken_only_to_compare_two_ways_of_compiling(measured, attempt, monkeypatch):
     several = set(memory.ways()) if len(memory.ways()) > 1 else set()
     assert set(measured.contenders[memory.BASELINE].digests) == several

@@ -268,6 +268,7 @@ def test_parameters_excluded_from_weight_decay_agree_with_keras_to_1e_12(standar
         interop.keras.from_config(optimizer.get_config(), exclude_from_weight_decay="bias")
 
 
+@pytest.mark.exhaustive
 def test_a_loss_scale_optimizer_agrees_with_keras_in_weights_and_scale(standard_promotion):
     """Float16 gradients of which some overflow, with a scale that grows every three steps."""
     inner = keras.optimizers.Adam(0.01)

@@ -94,6 +94,7 @@ def test_a_scan_makes_the_steps_of_a_loop():
     close(scanned, looped, 0)
 
 
+@pytest.mark.exhaustive
 @needs_llvmlite
 @pytest.mark.usefixtures("standard_promotion")
 def test_under_vmap_and_derivatives_it_is_xla():

@@ -189,6 +189,7 @@ def close(one, other):
         np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("interpreted", "standard_promotion")
 def test_under_vmap_and_derivatives_it_is_xla():
     tx = adam_tx.adamw(1e-2)

@@ -199,6 +199,7 @@ def test_under_vmap_and_derivatives_a_guard_is_xla():
     assert np.any(ours["w"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("make", [adam_tx.guard, adam_tx.monitor])
 def test_all_devices_decide_together_in_shard_map(make):
     """The NaN is in the part of one; and a leaf is whole on all."""

@@ -16,7 +16,7 @@ def stepped_by_tiles(link, params, grads, state):
     leaves = Leaves(grads, None, params, count=state["count"])
     kept = link.kept_of_leaves(leaves, state)[1]
     param, grad = params["leaf"], grads["leaf"]
-    recipe = tile.recipe_of(link, param, grad, kept)
+    recipe = tile.recipe_of(link, param, grad, kept, link.ways(leaves)[1])
     program = tile.tile_program(link, state, recipe, "leaf")
     scalars = dict(zip(program.scalars, program.scalars_of(state), strict=True))
     given = [np.asarray(x) for x in (param, grad, *jax.tree.leaves(kept))]
