@@ -108,7 +108,7 @@ def guard(
       loss_scale: for a loss that is multiplied by `state.scale`, which the gradients are
         divided by here; None for a loss as it is.
       watch: "step" skips every step that is not finite. "gradient" costs less on a GPU, and
-        holds what it misses.
+        by `adam_tx.step` on a CPU, and holds what it misses.
 
     Returns:
       A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
