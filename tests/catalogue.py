@@ -160,7 +160,14 @@ ONE_SETTING = {*adam_tx.optimizers.__all__, *AT_RANDOM}
 """An entry for each optimizer, and those whose moments are rounded at random."""
 
 
-def costly(cases, every_run=ONE_SETTING):
+BUILDS = {
+    *("adam", "adamw", "nadam", "sgd", "lion", "amsgrad", "adagrad", "radam", "adopt", "ademamix", "cautious"),
+    *("lamb", "adafactor", "adam_mini", "stable_adamw", "mars_adamw", "soap", "adamw, eight bit"),
+}
+"""One of each build: what they keep, read and reduce differs in kind, and not by a formula alone."""
+
+
+def costly(cases, every_run=BUILDS):
     """Names, or cases of several parameters, for a test that compiles much: the others run with `-m exhaustive`."""
     rest = pytest.mark.exhaustive
     values = [case if isinstance(case, tuple) else (case,) for case in cases]

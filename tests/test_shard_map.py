@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from catalogue import costly
 from jax.sharding import PartitionSpec as P
 
 import adam_tx
@@ -49,7 +50,7 @@ ELEMENTWISE = {
 }
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", costly(ELEMENTWISE, ("both",)))
 def test_a_scan_inside_gives_what_it_gives_outside(name):
     tx = ELEMENTWISE[name]()
     params, history = mapped(tx, GRADS)
@@ -128,7 +129,7 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("name", costly(INSIDE, ("eight bit", "lamb", "adafactor", "guarded soap")))
 def test_every_optimizer_steps_in_a_scan_inside(name):
     """Those that take norms of a leaf take those of its parts, as Optax's do."""
     tx = INSIDE[name]()
