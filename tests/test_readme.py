@@ -1,7 +1,6 @@
 """The README's code runs, prints what the README says that it prints, and does what the README says that it does."""
 
 import re
-from typing import NamedTuple
 
 import catalogue
 import family_table
@@ -11,6 +10,7 @@ import long_run
 import numpy as np
 import optax
 import oracles
+import pages
 import pytest
 import run
 from flax import nnx
@@ -20,62 +20,7 @@ import adam_tx
 from adam_tx import optimizers
 
 README = (family_table.ROOT / "README.md").read_text()
-BLOCK = re.compile(r"```(\w+)\n(.*?)```", flags=re.DOTALL)
-CLAIM = re.compile(r"print\(.*\) +# (.+)$", flags=re.MULTILINE)
-
-
-class Part(NamedTuple):
-    """A section's own text, or that of a subsection, which goes on from the section's code.
-
-    Attributes:
-      title: without the hashes.
-      before: the code of the section that it belongs to.
-      blocks: pairs of language and text, in order.
-    """
-
-    title: str
-    before: list[str]
-    blocks: list[tuple[str, str]]
-
-
-def parts():
-    """Every part of the README that has code."""
-    found, lead = [], []
-    for level, title, text in re.findall(r"^(##?#?) (.+?)\n(.*?)(?=^##?#? |\Z)", outside_of_code(README), re.S | re.M):
-        blocks = BLOCK.findall(restored(text))
-        inside = level == "###"
-        part = Part(title, lead if inside else [], blocks)
-        if not inside:
-            lead = code(part)
-        if code(part):
-            found.append(part)
-    return {part.title: part for part in found}
-
-
-def outside_of_code(text):
-    """The text with the hashes that start a line of code hidden from the search for titles."""
-    return BLOCK.sub(lambda block: block.group(0).replace("\n#", "\n\0#"), text)
-
-
-def restored(text):
-    return text.replace("\0", "")
-
-
-def code(part):
-    return [text for language, text in part.blocks if language == "python"]
-
-
-def claimed(part):
-    """What the part's code prints, as its comments and the text after a block say."""
-    said = []
-    for (language, text), following in zip(part.blocks, [*part.blocks[1:], ("", "")], strict=True):
-        if language == "python":
-            prints = "print(" in text or "migrate(" in text
-            said += [following[1]] if following[0] == "text" and prints else CLAIM.findall(text)
-    return said
-
-
-PARTS = parts()
+PARTS = pages.parts_of(README)
 
 
 def updates_of(tx, steps=3):
@@ -372,43 +317,33 @@ CHECKS = {
 
 
 @pytest.fixture
-def play(standard_promotion, capsys, tmp_path, monkeypatch):
-    """A function that runs the code of a part in a namespace, and compares what it prints with what is said."""
+def capsys_of_a_page(standard_promotion, capsys, tmp_path, monkeypatch):
+    """`capsys`, in a folder for what a page writes."""
     monkeypatch.chdir(tmp_path)
-
-    def run_and_compare(part, found):
-        capsys.readouterr()
-        for block in code(part):
-            exec(compile(block, f"README.md: {part.title}", "exec"), found)
-        printed, said = capsys.readouterr().out, "\n".join(claimed(part))
-        message = f"{part.title} prints\n{printed}\nand README.md says\n{said}"
-        assert "".join(said.split()) == "".join(printed.split()), message
-
-    return run_and_compare
+    return capsys
 
 
 @pytest.mark.parametrize("title", PARTS)
-def test_the_code_of_a_part_runs_prints_and_does_what_is_said(title, play):
-    part, found = PARTS[title], {"__name__": "readme"}
-    for block in part.before:
-        exec(compile(block, f"README.md: {title}", "exec"), found)
-    play(part, found)
+def test_the_code_of_a_part_runs_prints_and_does_what_is_said(title, capsys_of_a_page):
+    found = pages.prepared(PARTS[title])
+    pages.play(PARTS[title], found, capsys_of_a_page)
     CHECKS[title](found)
 
 
-def test_the_recipes_run_one_after_the_other_as_in_a_notebook(play):
-    start, found = PARTS["Recipes"], {"__name__": "readme"}
-    recipes = [part for part in PARTS.values() if part.before == code(start)]
+def test_the_recipes_run_one_after_the_other_as_in_a_notebook(capsys_of_a_page):
+    start = PARTS["Recipes"]
+    recipes = [part for part in PARTS.values() if part.before == start.code]
     assert len(recipes) > 10
+    found = pages.prepared(start)
     for part in [start, *recipes]:
-        play(part, found)
+        pages.play(part, found, capsys_of_a_page)
 
 
 def test_every_part_with_code_has_a_check_and_every_recipe_has_code():
     assert set(PARTS) == set(CHECKS)
     titles = re.findall(r"^### (.+)$", README.split("\n## Recipes\n")[1].split("\n## ")[0], flags=re.MULTILINE)
     assert set(titles) <= set(PARTS)
-    assert sum(len(code(part)) for part in PARTS.values()) == README.count("```python") > 0
+    assert sum(len(part.code) for part in PARTS.values()) == README.count("```python") > 0
 
 
 @pytest.mark.parametrize("name", family_table.TABLES)
