@@ -90,7 +90,7 @@ def adam(
             direction = first * np.sqrt(c2) / (np.sqrt(second) + eps)
         else:
             direction = first / (np.sqrt(second / c2 + eps_root) + eps)
-        p = p - lr * (direction + weight_decay * p)
+        p = p - at(lr, t - 1) * (direction + weight_decay * p)
         trajectory.append(p)
     return np.array(trajectory)
 
@@ -130,3 +130,41 @@ def debiased_ema(values, decay):
         average = decay * average + (1 - decay) * value
         out.append(average / -np.expm1(t * np.log(decay)))
     return np.array(out)
+
+
+def part_left(shape, x):
+    """What is left of a way when the part x of its time is over."""
+    return {"linear": 1 - x, "1-sqrt": 1 - np.sqrt(x), "cosine": (1 + np.cos(np.pi * x)) / 2}[shape]
+
+
+def warmup_stable_decay(
+    count, peak, warmup_steps, stable_steps, decay_steps, shape="linear", start=0.0, end=0.0, rewarmup_steps=0
+):
+    """WSD at a count, phase by phase, with a number of stable and of decay steps for each cycle."""
+    risen_from, rise = start, warmup_steps
+    for stable, decay in zip(stable_steps, decay_steps, strict=True):
+        if count < rise:
+            return risen_from + (peak - risen_from) * count / rise
+        if count < rise + stable:
+            return peak
+        if count < rise + stable + decay:
+            return end + (peak - end) * part_left(shape, (count - rise - stable) / decay)
+        count -= rise + stable + decay
+        risen_from, rise = end, rewarmup_steps
+    return end
+
+
+def inverse_sqrt(count, peak, warmup_steps, timescale=None, start=0.0, end=0.0):
+    """The inverse square root at a count."""
+    if count < warmup_steps:
+        return start + (peak - start) * count / warmup_steps
+    timescale = warmup_steps if timescale is None else timescale
+    return end + (peak - end) * np.sqrt(timescale / (timescale + count - warmup_steps))
+
+
+def cooldown(count, schedule, begin, steps, shape="linear", end=0.0, held=True):
+    """A schedule that is led to its end, at a count."""
+    if count < begin:
+        return schedule(count)
+    left = part_left(shape, min((count - begin) / steps, 1.0))
+    return end + (schedule(begin if held else count) - end) * left

@@ -1,45 +1,19 @@
-"""Schedules of decays that the family needs and Optax does not have.
-
-Each is a function of the number of earlier updates, as all of Optax's are.
-"""
+"""Schedules of decays, and of what grows with them."""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import hyperparams, numerics
-from adam_tx._core.call import Call
+from adam_tx._core import hyperparams
 from adam_tx._core.hyperparams import Decay, Finite, NonNegative
-from adam_tx._core.public import shows
-
-__all__ = ["from_second_update", "half_life_decay", "nadam_decay", "power_decay", "relative_step", "warmup"]
-__dir__ = shows(__all__)
-
-P = ParamSpec("P")
+from adam_tx.schedules._declare import at, schedule_maker, update_number
 
 
-def _schedule(maker: Callable[P, optax.Schedule]) -> Callable[P, optax.Schedule]:
-    """Check the arguments of a function that makes schedules, and let each schedule remember its call."""
-    parameters = hyperparams.Parameters(maker)
-    checked_maker: Callable[..., Any] = maker
-
-    @functools.wraps(maker)
-    def make(*args: P.args, **kwargs: P.kwargs) -> optax.Schedule:
-        schedule = checked_maker(**parameters.bind(*args, **kwargs))
-        schedule.call = Call(make, args, kwargs)
-        return schedule
-
-    return hyperparams.readable(make)
-
-
-@_schedule
+@schedule_maker
 def nadam_decay(b1: Decay = 0.9, momentum_decay: NonNegative = 0.004) -> optax.Schedule:
     """Dozat's growing momentum: `b1 · (1 - 0.96^(t · momentum_decay) / 2)` at update t, from 1.
 
@@ -55,14 +29,14 @@ def nadam_decay(b1: Decay = 0.9, momentum_decay: NonNegative = 0.004) -> optax.S
     """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        t = _update_number(count)
-        grown = 1.0 - 0.5 * jnp.exp(t * (math.log(0.96) * _at(momentum_decay, count, t)))
-        return grown * _at(b1, count, grown)
+        t = update_number(count)
+        grown = 1.0 - 0.5 * jnp.exp(t * (math.log(0.96) * at(momentum_decay, count, t)))
+        return grown * at(b1, count, grown)
 
     return schedule
 
 
-@_schedule
+@schedule_maker
 def power_decay(exponent: NonNegative = 0.8, offset: Finite = 0.0) -> optax.Schedule:
     """Adafactor's decay, `1 - t^-exponent` at update t, from 1: zero at first, then ever closer to one.
 
@@ -78,14 +52,14 @@ def power_decay(exponent: NonNegative = 0.8, offset: Finite = 0.0) -> optax.Sche
     """
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        t = _update_number(count)
-        late = t if isinstance(offset, float | int) and offset == 0 else jnp.maximum(t - _at(offset, count, t), 1.0)
-        return 1.0 - late ** -_at(exponent, count, t)
+        t = update_number(count)
+        late = t if isinstance(offset, float | int) and offset == 0 else jnp.maximum(t - at(offset, count, t), 1.0)
+        return 1.0 - late ** -at(exponent, count, t)
 
     return schedule
 
 
-@_schedule
+@schedule_maker
 def from_second_update(value: NonNegative) -> optax.Schedule:
     """Zero at the first update, the value from the second on.
 
@@ -107,29 +81,7 @@ def from_second_update(value: NonNegative) -> optax.Schedule:
     return schedule
 
 
-@_schedule
-def relative_step(rate: NonNegative = 1e-2) -> optax.Schedule:
-    """Adafactor's learning rate: `min(rate, 1 / sqrt(t))` at update t, from 1.
-
-    Args:
-      rate: at least 0; 1e-2 in the paper.
-
-    Reference: Shazeer & Stern, Adafactor, 2018, section 8 (https://arxiv.org/abs/1804.04235).
-
-    >>> import adam_tx
-    >>> schedule = adam_tx.schedules.relative_step(0.3)
-    >>> float(schedule(3)), float(schedule(15))
-    (0.30000001192092896, 0.25)
-    """
-
-    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        bound = 1.0 / jnp.sqrt(_update_number(count))
-        return jnp.minimum(_at(rate, count, bound), bound)
-
-    return schedule
-
-
-@_schedule
+@schedule_maker
 def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     """A decay whose half-life grows linearly over the first steps: AdEMAMix's warm-up of b3.
 
@@ -159,13 +111,13 @@ def half_life_decay(start: float, end: float, steps: int) -> optax.Schedule:
     fast = math.log(0.5) / math.log(start)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        fraction = jnp.minimum(_update_number(count) / steps, 1.0)
+        fraction = jnp.minimum(update_number(count) / steps, 1.0)
         return jnp.exp(math.log(0.5) / (fast + fraction * (slow - fast)))
 
     return schedule
 
 
-@_schedule
+@schedule_maker
 def warmup(end: float, steps: int) -> optax.Schedule:
     """`end · min(t / steps, 1)` at update t, from 1: AdEMAMix's warm-up of alpha.
 
@@ -185,15 +137,6 @@ def warmup(end: float, steps: int) -> optax.Schedule:
     hyperparams.check_int("steps", steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        return end * jnp.minimum(_update_number(count) / steps, 1.0)
+        return end * jnp.minimum(update_number(count) / steps, 1.0)
 
     return schedule
-
-
-def _update_number(count: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.asarray(count).astype(jnp.result_type(float)) + 1.0
-
-
-def _at(value: optax.ScalarOrSchedule, count: jax.typing.ArrayLike, like: jax.Array) -> numerics.Scalar:
-    """A hyperparameter at this count, ready to meet an array."""
-    return numerics.scalar(hyperparams.at(value, count), like)
