@@ -50,7 +50,7 @@ from adam_tx.links.weight_decay import (
 )
 from adam_tx.links.yogi_rms import scale_by_yogi_rms
 from adam_tx.optimizers import *  # noqa: F403 - they are named there, once
-from adam_tx.state import export_state, import_state, migrate, state_sharding
+from adam_tx.state import export_state, import_state, migrate, second_moment, state_sharding
 from adam_tx.training import Explanation, LossScale, explain, groups, guard, matching, metrics, monitor, plot_metrics
 
 __version__ = importlib.metadata.version("adam_tx")
@@ -131,6 +131,7 @@ __all__ = [
     "scale_by_trust_ratio",
     "scale_by_yogi_rms",
     "schedules",
+    "second_moment",
     "split_float32_weights",
     "state_sharding",
     "step",

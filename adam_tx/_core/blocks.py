@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from adam_tx._core import numerics
+
 Shape = tuple[int, ...]
 ShapeOf = Callable[[str, Shape], Shape | None]
 """The shape of a slot, from the path and shape of its leaf; None where the leaf has no such slot."""
@@ -41,6 +43,14 @@ def expand(blocks: jax.Array, shape: Shape) -> jax.Array:
         return blocks
     split = _split(shape, blocks.shape)
     return jnp.broadcast_to(jnp.expand_dims(blocks, tuple(range(1, len(split), 2))), split).reshape(shape)
+
+
+def outer(rows: jax.Array, columns: jax.Array, least: numerics.Scalar = 0.0) -> jax.Array:
+    """`rows · columns / max(mean of rows, least)`; the mean is over what `columns` has lost."""
+    # along the axes that columns keeps and rows has lost, rows is one; along the others the two agree
+    kept = tuple(k if k == n else 1 for k, n in zip(rows.shape, columns.shape, strict=True))
+    size = jnp.maximum(mean(rows, kept), numerics.scalar(least, rows))
+    return rows * numerics.reciprocal(size) * columns
 
 
 def _split(shape: Shape, blocks: Shape) -> Shape:

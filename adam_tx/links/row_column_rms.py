@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from adam_tx import schedules
-from adam_tx._core import blocks, numerics
+from adam_tx._core import blocks
 from adam_tx._core.blocks import Shape, ShapeOf
 from adam_tx._core.numerics import ema, root_and_divide_clamped, saturate, scalar, square
 from adam_tx.links._declare import Decay, NonNegative, Now, Rule, Slot, StorageLike, link
@@ -102,19 +102,11 @@ def scale_by_row_column_rms(
     ) -> tuple[Array, Array, Array, Array | None]:
         least = float(jnp.finfo(grad.real.dtype).eps) if now.eps is None else now.eps
         nu_row, nu_col, nu = averages(now, grad, nu_row, nu_col, nu)
-        v = _outer(nu_row, nu_col, least) if nu is None else nu
+        v = blocks.outer(nu_row, nu_col, least) if nu is None else nu
         return root_and_divide_clamped(updates, v, least), nu_row, nu_col, nu
 
     formula = "v = row · column / mean, running means of |g|² + eps_stored; u / max(sqrt(v), eps)"
     return Rule(rule, formula=formula, dtype=dtype, correctable=True, shape=_factors(axes), elementwise=False)
-
-
-def _outer(nu_row: Array, nu_col: Array, eps: numerics.Scalar) -> Array:
-    """`nu_row · nu_col / max(mean of nu_row, eps)`; the mean is over what `nu_col` has lost."""
-    # along the axes that nu_col keeps and nu_row has lost, nu_row is one; along the others the two agree
-    rows = tuple(k if k == n else 1 for k, n in zip(nu_row.shape, nu_col.shape, strict=True))
-    mean = jnp.maximum(blocks.mean(nu_row, rows), numerics.scalar(eps, nu_row))
-    return nu_row * numerics.reciprocal(mean) * nu_col
 
 
 def _factors(axes: AxesOf) -> dict[str, ShapeOf]:

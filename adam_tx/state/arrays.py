@@ -45,9 +45,17 @@ def decoded(entry: LeafEntry, values: Array, scales: Array | None) -> Array:
     """What is stored, in float32 or wider; whole numbers as they are."""
     if entry.link is None or (scales is None and values.dtype.kind in "iu"):
         return values.astype(np.float32) if values.dtype in NARROW else values
-    stored = Stored(jnp.asarray(values), None if scales is None else jnp.asarray(scales))
-    dtype = jnp.dtype(jnp.float32) if scales is not None else numerics.working(values.dtype)
-    return np.array(entry.link.storage[entry.slot].decode(stored, dtype))
+    return np.array(read(entry, values, scales))
+
+
+def read(entry: LeafEntry, values: ArrayLike, scales: ArrayLike | None) -> jax.Array:
+    """What is stored, in float32 or wider; it may be known only when it runs."""
+    kept = jnp.asarray(values)
+    dtype = jnp.dtype(jnp.float32) if scales is not None else numerics.working(kept.dtype)
+    if entry.link is None:
+        return kept.astype(dtype)
+    stored = Stored(kept, None if scales is None else jnp.asarray(scales))
+    return entry.link.storage[entry.slot].decode(stored, dtype)
 
 
 def number(value: object) -> float | None:
