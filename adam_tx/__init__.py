@@ -25,6 +25,7 @@ from adam_tx.links.block_rms import output_unit, scale_by_block_rms, whole_tenso
 from adam_tx.links.caution import scale_by_caution
 from adam_tx.links.centered_rms import scale_by_centered_rms
 from adam_tx.links.clip import clip_by_norm, clip_by_rms
+from adam_tx.links.decay_to_start import add_decay_to_start, decay_to_start
 from adam_tx.links.delayed_rms import fourth_root, scale_by_delayed_rms
 from adam_tx.links.eigenbasis import Eigenbasis, in_eigenbasis, matrix_axes
 from adam_tx.links.gradient_difference import add_gradient_change, gradient_difference
@@ -73,6 +74,7 @@ __all__ = [
     "Turn",
     "Wrapper",
     "add_cautiously_decayed_weights",
+    "add_decay_to_start",
     "add_decayed_weights",
     "add_gradient_change",
     "as_link",
@@ -81,6 +83,7 @@ __all__ = [
     "clip_by_norm",
     "clip_by_rms",
     "decay_stepped_weights",
+    "decay_to_start",
     "decay_weights",
     "explain",
     "export_state",

@@ -320,8 +320,6 @@ class LeafStep:
         if len(slots) != len(kept) or getattr(update, "shape", None) != leaf.updates.shape:
             self._refuse(out, leaf, row)
         new: dict[str, Stored | None] = {}
-        if not kept:
-            return update, new
         for (name, like), slot in zip(kept.items(), slots, strict=True):
             if like is None or slot is None or getattr(slot, "shape", None) != values[name].shape:
                 if like is not slot:
@@ -329,6 +327,8 @@ class LeafStep:
                 new[name] = None
             elif self._storage[name].as_is and slot.dtype == like.values.dtype:
                 new[name] = Stored(slot)
+            elif slot is values[name]:  # which is kept for ever, and must not be rounded again
+                new[name] = like
             else:  # the only place where a moment changes dtype, of which rules know nothing
                 new[name] = self._encoded(name, slot, like, leaf)
         return update, new

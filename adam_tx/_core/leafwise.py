@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from optax import ScalarOrSchedule
 
 from adam_tx._core import bias, blocks, numerics, states
@@ -108,6 +109,9 @@ class Leafwise(AbstractLink):
                 f"Alone, or in optax.chain, give them: {self.name}(0.9) corrects a momentum with decay 0.9."
             )
         dtype = leaves.scalar_dtype
+        if self.rule.marked_only and self.rule.mask is not None:
+            marks = leaves.marks(self.rule.mask)
+            leaves = leaves.only([i for i in leaves.present if marks[i]])
         weights = {self.declaration.weights[decay]: bias.zero(dtype) for decay in self.rule.debias}
         numbers = {
             name: jnp.full((), self.rule.start.get(name, start), dtype)
@@ -135,24 +139,13 @@ class Leafwise(AbstractLink):
                 first = jnp.array(param, dtype=dtype, copy=True)
             else:
                 first = jnp.full_like(param, self.rule.start.get(name, 0.0), dtype=dtype)
-                first = self._smaller(leaves, i, name, first)
+                if name in self.rule.shape:
+                    smaller = self.rule.slot_shape(self.name, name, leaves.path(i), first.shape)
+                    # reduced from the leaf, so that its sharding is what a reduction of the gradient has
+                    first = None if smaller is None else blocks.mean(first, smaller)
             noise = self._noise_of(leaves, i, np.int32(-1), name)
             column[i] = None if first is None else stored_as.begin(leaves.path(i), first, param, kind, noise)
         return column
-
-    def _smaller(self, leaves: Leaves, i: int, name: str, first: jax.Array) -> jax.Array | None:
-        """A slot's first value, reduced to what stands for its blocks; None where the leaf has none."""
-        shape_of = self.rule.shape.get(name)
-        if shape_of is None:
-            return first
-        smaller = shape_of(leaves.path(i), first.shape)
-        if smaller is not None and not blocks.divides(tuple(smaller), first.shape):
-            raise ValueError(
-                f"{self.name}: leaf {leaves.path(i)} of shape {first.shape} cannot have a {name} of shape {smaller}; "
-                "along every axis it must divide the leaf's."
-            )
-        # reduced from the leaf, so that its sharding is what a reduction of the gradient has
-        return None if smaller is None else blocks.mean(first, tuple(smaller))
 
     def _kept(self, leaves: Leaves, slots: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """The parts of the state that hold what is stored of slots."""
@@ -209,6 +202,11 @@ class Leafwise(AbstractLink):
         update = updates[i]
         slots = {name: column[i] for name, column in columns.items()}
         for name, stored in slots.items():
+            if isinstance(stored, optax.MaskedNode):
+                raise ValueError(
+                    f"{self.name}: the mask marks leaf {leaves.path(i)}, of which the state keeps no {name}. Give the "
+                    "mask that the state was made with, or make a new one with adam_tx.migrate."
+                )
             if stored is not None and (stored.values.shape != update.shape or dtype.kind == "c"):
                 self._check_slot(leaves, i, name, stored)
         leaf = Leaf(
@@ -376,7 +374,7 @@ class Leafwise(AbstractLink):
             except ValueError:
                 usual = False
             if not usual:  # something is absent, or wrong
-                column = leaves.column(tree, name, optional=masked or name in self._optional)
+                column = leaves.column(tree, name, optional=masked or self.rule.marked_only or name in self._optional)
             key = self.scaled.get(name)
             scales = None if key is None else leaves.column(fields.scales[key], "scales", optional=True)
             for i in leaves.present if scales is None else range(len(leaves)):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from adam_tx._core import states
-from adam_tx._core.blocks import ShapeOf
+from adam_tx._core import blocks, states
+from adam_tx._core.blocks import Shape, ShapeOf
 from adam_tx._core.hyperparams import Parameters
 from adam_tx._core.masks import Mask
 from adam_tx._core.storage import StorageLike
@@ -103,6 +103,7 @@ class Rule:
         from their old ones and statistics over the tree; the rule reads the new ones,
         and whatever else is returned here, by name.
       mask: tree of booleans, or a function from params to one; other leaves pass as they are.
+      marked_only: whether slots are kept of the leaves alone that the mask marks.
       correctable: whether a `bias_correction` may follow: whether what is emitted is
         proportional to the average of a "gradient" slot, or to one over the root of that
         of a "square" slot.
@@ -130,6 +131,7 @@ class Rule:
     statistics: Mapping[str, Reduction] = field(default_factory=dict)
     numbers: Callable[..., Mapping[str, Any]] | None = None
     mask: Mask = None
+    marked_only: bool = False
     correctable: bool = False
     elementwise: bool = True
     terminal: bool = False
@@ -143,6 +145,16 @@ class Rule:
         """Whether all numbers of a slot are known to be finite at first."""
         start = self.start.get(slot, 0.0)
         return isinstance(start, int | float) and math.isfinite(start)
+
+    def slot_shape(self, link: str, slot: str, where: str, leaf: Shape) -> Shape | None:
+        """The shape of a slot that stands for blocks of the leaf at this path; None where the leaf has none."""
+        shape = self.shape[slot](where, leaf)
+        if shape is not None and not blocks.divides(tuple(shape), leaf):
+            raise ValueError(
+                f"{link}: leaf {where} of shape {leaf} cannot have a {slot} of shape {shape}; along every axis it must "
+                "divide the leaf's."
+            )
+        return None if shape is None else tuple(shape)
 
     def check(self, link: str) -> None:
         """Refuse what no rule says, for a link of this name."""

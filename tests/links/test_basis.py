@@ -52,10 +52,12 @@ COMBINED = {
     "a foreign link without a state": lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.8), optax.scale_by_sign()),
 }
 READ_PARAMS = {
+    "add_decay_to_start": (0.1,),
     "add_cautiously_decayed_weights": (0.1,),
     "add_decayed_weights": (0.1,),
     "decay_weights": (0.1,),
     "decay_stepped_weights": (0.1,),
+    "decay_to_start": (0.1,),
     "on_decayed_weights": (adam_tx.scale_by_learning_rate(0.1), 0.1),
     "scale_by_trust_ratio": (),
     "master_weights": (),
