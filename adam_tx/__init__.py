@@ -52,7 +52,19 @@ from adam_tx.links.weight_decay import (
 from adam_tx.links.yogi_rms import scale_by_yogi_rms
 from adam_tx.optimizers import *  # noqa: F403 - they are named there, once
 from adam_tx.state import export_state, import_state, migrate, second_moment, state_sharding
-from adam_tx.training import Explanation, LossScale, explain, groups, guard, matching, metrics, monitor, plot_metrics
+from adam_tx.training import (
+    Explanation,
+    LossScale,
+    explain,
+    groups,
+    guard,
+    layer_decay,
+    matching,
+    metrics,
+    monitor,
+    plot_metrics,
+    times,
+)
 
 __version__ = importlib.metadata.version("adam_tx")
 
@@ -100,6 +112,7 @@ __all__ = [
     "interop",
     "largest_axes",
     "last_axes",
+    "layer_decay",
     "link",
     "master_weights",
     "matching",
@@ -141,6 +154,7 @@ __all__ = [
     "stochastic_round",
     "storage",
     "summary",
+    "times",
     "total",
     "whole_tensor",
     "with_gradient",

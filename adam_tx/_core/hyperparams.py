@@ -196,6 +196,14 @@ def at(value: Any, count: jax.typing.ArrayLike) -> Scalar:
     return value(count) if is_schedule(value) else value
 
 
+def product(one: Scalar, other: Scalar) -> Scalar:
+    """The product of two numbers that are checked, in the wider of their dtypes; of two Python floats, one of these."""
+    if isinstance(one, jax.Array) and isinstance(other, jax.Array):
+        dtype = jnp.promote_types(one.dtype, other.dtype)
+        return one.astype(dtype) * other.astype(dtype)
+    return one * other
+
+
 def check_int(name: str, value: Any, least: int = 1) -> int:
     """A whole number that does not vary."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

@@ -26,7 +26,7 @@ _PARTS = (
     "adam_tx.optimizers",
     "adam_tx.schedules",
     "adam_tx.storage",
-    *("adam_tx.training._groups", "adam_tx.training._guard", "adam_tx.training._monitor"),
+    *(f"adam_tx.training.{of}" for of in ("_groups", "_guard", "_monitor", "_multipliers")),
     *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
 )
 """Where parts of optimizers are defined. Functions that read configs or files, or compute with trees, are elsewhere."""

@@ -6,7 +6,7 @@ Each is a function of the number of earlier updates, as all of Optax's are.
 from adam_tx._core.public import shows
 from adam_tx.schedules import _declare
 from adam_tx.schedules.decays import from_second_update, half_life_decay, nadam_decay, power_decay, warmup
-from adam_tx.schedules.learning_rates import cooldown, inverse_sqrt, relative_step, warmup_stable_decay
+from adam_tx.schedules.learning_rates import cooldown, inverse_sqrt, relative_step, scaled, warmup_stable_decay
 
 __all__ = [
     "cooldown",
@@ -16,6 +16,7 @@ __all__ = [
     "nadam_decay",
     "power_decay",
     "relative_step",
+    "scaled",
     "warmup",
     "warmup_stable_decay",
 ]

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adam_tx._core import hyperparams
-from adam_tx._core.hyperparams import NonNegative, Positive
+from adam_tx._core import hyperparams, numerics
+from adam_tx._core.hyperparams import Finite, NonNegative, Positive
 from adam_tx.schedules._declare import as_float, at, at_float, schedule_maker, update_number
 
 
@@ -35,6 +35,29 @@ def relative_step(rate: NonNegative = 1e-2) -> optax.Schedule:
         return jnp.minimum(at(rate, count, bound), bound)
 
     return schedule
+
+
+@schedule_maker
+def scaled(schedule: Finite, factor: Finite) -> optax.Schedule:
+    """A schedule times a factor: `schedule(count) · factor`.
+
+    Args:
+      schedule: number, 0-d array or schedule.
+      factor: number, 0-d array or schedule, such as 0.1 for the embeddings' share of the learning rate.
+
+    >>> import adam_tx
+    >>> import optax
+    >>> schedule = adam_tx.schedules.scaled(optax.linear_schedule(0.0, 1.0, 4), 0.5)
+    >>> float(schedule(1))
+    0.125
+    """
+
+    def product(count: jax.typing.ArrayLike) -> numerics.Scalar:
+        given = {"schedule": hyperparams.at(schedule, count), "factor": hyperparams.at(factor, count)}
+        checked = (hyperparams.check(f"scaled: {name}", value, hyperparams.FINITE) for name, value in given.items())
+        return hyperparams.product(*checked)
+
+    return product
 
 
 @schedule_maker

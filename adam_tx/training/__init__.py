@@ -8,4 +8,6 @@ from adam_tx.training._guard import LossScale as LossScale
 from adam_tx.training._guard import guard as guard
 from adam_tx.training._metrics import metrics as metrics
 from adam_tx.training._monitor import monitor as monitor
+from adam_tx.training._multipliers import layer_decay as layer_decay
+from adam_tx.training._multipliers import times as times
 from adam_tx.training.plot import plot_metrics as plot_metrics

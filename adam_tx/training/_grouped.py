@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,29 +17,28 @@ from adam_tx._core.call import Call
 from adam_tx._core.facts import combined
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves
-from adam_tx._core.paths import PathPattern, Pattern, shape_of
+from adam_tx._core.paths import PathPattern, Pattern, meeting, shape_of
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
-from adam_tx._link import implementation_in
 from adam_tx.describe import summary, visit
+from adam_tx.training._settings import FREEZE, Optimizer, Setting, link_for
 
-FREEZE = "freeze"
-Setting = Mapping[str, object] | optax.GradientTransformation | tuple[str, optax.GradientTransformation] | str
-"""What becomes of a group: other arguments, an optimizer, one with a name, or "freeze"."""
+OVERLAPS = ("error", "first", "merge")
+MOST = 512  # groups that are made of patterns which overlap
 
 
 class Group(NamedTuple):
     """Some of the parameters.
 
     Attributes:
-      label: the pattern as text, or "default".
-      pattern: what claims leaves; None for those that are left.
+      label: its patterns as text, or "default".
+      claims: the numbers of the patterns that claim its leaves; none for those that are left.
       link: what updates them; None if they are frozen.
       key: under which the state has what it keeps.
     """
 
     label: str
-    pattern: Pattern | None
+    claims: tuple[int, ...]
     link: AbstractLink | None
     key: str
 
@@ -49,6 +48,8 @@ class Groups(AbstractLink):
 
     Attributes:
       groups: all of them, frozen ones too.
+      patterns: what claims leaves.
+      overlap: what becomes of leaves that several patterns claim: one of `OVERLAPS`.
     """
 
     name = "groups"
@@ -59,62 +60,106 @@ class Groups(AbstractLink):
         self,
         pairs: Sequence[tuple[PathPattern, Setting]],
         default: Setting | None,
-        optimizer: Callable[..., optax.GradientTransformation] | None,
-        settings: Mapping[str, object],
+        optimizer: Optimizer,
+        overlap: str,
         call: Call,
     ) -> None:
         self.call = call
-        if optimizer is None and settings:
-            raise TypeError(f"groups: {sorted(settings)} are arguments of no optimizer; give optimizer= too.")
-        given: list[tuple[Pattern | None, Setting]] = [] if default is None else [(None, default)]
-        given += [(Pattern(of), setting) for of, setting in pairs]
-        if not given:
-            raise ValueError("groups: no pattern and no default; give at least one of them.")
-        self.groups: list[Group] = []
-        members: dict[str, AbstractLink] = {}
+        if overlap not in OVERLAPS:
+            raise ValueError(f"groups: overlap must be one of {OVERLAPS}, got {overlap!r}.")
+        if optimizer.maker is None and optimizer.shared:
+            raise TypeError(f"groups: {sorted(optimizer.shared)} are arguments of no optimizer; give optimizer= too.")
+        self.overlap = overlap
+        self.patterns = [Pattern(of) for of, _ in pairs]
+        self.members = members = dict[str, AbstractLink]()
         keys: dict[Hashable, str] = {}
-        for pattern, setting in given:
-            label = pattern.text if pattern else "default"
-            name, link = _made(label, setting, optimizer, settings)
+        labels: dict[str, Group] = {}
+        for claims in [*([] if default is None else [()]), *self._claims()]:
+            text = " & ".join(self.patterns[k].text for k in claims) or "default"
+            found = link_for(text, [pairs[k][1] for k in claims] or [cast(Setting, default)], optimizer)
+            if found is None:
+                continue
+            name, link = found
             key = ""
             if link is not None:  # links of one signature have one state
                 key = keys.setdefault((name, link.state_signature()), unique(name, members))
                 members.setdefault(key, link)
-            self.groups.append(Group(label, pattern, link, key))
-        self.members = members
+            label = unique(text, labels)
+            labels[label] = Group(label, claims, link, key)
+        if not labels:
+            raise ValueError("groups: no pattern and no default; give at least one of them.")
+        self.groups = list(labels.values())
+        self._by_claims = {group.claims: k for k, group in enumerate(self.groups)}
         facts = [link.facts for link in self.running().values()]
         self.facts = dataclasses.replace(combined(facts), keeps=True)
+
+    def _claims(self) -> list[tuple[int, ...]]:
+        """The numbers of the patterns of each group that there could be."""
+        if self.overlap != "merge":
+            return [(k,) for k in range(len(self.patterns))]
+        found = meeting(self.patterns, MOST)
+        if len(found) >= MOST:
+            raise ValueError(
+                f"groups: overlap='merge' would make more than {MOST} groups of {len(self.patterns)} patterns, because "
+                "so many could match one leaf together. Take the others' leaves out of them, as in 'a/*|!a/b', or "
+                "choose overlap='first'."
+            )
+        return found
 
     def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
         """The groups with the numbers of their leaves, absent ones too; each leaf must have one, each group a leaf."""
         arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
-        patterns = [(k, group.pattern) for k, group in enumerate(self.groups) if group.pattern is not None]
-        rest = [k for k, group in enumerate(self.groups) if group.pattern is None]
-        for _, pattern in patterns:
+        for pattern in self.patterns:
             pattern.check("groups", arrays, of_updates=leaves.given("updates") is not None)
         owned: list[set[int]] = [set() for _ in self.groups]
+        claimed: list[list[int]] = []
         for i, (path, leaf) in enumerate(arrays):
-            claims = [k for k, pattern in patterns if pattern.matches(path, shape_of(leaf))]
-            if (len(claims) > 1 or not (claims or rest)) and i in leaves.present:
-                self._refuse_leaf(path, [self.groups[k].label for k in claims])
-            owned[(claims or rest or [0])[0]].add(i)
+            claims = [k for k, pattern in enumerate(self.patterns) if pattern.matches(path, shape_of(leaf))]
+            counted = tuple(claims[:1] if self.overlap == "first" else claims)
+            if counted not in self._by_claims and i in leaves.present:
+                self._refuse_leaf(path, claims)
+            owned[self._by_claims.get(counted, 0)].add(i)
+            claimed.append(claims)
+        if self.overlap == "first":
+            self._refuse_shadowed(claimed)
         return list(zip(self.groups, map(frozenset, owned), strict=True))
 
-    def _refuse_leaf(self, path: str, claims: Sequence[str]) -> None:
+    def _refuse_leaf(self, path: str, claims: Sequence[int]) -> None:
+        texts = [self.patterns[k].text for k in claims]
+        if self.overlap == "merge" and claims:
+            raise ValueError(
+                f"groups: leaf {path} is claimed by the patterns {texts}, of which one has an optimizer of its own; "
+                "overlap='merge' can only put arguments together. Take the leaf out of all but one, as in "
+                f"'{texts[0]}|!{path}', or choose overlap='first'."
+            )
         if claims:
             raise ValueError(
-                f"groups: leaf {path} is claimed by the patterns {claims}; it can have one setting only. Take it out "
-                f"of all but one, as in '{claims[0]}|!{path}'."
+                f"groups: leaf {path} is claimed by the patterns {texts}. Say what becomes of such leaves: "
+                "overlap='merge' puts all their settings together, overlap='first' takes those of the pattern that "
+                f"comes first. Or take the leaf out of all but one, as in '{texts[0]}|!{path}'."
             )
         raise ValueError(
-            f"groups: leaf {path} is claimed by none of the patterns {[group.label for group in self.groups]}. Add one "
-            "for it, or say what becomes of all others: default={} for the optimizer as it is."
+            f"groups: leaf {path} is claimed by none of the patterns {[pattern.text for pattern in self.patterns]}. "
+            "Add one for it, or say what becomes of all others: default={} for the optimizer as it is."
         )
 
+    def _refuse_shadowed(self, claimed: Sequence[Sequence[int]]) -> None:
+        """A pattern that has no leaf because others have all that it matches."""
+        for k, pattern in enumerate(self.patterns):
+            of_it = [claims for claims in claimed if k in claims]
+            if of_it and not any(claims[0] == k for claims in of_it):
+                before = [self.patterns[j].text for j in sorted({claims[0] for claims in of_it})]
+                raise ValueError(
+                    f"groups: the pattern {pattern.text!r} has no leaf, because all that it matches go to {before}, "
+                    "which come first. Put it in front of them, or take it away."
+                )
+
     def _own(self, leaves: Leaves) -> list[tuple[Group, AbstractLink, Leaves]]:
-        """Every group that has a link, with its leaves alone."""
+        """Every group that has a link and leaves, or the first to have its state, with its leaves alone."""
         return [
-            (group, group.link, leaves.only(own)) for group, own in self.leaves_of(leaves) if group.link is not None
+            (group, group.link, leaves.only(own))
+            for group, own in self.leaves_of(leaves)
+            if group.link is not None and (own or self.members[group.key] is group.link)
         ]
 
     def _merged(self, leaves: Leaves, stepped: Sequence[tuple[str, Leaves, State]]) -> dict[str, State]:
@@ -305,43 +350,6 @@ def _obstacles(link: AbstractLink, way: Hashable = None, *, tiled: bool) -> Iter
     yield from link.fusing_obstacles(way, tiled=tiled)
 
 
-def _made(
-    label: str,
-    setting: Any,
-    optimizer: Callable[..., optax.GradientTransformation] | None,
-    settings: Mapping[str, object],
-) -> tuple[str, AbstractLink | None]:
-    """The name and link that a setting stands for; no link if it freezes."""
-    if isinstance(setting, str):
-        if setting != FREEZE:
-            raise ValueError(f"groups: the setting of {label!r} must be 'freeze' where it is a str, got {setting!r}.")
-        return "", None
-    name = None
-    if isinstance(setting, tuple) and len(setting) == 2 and isinstance(setting[0], str):
-        name, setting = setting
-    if isinstance(setting, Mapping):
-        if optimizer is None:
-            raise TypeError(
-                f"groups: the setting of {label!r} is a dict of arguments, but there is no optimizer= they are for."
-            )
-        try:
-            setting = optimizer(**{**settings, **setting})
-        except (TypeError, ValueError) as error:
-            error.add_note(f"It was made for the group {label!r}.")
-            raise
-    if not isinstance(setting, optax.GradientTransformation):
-        raise TypeError(
-            f"groups: the setting of {label!r} must be a dict of arguments, a transformation or 'freeze', got "
-            f"{setting!r}."
-        )
-    link = implementation_in(setting)
-    maker = link.call.maker.__name__
-    name = name or (link.name if maker == "as_link" else maker)
-    if name == "count":
-        raise ValueError(f"groups: name that of {label!r} otherwise than 'count', which is the number of updates.")
-    return name, link
-
-
 @summary.rows_of.register(Groups)
 def _(tx: Groups, part: visit.Part, params: optax.Params) -> Iterator[summary.Row]:
     """A row for each group with its leaves, and one for what the links of each signature keep."""
@@ -350,6 +358,8 @@ def _(tx: Groups, part: visit.Part, params: optax.Params) -> Iterator[summary.Ro
     yield summary.Row(summary.label_of("groups", part.name), tx.formula, {}, own, depth - 1)
     leaves = Leaves.of_params(params)
     for group, numbers in tx.leaves_of(leaves):
+        if len(group.claims) > 1 and not numbers:
+            continue
         made = FREEZE if group.link is None else summary.made_by(group.link)
         hyperparams = {} if group.link is None else summary.hyperparams_of(group.link)
         paths = "; ".join(summary.alike([leaves.paths[i] for i in sorted(numbers)]))

@@ -14,7 +14,8 @@ from adam_tx._core.call import Call, Reconstructible
 from adam_tx._core.leaves import is_absent
 from adam_tx._core.paths import PathPattern, Pattern, shape_of, slashed
 from adam_tx._link import Link, link_of
-from adam_tx.training._grouped import Groups, Setting
+from adam_tx.training._grouped import Groups
+from adam_tx.training._settings import Optimizer, Setting
 
 PatternT = TypeVar("PatternT", bound=PathPattern)  # the keys of a dict are of one type: all str, all functions, or both
 
@@ -25,6 +26,7 @@ def groups(
     default: Setting | None = None,
     *,
     optimizer: Callable[..., optax.GradientTransformation] | None = None,
+    overlap: str = "error",
     **settings: object,
 ) -> Link:
     """Treat parameters by their paths: with other settings, another optimizer, or not at all.
@@ -44,7 +46,12 @@ def groups(
       default: the setting of what no pattern claims, `{}` for `optimizer` as it is; None
         if there must be nothing such.
       optimizer: what makes the optimizer of groups that are a dict, such as `adam_tx.adamw`.
-      **settings: its arguments.
+      overlap: what becomes of a leaf that several patterns claim. "error" refuses it. "first"
+        takes the setting of the pattern that comes first. "merge" freezes it if one of them
+        does, else it takes the arguments of all: of one that is there twice the last, and
+        that times all its multipliers. An optimizer of its own cannot be merged.
+      **settings: its arguments. In a group, `adam_tx.times(x)` multiplies the one that all share, or its
+        default.
 
     Returns:
       A `Link` whose state is a dict: the count, and under the name of an optimizer what it
@@ -55,9 +62,10 @@ def groups(
 
     Raises:
       ValueError: an unknown setting; at `init` and `update`, a leaf that no pattern or two
-        claim, and a pattern that claims none. An alternative in it that matches none is
-        warned of.
-      TypeError: a setting that is none of these; an argument that `optimizer` does not have.
+        claim, and a pattern that claims none, or, under "first", of whose leaves others have all.
+        An alternative in it that matches none is warned of.
+      TypeError: a setting that is none of these; an argument that `optimizer` does not have,
+        or multiplies without a value to multiply.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -74,8 +82,8 @@ def groups(
     {'bias': Array([-0.], dtype=float32), 'kernel': Array([-0.05], dtype=float32)}
     """
     pairs = _pairs(patterns)
-    call = Call(groups, (pairs, default), {"optimizer": optimizer, **settings})
-    return link_of(Groups(pairs, default, optimizer, settings, call))
+    call = Call(groups, (pairs, default), {"optimizer": optimizer, "overlap": overlap, **settings})
+    return link_of(Groups(pairs, default, Optimizer(optimizer, settings), overlap, call))
 
 
 class matching(Reconstructible):  # noqa: N801
