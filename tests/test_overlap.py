@@ -13,6 +13,7 @@ import pytest
 import adam_tx
 from adam_tx import times
 from adam_tx._core.paths import Pattern, meeting, numbered
+from adam_tx.executors.cpu import engine
 
 BIAS, BACKBONE = "*/bias|*/scale", "backbone/*"
 RECIPE = {"optimizer": adam_tx.adamw, "learning_rate": 0.25, "weight_decay": 0.5}
@@ -188,3 +189,20 @@ def test_numbers_of_layers_are_found_in_paths_in_their_order():
     assert numbered("s/{n}/b/{n}/*", paths) == ["s/0/b/0/*"]
     assert numbered("head/*", paths) == ["head/*"]
     assert numbered("t/{n}/*", paths) == []
+
+
+@pytest.mark.skipif(engine.obstacle() is not None, reason="one pass on a CPU needs llvmlite")
+@pytest.mark.usefixtures("as_written", "standard_promotion")
+def test_one_pass_has_the_bits_of_updates_under_merged_multipliers_and_under_patterns_of_one_name():
+    schedule = optax.linear_schedule(0.25, 0.0, 5)
+    patterns = {"*": {"learning_rate": times(0.5)}, BIAS: {"weight_decay": 0.0}}
+    alike = {(lambda path, shape: len(shape) == 2): adam_tx.sgd(0.25), (lambda path, shape: len(shape) == 1): "freeze"}
+    weights = params()
+    for tx in (
+        adam_tx.groups(patterns, overlap="merge", **RECIPE | {"learning_rate": schedule}),
+        adam_tx.groups({"head/bias": adam_tx.sgd(0.5)} | alike, overlap="first"),
+    ):
+        state = tx.init(weights)
+        theirs, _ = jax.jit(lambda g, s, w, tx=tx: tx.update(g, s, w))(weights, state, weights)
+        ours, _ = adam_tx.step(tx, "cpu")(weights, state, weights)
+        jax.tree.map(np.testing.assert_array_equal, ours, optax.apply_updates(weights, theirs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -263,15 +263,18 @@ class Groups(AbstractLink):
 
     def numbers_at(
         self, count: jax.Array, state: State, found: Any = None
-    ) -> tuple[dict[str, object], dict[str, object]]:
-        """Those of each group by its label; after the update by the key of its state."""
+    ) -> tuple[Callable[[str], object], dict[str, object]]:
+        """Those of a group by its label, where they are asked for; after the update by the key of each state."""
         del found
         kept = self._checked(state)
-        found = [(group, link.numbers_at(count, kept.get(group.key))) for group, link in self._fusing()]
-        return (
-            {group.label: numbers for group, (numbers, _) in found},
-            {group.key: new for group, (_, new) in found},
-        )
+        running = self.running()
+        keys = {group.label: group.key for group in self.groups}
+        steps = {group.key: link for group, link in reversed(self._fusing())}
+
+        def of_group(label: str) -> object:
+            return running[label].numbers_at(count, kept.get(keys[label]))[0]
+
+        return of_group, {key: link.numbers_at(count, kept.get(key))[1] for key, link in steps.items()}
 
     def numbers_of(self, state: State) -> dict[str, object]:
         """Those of each group by the key of its state."""
@@ -284,7 +287,7 @@ class Groups(AbstractLink):
         group = next(group for group in self.groups if group.label == label)
         known = leaf._replace(way=way, place=(*leaf.place, label))
         slots: Any = kept
-        emitted, new = self.running()[label].leaf_step(numbers[label], known, slots[group.key])
+        emitted, new = self.running()[label].leaf_step(numbers(label), known, slots[group.key])
         return emitted, {**kept, group.key: new}
 
     def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
