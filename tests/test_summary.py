@@ -255,3 +255,76 @@ def test_no_parameters_have_a_summary_too():
 def test_what_is_no_transformation_has_no_summary():
     with pytest.raises(TypeError, match=r"tx must be a transformation.*got dict"):
         adam_tx.summary(adam_tx.adam(1e-3).init(PARAMS), PARAMS)
+
+
+LAYERS = {f"blocks_{n}": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)} for n in range(2)} | {"head": jnp.zeros(2)}
+
+
+def by_leaf(tx, params):
+    """The rows of the leaves: path, shape, group, settings and bytes; and the footer."""
+    head, _, *lines = adam_tx.summary(tx, params, by="leaf").splitlines()
+    starts = [head.index(name) for name in ("leaf", "shape", "group", "settings")]
+    cut = [slice(a, b) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+    cells = [[" ".join(line[of].split()) for of in cut] for line in lines if not line.startswith("-")]
+    return cells[:-2], cells[-2:]
+
+
+def test_by_leaf_it_says_which_leaf_gets_what():
+    tx = adam_tx.groups(
+        {"blocks_0/*": {"learning_rate": adam_tx.times(0.5)}, "*/bias": {"weight_decay": 0.0}, "head": "freeze"},
+        {},
+        optimizer=adam_tx.adamw,
+        overlap="merge",
+        learning_rate=optax.linear_schedule(0.1, 0.0, 5),
+        weight_decay=0.5,
+    )
+    leaves, footer = by_leaf(optax.chain(optax.clip_by_global_norm(1.0), adam_tx.guard(tx)), LAYERS)
+    whole = "learning_rate=linear_schedule, "
+    half = "learning_rate=scaled(linear_schedule, 0.5), "
+    assert leaves == [
+        ["blocks_0/bias", "float32[2]", "blocks_0/* & */bias: adamw", f"{half}weight_decay=0 16"],
+        ["blocks_0/kernel", "float32[2,2]", "blocks_0/*: adamw", f"{half}weight_decay=0.5 32"],
+        ["blocks_1/bias", "float32[2]", "*/bias: adamw", f"{whole}weight_decay=0 16"],
+        ["blocks_1/kernel", "float32[2,2]", "default: adamw", f"{whole}weight_decay=0.5 32"],
+        ["head", "float32[2]", "head: freeze", "0"],
+    ]
+    kept = bytes_of(jax.eval_shape(adam_tx.guard(tx).init, LAYERS))
+    assert [row[-1] for row in footer] == [f"{kept - 96}", f"{kept}"]
+
+
+def test_by_leaf_those_that_are_alike_have_one_row_and_in_a_large_tree_all_of_a_group():
+    leaves, _ = by_leaf(adam_tx.adam(1e-3), LAYERS)
+    assert [row[:2] for row in leaves] == [
+        ["2×blocks_#/bias", "float32[2]"],
+        ["2×blocks_#/kernel", "float32[2,2]"],
+        ["head", "float32[2]"],
+    ]
+    many = {chr(ord("a") + k) * n: jnp.zeros(k + 1) for k in range(26) for n in (1, 2, 3)}
+    tx = adam_tx.groups({"a*": adam_tx.sgd(0.1)}, adam_tx.adam(1e-3))
+    leaves, footer = by_leaf(tx, many)
+    assert [(row[0], row[2], row[3].split()[-1]) for row in leaves] == [
+        ("a and 2 more", "a*: sgd", "0"),
+        ("b and 74 more", "default: adam", f"{8 * 3 * sum(range(2, 27))}"),
+    ]
+    assert footer[1][1] == f"of {3 * sum(range(27))} numbers"
+
+
+def test_by_leaf_groups_in_groups_and_those_of_optax_are_told():
+    inner = adam_tx.groups({"*/bias": {"weight_decay": 0.0}}, {}, optimizer=adam_tx.adamw, learning_rate=1e-3)
+    leaves, _ = by_leaf(adam_tx.groups({"blocks_*": inner}, "freeze"), LAYERS)
+    assert [row[2] for row in leaves] == [
+        "blocks_*: groups / */bias: adamw",
+        "blocks_*: groups / default: adamw",
+        "default: freeze",
+    ]
+    labels = {"blocks_0": "a", "blocks_1": "b", "head": "b"}
+    leaves, _ = by_leaf(optax.partition({"a": adam_tx.sgd(1.0), "b": adam_tx.adam(1.0)}, labels), LAYERS)
+    assert [(row[0], row[2]) for row in leaves] == [
+        ("blocks_0/bias", "a"),
+        ("blocks_0/kernel", "a"),
+        ("blocks_1/bias", "b"),
+        ("blocks_1/kernel", "b"),
+        ("head", "b"),
+    ]
+    with pytest.raises(ValueError, match="by must be 'link' or 'leaf', got 'leaves'"):
+        adam_tx.summary(adam_tx.sgd(1.0), LAYERS, by="leaves")

@@ -6,28 +6,24 @@ import functools
 import inspect
 import itertools
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call, is_optax, maker_name
 from adam_tx._core.provenance import GRADIENT, Provenance
-from adam_tx._core.storage import Storage
 from adam_tx.describe import closures, source, visit
+from adam_tx.describe.by_leaf import by_leaf
+from adam_tx.describe.table import aligned, arrays_in, bytes_of, shapes, short
 
 _HEADER = ("link", "formula", "hyperparameters", "state", "bytes")
-_WIDEST = 28  # of a hyperparameter that is written out
 
 
-def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
-    """Describe an optimizer as a table with a row for each link, in the order they act.
+def summary(tx: optax.GradientTransformation, params: optax.Params, *, by: str = "link") -> str:
+    """Describe an optimizer as a table with a row for each link, in the order they act, or for each leaf.
 
     Nothing is computed: of the parameters only shapes and dtypes are used. The rows
     follow from what the links declare, and add up to the bytes of the state. The
@@ -38,14 +34,19 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     Args:
       tx: a link, a chain, or an Optax transformation, also around links.
       params: the tree of parameters: arrays or `jax.ShapeDtypeStruct`.
+      by: "link", or "leaf" to see which leaf gets what.
 
     Returns:
       The table: link, formula (u the incoming updates, g the gradient),
       hyperparameters, state with dtypes and shapes, bytes. At the end the total and,
-      beside it, the bytes of the parameters and of their gradients.
+      beside it, the bytes of the parameters and of their gradients. By leaf: path, shape,
+      the group that it is in (see `groups`) and what that gives it, bytes of what is kept of it.
+      Leaves that are alike but for numbers in their paths have one row, and in a large tree all of a
+      group. What is kept of the whole tree, or by transformations from elsewhere, is in the row "of no leaf alone".
 
     Raises:
       TypeError: what is no transformation.
+      ValueError: by is neither.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -68,14 +69,18 @@ def summary(tx: optax.GradientTransformation, params: optax.Params) -> str:
     def begun(params: optax.Params) -> tuple[optax.OptState, optax.Params]:
         return tx.init(params), params
 
+    if by not in ("link", "leaf"):
+        raise ValueError(f"summary: by must be 'link' or 'leaf', got {by!r}.")
     state, params = jax.eval_shape(begun, params)
+    if by == "leaf":
+        return by_leaf(tx, state, params)
     rows = _rows(tx, state, params)
-    count = sum(math.prod(leaf.shape) for leaf in _leaves(params))
-    each = f"{_bytes(state) / count:.4g} bytes per parameter" if count else "no parameters"
+    count = sum(math.prod(leaf.shape) for leaf in arrays_in(params))
+    each = f"{bytes_of(state) / count:.4g} bytes per parameter" if count else "no parameters"
     footer = [
-        [["state"], [each], [], [], [f"{_bytes(state)}"]],
-        [["parameters"], [], [], [f"{count} numbers"], [f"{_bytes(params)}"]],
-        [["gradients"], ["as the parameters"], [], [], [f"{_bytes(params)}"]],
+        [["state"], [each], [], [], [f"{bytes_of(state)}"]],
+        [["parameters"], [], [], [f"{count} numbers"], [f"{bytes_of(params)}"]],
+        [["gradients"], ["as the parameters"], [], [], [f"{bytes_of(params)}"]],
     ]
     return _table([row.cells() for row in rows], footer)
 
@@ -99,13 +104,13 @@ class Row(NamedTuple):
 
     def cells(self) -> Cells:
         """The lines of each column."""
-        kept = {name: value for name, value in self.state.items() if _leaves(value)}
+        kept = {name: value for name, value in self.state.items() if arrays_in(value)}
         return [
             ["  " * self.depth + self.label],
             self.formula.split("; "),
-            [f"{name}={_short(value)}" for name, value in self.hyperparams.items()],
-            [f"{name} {_shapes(value)}".strip() for name, value in kept.items()],
-            [f"{_bytes(value)}" for value in kept.values()],
+            [f"{name}={short(value)}" for name, value in self.hyperparams.items()],
+            [f"{name} {shapes(value)}".strip() for name, value in kept.items()],
+            [f"{bytes_of(value)}" for value in kept.values()],
         ]
 
 
@@ -156,12 +161,6 @@ def named_parts(link: AbstractLink, state: Any, name: str = "") -> Iterator[tupl
             yield from named_parts(link.members[key], kept, f"{name}.{key}")
 
 
-def alike(paths: Sequence[str]) -> Iterator[str]:
-    """Paths, those that differ by numbers alone as one."""
-    for path, count in Counter(re.sub(r"\d+", "#", path) for path in paths).items():
-        yield f"{count}×{path}" if count > 1 else next(p for p in paths if re.sub(r"\d+", "#", p) == path)
-
-
 def made_by(link: AbstractLink) -> str:
     """What made a link, or the transformation from elsewhere that it stands for."""
     tx = visit.uncovered(link)
@@ -210,48 +209,6 @@ def _is_default(value: Any, signature: inspect.Signature, name: str) -> bool:
     return name in signature.parameters and source.is_default(value, signature.parameters[name])
 
 
-def _short(value: object) -> str:
-    """A hyperparameter in few letters: a function by its name, a schedule by its maker's."""
-    if isinstance(value, Tracer):
-        return f"<{value.dtype}>"
-    if isinstance(value, jax.Array | np.ndarray | np.generic):
-        return f"{value}" if np.ndim(value) == 0 else f"{value.dtype}{list(value.shape)}"
-    if type(value) is float:
-        return f"{value:.7g}"
-    if type(value) is tuple:
-        return f"({', '.join(map(_short, cast(tuple[object, ...], value)))})"
-    if (dtype := source.scalar_type_name(value)) is not None:
-        return dtype
-    if isinstance(value, Storage):
-        return source.render_call(value.call).split(".")[-1]
-    if callable(value):
-        call = closures.call_of(value)
-        named = closures.address(value if call is None else call.maker)
-        return named[1] if named else source.placeholder(value)
-    text = source.render(value)
-    if len(text) <= _WIDEST:
-        return text
-    if isinstance(value, Mapping):  # such as another framework's description, whose numbers stand in the rows below
-        return f"{{{len(cast(Mapping[object, object], value))} keys}}"
-    return f"{text[: _WIDEST - 1]}…"
-
-
-def _shapes(tree: object, most: int = 3) -> str:
-    """The leaves of a tree by dtype and shape, `float32[10,2] 3×float32[2]`."""
-    counts = Counter(f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for leaf in _leaves(tree))
-    shapes = [f"{n}×{shape}" if n > 1 else shape for shape, n in counts.items()]
-    more = [f"(+{len(shapes) - most} more)"] if len(shapes) > most else []
-    return " ".join(shapes[:most] + more)
-
-
-def _bytes(tree: object) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in _leaves(tree))
-
-
-def _leaves(tree: object) -> list[jax.ShapeDtypeStruct]:
-    return jax.tree.leaves(tree)
-
-
 Cells = list[list[str]]
 """The lines of each column of a row."""
 
@@ -261,11 +218,3 @@ def _table(body: Sequence[Cells], footer: Sequence[Cells]) -> str:
     head, *lines = aligned([_HEADER, *blocks[0], *blocks[1]], texts=len(_HEADER) - 1)
     rule = "-" * max(map(len, lines))  # the number at the right end of a line of the footer
     return "\n".join([head, rule, *lines[: len(blocks[0])], rule, *lines[len(blocks[0]) :]])
-
-
-def aligned(rows: Sequence[Sequence[str]], texts: int) -> list[str]:
-    """The lines of a table: so many columns of texts, which begin below each other, then numbers, which end so."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
-    lines = ([pad(text, width) for pad, text, width in zip(sides, row, widths, strict=True)] for row in rows)
-    return ["  ".join(line).rstrip() for line in lines]

@@ -16,7 +16,7 @@ from adam_tx._core.boxes import leaves_with_paths
 from adam_tx._core.leaves import WATCH, Leaves, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import closures
-from adam_tx.describe.summary import alike
+from adam_tx.describe.table import alike
 from adam_tx.executors import around, plan, tile
 from adam_tx.executors.cpu.executor import CPU
 from adam_tx.executors.pallas.executor import Pallas

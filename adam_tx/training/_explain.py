@@ -19,7 +19,7 @@ from adam_tx._core.leaves import WATCH, Column, Leaves, Tree, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import visit
 from adam_tx.describe.arrays import arrays_of
-from adam_tx.describe.summary import aligned
+from adam_tx.describe.table import aligned
 
 Tx = optax.GradientTransformation
 _IN_JIT = "explain: inside jit there are no numbers to look at; call it outside."

@@ -20,7 +20,7 @@ from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.paths import PathPattern, Pattern, meeting, shape_of
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
-from adam_tx.describe import summary, visit
+from adam_tx.describe import by_leaf, summary, table, visit
 from adam_tx.training._settings import FREEZE, Optimizer, Setting, link_for
 
 OVERLAPS = ("error", "first", "merge")
@@ -365,8 +365,20 @@ def _(tx: Groups, part: visit.Part, params: optax.Params) -> Iterator[summary.Ro
             continue
         made = FREEZE if group.link is None else summary.made_by(group.link)
         hyperparams = {} if group.link is None else summary.hyperparams_of(group.link)
-        paths = "; ".join(summary.alike([leaves.paths[i] for i in sorted(numbers)]))
+        paths = "; ".join(table.alike([leaves.paths[i] for i in sorted(numbers)]))
         yield summary.Row(f"{group.label}: {made}", paths, hyperparams, {}, depth)
     for name, state in kept.items():
         own = dict(summary.named_parts(tx.members[name], state))
         yield summary.Row(f"state of {name}", "", {}, own, depth)
+
+
+@by_leaf.assigned.register(Groups)
+def _(tx: Groups, part: visit.Part) -> Iterator[by_leaf.Assigned]:
+    """Its groups, frozen ones too; what is itself made of groups says the settings of its own."""
+    assert part.tree is not None
+    for group, numbers in tx.leaves_of(part.tree if part.leaves is None else part.tree.only(part.leaves)):
+        if group.link is None:
+            yield by_leaf.Assigned(f"{group.label}: {FREEZE}", {}, numbers)
+        else:
+            settings = {} if group.link.divides else summary.hyperparams_of(group.link)
+            yield by_leaf.Assigned(f"{group.label}: {summary.made_by(group.link)}", settings, numbers)
