@@ -32,7 +32,12 @@ from adam_tx.links.gradient_difference import add_gradient_change, gradient_diff
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
 from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.lion_momentum import scale_by_lion_momentum
-from adam_tx.links.master_weights import float32_weights, master_weights, split_float32_weights, stochastic_round
+from adam_tx.links.master_weights import (
+    float32_weights,
+    master_weights,
+    split_float32_weights,
+    stochastic_round,
+)
 from adam_tx.links.max_norm import scale_by_max_norm
 from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
@@ -55,6 +60,7 @@ from adam_tx.state import export_state, import_state, migrate, second_moment, st
 from adam_tx.training import (
     Explanation,
     LossScale,
+    Window,
     explain,
     groups,
     guard,
@@ -84,6 +90,7 @@ __all__ = [
     "Rule",
     "Slot",
     "Turn",
+    "Window",
     "Wrapper",
     "add_cautiously_decayed_weights",
     "add_decay_to_start",

@@ -50,7 +50,7 @@ def test_an_earlier_pickle_is_what_the_same_code_makes_today(name):
     assert adam_tx.get_config(earlier) == adam_tx.get_config(today)
 
 
-ADDED = {"guard": {"watch": "step"}, "groups": {"overlap": "error"}}
+ADDED = {"guard": {"watch": "step", "window": None}, "groups": {"overlap": "error"}}
 """By function the arguments that it takes since then, each with what it was before."""
 
 

@@ -76,6 +76,7 @@ class AbstractLink(AbstractLeafStep):
       emits_last: whether it emits what its last member does, as it is.
       gives_gradient: whether what comes in is the gradient to its members, whatever it is to others.
       keeps_basis: whether what it keeps itself is a basis, and what that is made of.
+      of_all: the parts of its state that are of all parameters together, even where one has their shape.
     """
 
     name: str = ""
@@ -90,6 +91,7 @@ class AbstractLink(AbstractLeafStep):
     emits_last: bool = False
     gives_gradient: bool = False
     keeps_basis: bool = False
+    of_all: tuple[str, ...] = ()
 
     def init_leaves(self, leaves: Leaves) -> State:
         """The state for the parameters, without a count."""

@@ -24,6 +24,12 @@ def total(numbers: jax.Array) -> jax.Array:
     return numbers
 
 
+def mean(number: jax.Array) -> jax.Array:
+    """The mean of what each device has for itself; a number that all have in common is that."""
+    axes = _axes(number)
+    return lax.pmean(number, axes) if axes else number
+
+
 def largest(numbers: jax.Array) -> jax.Array:
     """The largest on any device."""
     axes = _axes(numbers)

@@ -144,6 +144,8 @@ class Reader(NumberedState):
             if name == "count" and isinstance(tree, Numbered):
                 # a link whose members count by themselves may hold steps back from them
                 yield SharedEntry(STEPS if link.facts.holds_back else COUNT, leaves, tree.number)
+            elif name in link.of_all and isinstance(tree, Numbered):
+                yield SharedEntry(Role.parse(link.role_of(name)), leaves, tree.number, of="figure")
             else:
                 found = self.unknown(Role.parse(link.role_of(name)), tree, leaves)
                 for entry in found:

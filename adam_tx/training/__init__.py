@@ -11,3 +11,4 @@ from adam_tx.training._monitor import monitor as monitor
 from adam_tx.training._multipliers import layer_decay as layer_decay
 from adam_tx.training._multipliers import times as times
 from adam_tx.training.plot import plot_metrics as plot_metrics
+from adam_tx.training.window import Window as Window

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import optax
@@ -11,6 +12,8 @@ from adam_tx._core import hyperparams
 from adam_tx._core.call import Reconstructible
 from adam_tx._link import optimizer
 from adam_tx.training._guarded import Guard
+from adam_tx.training.limits import DECAY, limits_of
+from adam_tx.training.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,9 @@ class LossScale(Reconstructible):
 def guard(
     inner: optax.GradientTransformation,
     *,
-    deviations: float | None = None,
-    decay: float = 0.99,
+    deviations: float | Mapping[Literal["norm", "loss"], float] | None = None,
+    decay: float = DECAY,
+    window: Window | None = None,
     loss_scale: LossScale | None = None,
     watch: Literal["step", "gradient"] = "step",
 ) -> Guard:
@@ -79,6 +83,21 @@ def guard(
     large. The first 1 / (1 - decay) steps are held to no limit. To begin anew by hand, set
     `taken` in the state to zero: `optax.tree.set(state, taken=jnp.zeros((), jnp.int32))`.
 
+    The loss is held to a limit in the same way with ``deviations={"loss": 6.0}``, beside the
+    norm with ``{"loss": 6.0, "norm": 6.0}``. Hand it on as `value`::
+
+        updates, state = tx.update(grads, state, params, value=loss)
+
+    A loss that is not finite makes a bad step, too. `value` is the loss itself, also where
+    the gradients are of one that is multiplied by `state.scale`. Inside `jax.shard_map` it
+    may be each device's own, of which the mean is taken, or be the same on all. Around
+    `optax.MultiSteps` each part of a batch is judged by its own loss; inside of it the whole
+    batch is, by the `value` that came with its last part. A loss may be below zero: its
+    spread is at least a millionth of its mean, as it is rounded, and no more.
+
+    With a `window` mean and spread are those of the last norms and losses, as in OLMo-core,
+    MaxText and Levanter: see `adam_tx.Window`, also for how such a limit follows a rise.
+
     To know whether a whole step is finite, it is formed twice. With `watch="gradient"` the
     gradient alone decides, and the step is formed once. Then a step is skipped if the norm
     of the gradient is not finite: a number in it is not, or it is longer than 1.8e19. That
@@ -103,8 +122,11 @@ def guard(
     Args:
       inner: a link, a chain, or any transformation. Put all that counts or averages inside,
         `optax.MultiSteps(…).gradient_transformation()` too: outside it would keep a NaN.
-      deviations: how many spreads above its mean the norm may be; None for any number.
+      deviations: how many spreads above its mean the norm may be; None for any number; by
+        name for the "loss", the "norm" or both.
       decay: of mean and spread, in [0, 1).
+      window: an `adam_tx.Window` for mean and spread of the last numbers, in place of averages
+        that decay.
       loss_scale: for a loss that is multiplied by `state.scale`, which the gradients are
         divided by here; None for a loss as it is.
       watch: "step" skips every step that is not finite. "gradient" costs less on a GPU, and
@@ -113,15 +135,18 @@ def guard(
     Returns:
       A `Link` with state `(count, skipped, skipped_in_a_row, norm, inner)`, and `taken`,
       `mean` and `variance` with deviations, `scale` and `good_in_a_row` with a loss scale,
-      `held` where the gradient is watched. Its count is of all steps, that of `inner` of
+      `held` where the gradient is watched. Of a loss it keeps `loss`, `loss_taken`,
+      `loss_mean` and `loss_variance`; with a window `spread` and `window` in the place of
+      `variance`. Its count is of all steps, that of `inner` of
       those taken; `taken` is of the norms in mean. norm is at most 1.8e19, the root of
       float32's largest; below 1e-18 it may be zero.
       All is computed where the gradients are, over all devices, also inside `jax.shard_map`,
       and the host waits for nothing.
 
     Raises:
-      TypeError: what is no transformation.
-      ValueError: a number out of range, another `watch`.
+      TypeError: what is no transformation; by `update`, a `value` that did not come, or is
+        not one float.
+      ValueError: a number out of range, another `watch`, other names in `deviations`.
 
     >>> import adam_tx
     >>> import jax.numpy as jnp
@@ -130,7 +155,18 @@ def guard(
     >>> updates, state = tx.update(jnp.array([1.0, jnp.nan]), tx.init(params), params)
     >>> updates, int(state.skipped), int(state.inner["count"])
     (Array([-0., -0.], dtype=float32), 1, 0)
+
+    A loss that jumps:
+
+    >>> tx = guard(adam_tx.adam(1e-3), deviations={"loss": 3.0}, window=Window(16))
+    >>> state = tx.init(params)
+    >>> for loss in [1.0, 1.1, 0.9, 1.0] * 3 + [9.0]:
+    ...     updates, state = tx.update(jnp.ones(2), state, params, value=loss)
+    >>> updates, int(state.skipped), round(float(state.loss_mean), 2)
+    (Array([-0., -0.], dtype=float32), 1, 1.62)
     """
     if loss_scale is not None and not isinstance(loss_scale, LossScale):
         raise TypeError(f"guard: loss_scale must be an adam_tx.LossScale or None, got {loss_scale!r}.")
-    return Guard(inner, deviations, decay, loss_scale, watch)
+    if window is not None and not isinstance(window, Window):
+        raise TypeError(f"guard: window must be an adam_tx.Window or None, got {window!r}.")
+    return Guard(inner, limits_of(deviations, decay, window), loss_scale, watch)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adam_tx._core import hyperparams, manual, numerics, sharding, states
+from adam_tx._core import manual, numerics, sharding, states
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf, StoredSlot
 from adam_tx._core.ahead import known
 from adam_tx._core.leaf_step import Leaf
@@ -22,11 +22,12 @@ from adam_tx._core.storage import Stored
 from adam_tx._core.term import Term
 from adam_tx._wrapper import Wrapper
 from adam_tx.describe.arrays import arrays_of
+from adam_tx.training import limits
 from adam_tx.training.held import Slot, Step, counted_on, hold_leaves, taken
+from adam_tx.training.limits import Limit
 
-_LEAST_SPREAD = 0.01  # of the mean: a norm that hardly changes would otherwise make any change far too large
 _LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))  # whose square does not overflow
-_MOST_SPREADS = 4.0  # as what a norm that is skipped counts: seven of a hundred may be such for ever
+_LARGEST_LOSS = _LARGEST_NORM / 2  # of which any two differ by no more than that
 
 
 class _Numbers(NamedTuple):
@@ -68,43 +69,47 @@ class Guard(Wrapper):
 
     counts_inner = True
     is_straight = True
-    told = ("norm",)
+    told = ("norm", "loss")
     formula = "inner(u) where all is finite, else nothing"
 
     def __init__(
         self,
         inner: optax.GradientTransformation,
-        deviations: float | None,
-        decay: float,
+        held_to: Mapping[str, Limit],
         loss_scale: Any,
         watch: str,
     ) -> None:
-        if deviations is not None:
-            hyperparams.check("guard: deviations", deviations, hyperparams.Range(0.0, float("inf")))
         if watch not in ("step", "gradient"):
             raise ValueError(f"guard: watch must be 'step' or 'gradient', got {watch!r}.")
         self._holds = watch == "gradient"
         facts: dict[str, Any] = {} if loss_scale is None else {"changes_gradient": True}
         facts |= {} if self._holds else {"looks_ahead": True}
-        keeps = _keeps(deviations is not None, loss_scale is not None, self._holds)
+        kind = next(map(type, held_to.values()), Limit)
+        keeps = _keeps(limits.names(kind, held_to), loss_scale is not None, self._holds)
         super().__init__(inner, name="guard", keeps=keeps, elementwise=False, **facts)
-        self._deviations = deviations
+        self.of_all = keeps
+        self._held_to = held_to
         self._loss_scale = loss_scale
-        self._step = 1.0 - hyperparams.check("guard: decay", decay, hyperparams.Range(0.0, 1.0))
 
     def init_own(self, leaves: Leaves) -> dict[str, jax.Array]:
         """No step skipped."""
         del leaves
-        start = {} if self._loss_scale is None else {"scale": self._loss_scale.initial}
+        scale = {} if self._loss_scale is None else {"scale": self._loss_scale.initial}
         # each its own array, so that the state can be donated
-        return {
-            name: jnp.array(start.get(name, 0), jnp.float32 if name in _FLOATS else jnp.int32, copy=True)
+        own = {
+            name: jnp.array(scale.get(name, 0), jnp.float32 if name in _FLOATS else jnp.int32, copy=True)
             for name in self.keeps
         }
+        return functools.reduce(dict.__or__, (limit.start() for limit in self._held_to.values()), own)
+
+    def role_of(self, field: str) -> str:
+        """What is known of earlier norms and losses has a name of the rule by which it is."""
+        of = next((limit for limit in self._held_to.values() if field in limit.start()), None)
+        return super().role_of(field if of is None else of.role_of(field))
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         """The members' step, kept or dropped as a whole."""
-        fields = self.fields(state)
+        fields = self._with_loss(self.fields(state), leaves.extra)
         columns, inside = self._entered(leaves, updates, fields)
         emitted, inner = self.run_inner(inside, inside.updates, fields.inner)
         left = {i: emitted[i] if self.facts.terminal else leaves.lowered(i, emitted[i]) for i in leaves.present}
@@ -129,11 +134,27 @@ class Guard(Wrapper):
         safe = [leaves.each(_finite_or_zero, column) for column in columns]
         return columns, leaves.replace(updates=safe[0], grad=None if leaves.grad is None else safe[-1])
 
+    def _with_loss(self, fields: Fields, extra: Mapping[str, object]) -> Any:
+        """What the state has, with the loss of this update in the place of the last."""
+        return states.replaced(fields, {"loss": limits.loss_of(extra)}) if "loss" in self._held_to else fields
+
     def _decided(self, fields: Fields, finite: jax.Array, norm: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Whether the step is taken, and what the guard then keeps itself."""
-        norm = jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)
-        ok = finite if self._deviations is None else finite & self._is_usual(fields, norm)
-        return ok, self._counted(fields, ok, norm) | self._scaled(fields, finite)
+        found = {"norm": jnp.where(finite, jnp.minimum(norm, _LARGEST_NORM), norm)}
+        ok = finite
+        if "loss" in self._held_to:
+            found["loss"] = jnp.clip(fields.loss, -_LARGEST_LOSS, _LARGEST_LOSS)
+            ok &= jnp.isfinite(fields.loss)
+        own = dict(found)
+        for name, limit in self._held_to.items():
+            ok &= limit.allows(fields, found[name])
+            own |= limit.counted(fields, found[name])
+        none = jnp.zeros_like(fields.skipped)
+        own |= {
+            "skipped": jnp.where(ok, fields.skipped, increment(fields.skipped)),
+            "skipped_in_a_row": jnp.where(ok, none, increment(fields.skipped_in_a_row)),
+        }
+        return ok, own | self._scaled(fields, finite)
 
     def _looked_at(
         self, leaves: Leaves, columns: Sequence[Column], left: Mapping[int, jax.Array], old: State, new: State
@@ -180,6 +201,8 @@ class Guard(Wrapper):
     def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
         """Those of the link inside, and a survey in it, which would have to be made first."""
         yield from self.inner.fusing_obstacles(way, tiled=tiled)
+        if "loss" in self._held_to:
+            yield f"{self.name} holds the loss to a limit, and a step in one pass is given none"
         if self.inner.surveys:
             yield f"{self.name} stands around {self.inner.name}, which looks at all leaves, too"
 
@@ -273,32 +296,6 @@ class Guard(Wrapper):
         """The parameter as the link inside knows it."""
         return self.inner.full_precision_of(param, kept)
 
-    def _is_usual(self, state: Fields, norm: jax.Array) -> jax.Array:
-        """Whether the norm is not far above what it was; at first any is."""
-        few = state.taken.astype(jnp.float32) * self._step < 1.0
-        mean, spread = usual(state)
-        return few | (norm <= mean + jnp.maximum((self._deviations or 0.0) * spread, _LEAST_SPREAD * mean))
-
-    def _counted(self, state: Fields, ok: jax.Array, norm: jax.Array) -> dict[str, jax.Array]:
-        """The numbers of steps skipped, the norm, and what norms are usual."""
-        none = jnp.zeros_like(state.skipped)
-        own = {
-            "skipped": jnp.where(ok, state.skipped, increment(state.skipped)),
-            "skipped_in_a_row": jnp.where(ok, none, increment(state.skipped_in_a_row)),
-            "norm": norm,
-        }
-        if self._deviations is None:
-            return own
-        mean, spread = usual(state)
-        seen = jnp.where(self._is_usual(state, norm), norm, jnp.minimum(norm, mean + _MOST_SPREADS * spread))
-        taken = increment(state.taken)
-        step = jnp.maximum(self._step, 1.0 / taken.astype(jnp.float32))  # the mean of all, while they are few
-        mean = numerics.ema(state.mean, seen, step)
-        variance = numerics.ema(state.variance, (seen - state.mean) * (seen - mean), step)
-        new = {"taken": taken, "mean": mean, "variance": variance}
-        counts = jnp.isfinite(norm) & (norm > 0)  # a step without a gradient says nothing of what is usual
-        return own | {name: jnp.where(counts, value, getattr(state, name)) for name, value in new.items()}
-
     def _scaled(self, state: Fields, finite: jax.Array) -> dict[str, jax.Array]:
         """The factor of the loss."""
         if (of := self._loss_scale) is None:
@@ -310,11 +307,6 @@ class Guard(Wrapper):
             "scale": jnp.where(finite, grown, jnp.maximum(state.scale * of.backoff, jnp.finfo(jnp.float32).tiny)),
             "good_in_a_row": jnp.where(finite & (good < of.every), good, jnp.zeros_like(good)),
         }
-
-
-def usual(state: Fields) -> tuple[jax.Array, jax.Array]:
-    """The mean of the norms, and their spread around it."""
-    return state.mean, jnp.maximum(jnp.sqrt(state.variance), _LEAST_SPREAD * state.mean)
 
 
 def _chosen(ok: Any, new: Any, old: Any) -> Any:
@@ -341,20 +333,25 @@ def _norm(leaves: Leaves, column: Column) -> jax.Array:
     return jnp.sqrt(jnp.sum(numerics.sorted_apart(squares))) if squares else jnp.zeros((), jnp.float32)
 
 
-_FLOATS = ("norm", "mean", "variance", "scale")
-"""Of what a guard keeps, all but its counts."""
+_FLOATS = ("norm", "loss", "scale")
+"""Of what a guard keeps beside its limits, all but its counts."""
 
 
-def _keeps(deviations: bool, loss_scale: bool, holds: bool) -> tuple[str, ...]:
+def _keeps(of_limits: Sequence[str], loss_scale: bool, holds: bool) -> tuple[str, ...]:
     """The names of what a guard keeps."""
-    of_deviations = ("taken", "mean", "variance") if deviations else ()
     of_scale = ("scale", "good_in_a_row") if loss_scale else ()
-    return ("skipped", "skipped_in_a_row", "norm", *of_deviations, *of_scale, *(["held"] if holds else []))
+    return ("skipped", "skipped_in_a_row", "norm", *of_limits, *of_scale, *(["held"] if holds else []))
 
 
+_OF_LIMITS = {
+    limits.names(kind, held)
+    for kind in (limits.OfAverage, limits.OfWindow)
+    for held in ("", "norm", "loss", "norm loss")
+}
 STATES = [
-    states.state_type("guard", (*counted, *_keeps(*settings), "inner"))
+    states.state_type("guard", (*counted, *_keeps(of_limits, *settings), "inner"))
     for counted in ((), ("count",))
-    for settings in itertools.product((False, True), repeat=3)
+    for of_limits in _OF_LIMITS
+    for settings in itertools.product((False, True), repeat=2)
 ]
 """The types of its states, by which `metrics` knows them; made here, so that exported programs find them."""

@@ -17,8 +17,8 @@ from jax.typing import ArrayLike
 from adam_tx._core.boxes import unboxed
 from adam_tx._core.states import State
 from adam_tx.training import _guarded, _monitor
-from adam_tx.training._guarded import usual
 from adam_tx.training.figures import FIGURES, UNKNOWN
+from adam_tx.training.limits import usual
 
 
 def metrics(state: optax.OptState) -> dict[str, float | jax.Array]:
@@ -31,9 +31,10 @@ def metrics(state: optax.OptState) -> dict[str, float | jax.Array]:
     Returns:
       Numbers by name: `step`, the number of updates; the figures of `monitor`; of a guard
       `skipped`, `skipped_in_a_row`, `guarded_norm` (of the gradients of the last step, taken
-      or not), `loss_scale`, `held` where it watches the gradient alone, and where deviations
-      are given `guarded_mean` and `guarded_spread`: the next step is skipped above mean +
-      deviations · spread. Then the values that Optax injects, by their names. A second
+      or not), `loss_scale`, `held` where it watches the gradient alone, and where it holds the
+      norm to a limit `guarded_mean` and `guarded_spread`: the next step is skipped above
+      mean + deviations · spread. Where it holds the loss to one, they are `guarded_loss`,
+      `guarded_loss_mean` and `guarded_loss_spread`. Then the values that Optax injects, by their names. A second
       monitor's have `monitor_2/` in front, and so on. What is not known is NaN. They are
       Python's numbers, which `json` can hold; inside jit float32 scalars, and arrays of a
       state that has a batch of them.
@@ -110,8 +111,13 @@ def _reported(kind: str, node: Any) -> dict[str, ArrayLike]:
     counted = {"skipped": node.skipped, "skipped_in_a_row": node.skipped_in_a_row}
     counted |= {"loss_scale": node.scale} if "scale" in node._fields else {}
     counted |= {"held": node.held} if "held" in node._fields else {}
-    usually = zip(("guarded_mean", "guarded_spread"), usual(node), strict=True) if "mean" in node._fields else ()
-    return counted | {"guarded_norm": node.norm, **dict(usually)}
+    of_norm = {"guarded_norm": node.norm}
+    if "mean" in node._fields:
+        of_norm["guarded_mean"], of_norm["guarded_spread"] = usual(node)
+    if "loss" not in node._fields:
+        return counted | of_norm
+    mean, spread = usual(node, "loss_")
+    return counted | of_norm | {"guarded_loss": node.loss, "guarded_loss_mean": mean, "guarded_loss_spread": spread}
 
 
 def _first_count(state: State) -> dict[str, jax.Array]:
