@@ -69,6 +69,7 @@ from adam_tx.training import (
     metrics,
     monitor,
     plot_metrics,
+    stacked,
     times,
 )
 
@@ -156,6 +157,7 @@ __all__ = [
     "schedules",
     "second_moment",
     "split_float32_weights",
+    "stacked",
     "state_sharding",
     "step",
     "stochastic_round",

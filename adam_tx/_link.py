@@ -182,7 +182,11 @@ def optimizer(function: Callable[P, optax.GradientTransformation | AbstractLink]
 
 @hyperparams.readable
 def as_link(
-    transformation: optax.GradientTransformation, *, name: str | None = None, formula: str | None = None
+    transformation: optax.GradientTransformation,
+    *,
+    name: str | None = None,
+    formula: str | None = None,
+    elementwise: bool = False,
 ) -> Link:
     """A transformation from anywhere as a link; a link as it is, but for what is said of it here.
 
@@ -195,12 +199,14 @@ def as_link(
       transformation: a pair of `init` and `update`; its `update` also receives `grad`.
       name: the key of its state in a chain; by default what made it, such as "scale_by_sign".
       formula: what it emits, in one line.
+      elementwise: say so of a transformation from elsewhere that steps each element by
+        itself, or all together: then `stacked` takes it. A link of adam_tx says it itself.
 
     Returns:
       A `Link` with the state of the transformation.
 
     Raises:
-      TypeError: what is no transformation.
+      TypeError: what is no transformation; a link of which `elementwise` is said.
 
     >>> import adam_tx
     >>> import optax
@@ -213,11 +219,16 @@ def as_link(
             "optax.MultiSteps is its .gradient_transformation()."
         )
     given = {key: value for key, value in {"name": name, "formula": formula}.items() if value is not None}
-    call = Call(as_link, (transformation,), given)
+    call = Call(as_link, (transformation,), {**given, "elementwise": True} if elementwise else given)
     implementation = implementation_of(transformation)
     if implementation is None:
         held = [implementation_in(inside) for inside in closures.held(transformation)]
-        return link_of(Foreign(transformation, name, formula, call, held))
+        return link_of(Foreign(transformation, name, formula, call, held, elementwise=elementwise))
+    if elementwise:
+        raise TypeError(
+            f"as_link: {implementation.name} is a link of adam_tx, which says itself whether it steps each element by "
+            "itself. Leave elementwise=True out."
+        )
     if not given:
         return transformation if isinstance(transformation, Link) else link_of(implementation)
     if formula is not None:

@@ -81,6 +81,7 @@ COMPOSITES = {
         "groups": lambda tx: adam_tx.groups({}, tx),
         "groups, two alike": lambda tx: adam_tx.groups({"0": tx}, default=tx),
     },
+    "Stacked": {"stacked": lambda tx: adam_tx.stacked(tx, "*")},
     "Wrapper": {"a user's wrapper": own},
     "Foreign": {
         "optax.chain": lambda tx: adam_tx.as_link(optax.chain(tx)),

@@ -19,6 +19,7 @@ WRAPPERS = {
     "guard, deviations": lambda tx: adam_tx.guard(tx, deviations=50.0),
     "monitor": adam_tx.monitor,
     "groups": lambda tx: adam_tx.groups({"enc/*": tx}, tx),
+    "stacked": lambda tx: adam_tx.stacked(tx, "enc/*"),
     "chain": lambda tx: adam_tx.chain(("inner", tx)),
     "parallel": lambda tx: adam_tx.parallel(tx),
     "with_gradient": lambda tx: adam_tx.chain(adam_tx.with_gradient(tx, lambda grad, _: grad)),

@@ -82,7 +82,7 @@ class AbstractLink(AbstractLeafStep):
     name: str = ""
     formula: str = ""
     call: Call
-    relabelled: Mapping[str, str] = {}
+    relabelled: Mapping[str, Any] = {}
     hyperparams: Mapping[str, object] = {}
     members: Mapping[str, AbstractLink] = {}
     storage: Mapping[str, Storage] = {}
@@ -102,6 +102,10 @@ class AbstractLink(AbstractLeafStep):
         raise NotImplementedError
 
     # What follows from the members, unless a class says otherwise.
+
+    def leaves_inside(self, leaves: Leaves) -> Leaves:
+        """The leaves as its members know them."""
+        return leaves
 
     def split_state(self, state: State) -> Part:
         """The state taken apart."""
@@ -123,7 +127,7 @@ class AbstractLink(AbstractLeafStep):
         """The state with every slot replaced by `move(slot, kind, tree)`, those of members included."""
         parts = self.split_state(state).members
         moved = {
-            name: member.map_slots(leaves.within(name), parts[name], move)
+            name: member.map_slots(self.leaves_inside(leaves).within(name), parts[name], move)
             for name, member in self.members.items()
             if member.facts.keeps
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -14,7 +15,8 @@ from adam_tx._core import numerics
 from adam_tx._core.abstract_link import LIFTED, AbstractLink, Part
 from adam_tx._core.call import Call, is_optax, maker_name
 from adam_tx._core.facts import Stranger, check_gradient, combined, held_back
-from adam_tx._core.leaves import Column, Leaves
+from adam_tx._core.leaves import LAYERS, Column, Leaves
+from adam_tx._core.optax_parts import looks_at
 from adam_tx._core.states import State
 
 _IN_TURN = ("chain", "named_chain")
@@ -38,6 +40,7 @@ class Foreign(AbstractLink):
       formula: what it emits, if somebody has said it.
       call: the code that makes it.
       held: the links in it, as far as they are known.
+      elementwise: whether somebody has said that it steps each element by itself.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Foreign(AbstractLink):
         formula: str | None,
         call: Call,
         held: Sequence[AbstractLink] = (),
+        *,
+        elementwise: bool = False,
     ) -> None:
         self.wrapped = transformation
         self._inner = optax.with_extra_args_support(transformation)
@@ -68,7 +73,7 @@ class Foreign(AbstractLink):
             changes_gradient=formula is None,  # nobody has said what it does
             passes_gradient=formula is None,
             strangers=(Stranger(self.name, self._may_average),),
-            elementwise=False,
+            elementwise=elementwise,
             holds_back=bool(held),
             looks_ahead=False,  # the links inside do it themselves
             branches=False,
@@ -82,17 +87,36 @@ class Foreign(AbstractLink):
         column = [numerics.cast(x, leaves.dtypes[i]) if i in leaves.present else x for i, x in enumerate(given)]
         token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
         try:
-            return self._inner.init(cast(optax.Params, leaves.tree(column)))
+            with _with_layers(leaves):
+                return self._inner.init(cast(optax.Params, leaves.tree(column)))
         finally:
             LIFTED.reset(token)
 
     def update_leaves(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
-        """Its own update, on trees in working precision."""
+        """Its own update, on trees in working precision; of a leaf that it measures, for each layer by itself."""
+        stacked = [i for i in leaves.layers if i in leaves.present and looks_at(self.wrapped) == "leaf"]
+        if not stacked:
+            return self._updated(leaves, updates, state)
+        rest = leaves.only(set(leaves.present).difference(stacked))
+        emitted, new = self._updated(
+            rest, [u if i in rest.present else rest.updates[i] for i, u in enumerate(updates)], state
+        )
+
+        def of_layer(given: Any, _: object) -> Any:
+            return self._inner.update(given[0], cast(optax.OptState, state), given[1])[0]
+
+        for i in stacked:
+            layers, param = leaves.layers[i], None if leaves.params is None else leaves.params[i]
+            emitted[i] = layers.placed(layers.each(of_layer)((updates[i], param), ()))
+        return emitted, new
+
+    def _updated(self, leaves: Leaves, updates: Column, state: State) -> tuple[Column, State]:
         given: Any = state if self.facts.keeps else optax.EmptyState()
         params = None if leaves.params is None else cast(optax.Params, leaves.tree(leaves.params))
         extra = leaves.extra if leaves.grad is None else {**leaves.extra, "grad": leaves.tree(leaves.grad)}
         try:
-            emitted, new = self._inner.update(cast(optax.Updates, leaves.tree(updates)), given, params, **extra)
+            with _with_layers(leaves):
+                emitted, new = self._inner.update(cast(optax.Updates, leaves.tree(updates)), given, params, **extra)
         except FloatingPointError as error:  # under jax_debug_nans
             raise FloatingPointError(f"{self.name}: {error}") from error
         return leaves.column(emitted, self.name), new
@@ -140,3 +164,16 @@ class Foreign(AbstractLink):
         """It counts itself, if at all."""
         del count
         return state
+
+
+@contextlib.contextmanager
+def _with_layers(leaves: Leaves) -> Generator[None]:
+    """Links inside know what is stacked, by the paths of leaves."""
+    if not leaves.layers:
+        yield
+        return
+    token = LAYERS.set({leaves.paths[i]: layers for i, layers in leaves.layers.items() if i in leaves.present})
+    try:
+        yield
+    finally:
+        LAYERS.reset(token)

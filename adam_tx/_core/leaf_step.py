@@ -9,23 +9,24 @@ element is stepped by itself, a kernel may call it for every tile of a leaf.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Hashable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from adam_tx._core import bias, blocks, numerics, sharding
-from adam_tx._core.ahead import Ahead, known
+from adam_tx._core.ahead import known
 from adam_tx._core.bias import DecayNow
 from adam_tx._core.hyperparams import Parameters, Value
-from adam_tx._core.leaves import Leaves, increment
-from adam_tx._core.rounding import Bits, Tile
+from adam_tx._core.layers import ONE, Layers
+from adam_tx._core.leaf import Leaf
+from adam_tx._core.leaves import increment
 from adam_tx._core.rule import INPUTS, Declaration, Reduction, Rule
 from adam_tx._core.states import Fields
-from adam_tx._core.storage import Noise, Storage, Stored
+from adam_tx._core.storage import Storage, Stored
 
 Row = Mapping[str, jax.Array | None]
 """What a rule reads of a leaf, by name."""
@@ -173,66 +174,6 @@ class _Probed(Now):
         return later.of(self.__dict__["_probe"])
 
 
-class Leaf(NamedTuple):
-    """A leaf, or a tile of one.
-
-    Attributes:
-      dtype: the working dtype.
-      updates: what comes in.
-      grad: the raw gradient; None if it is not there.
-      params: the parameters; None if they are not there.
-      updates_before: the number of earlier updates.
-      number: that of the leaf in its tree; an array in a program that serves several leaves.
-      path_of: from that number to the leaf's path, for errors.
-      tile: where a tile begins in the whole leaf, and the shape of that; None for the whole leaf.
-      param_dtype: the dtype in which the parameter came; None if it did not, or nothing asks for it.
-      spread: whether the arrays may lie differently on an explicit mesh.
-      place: the names of what the link stands in, and its own.
-      positions: what links are called whose name stands at several places, by place.
-      ahead: what is known ahead; None if nobody looks ahead.
-      way: how the link treats it, if it does not treat all leaves alike: one of `AbstractLink.ways`.
-      alone: the leaf as it came into the outermost link, as a tree; None where no tree is made of one leaf.
-      told: where links say, by place, what is to be reduced and sampled for people to read; None if nobody asks.
-    """
-
-    dtype: jnp.dtype
-    updates: jax.Array
-    grad: jax.Array | None
-    params: jax.Array | None
-    updates_before: jax.Array
-    number: int | jax.Array
-    path_of: Callable[[Any], str]
-    tile: Tile | None = None
-    param_dtype: jnp.dtype | None = None
-    spread: bool = False
-    place: tuple[str, ...] = ()
-    positions: Mapping[tuple[str, ...], str] = MappingProxyType({})
-    ahead: Ahead | None = None
-    way: Hashable = None
-    alone: Leaves | None = None
-    told: dict[tuple[str, ...], Any] | None = None
-
-    def noise(self, link: str, what: str) -> Noise:
-        """Random bits for what a link rounds, which depend on the count, the leaf and each element's place alone."""
-        return Bits(self.updates_before, self.number, f"{self.positions.get(self.place, link)}.{what}", self.tile)
-
-    def path(self) -> str:
-        """The leaf's path, for errors."""
-        return self.path_of(self.number)
-
-    def within(self, name: str) -> Leaf:
-        """The same for the link that stands under this name."""
-        return self._replace(place=(*self.place, name))
-
-    def as_tree(self) -> Leaves:
-        """The same as a tree of one leaf, for what is written for trees."""
-        assert self.alone is not None
-        updates = [self.updates]
-        grad = updates if self.grad is self.updates else None if self.grad is None else [self.grad]
-        params = None if self.params is None else [self.params]
-        return self.alone.replace(updates=updates, grad=grad, params=params, count=self.updates_before)
-
-
 class LeafStep:
     """The step of one leaf by the rule of a link.
 
@@ -256,6 +197,7 @@ class LeafStep:
         self.reads_noise = "noise" in read
         self.over_tree = {name: of for name, of in rule.statistics.items() if of.over == "tree"}
         self._of_leaf = {name: of for name, of in rule.statistics.items() if of.over != "tree"}
+        self._reduces = bool(self._of_leaf or rule.shape or not rule.elementwise)
 
     def _names_of(self, function: Callable[..., object]) -> tuple[str, ...]:
         """What a rule reads, from the names of its parameters."""
@@ -291,24 +233,25 @@ class LeafStep:
                 row[name] = stored.values
                 continue
             storage.check_leaf(leaf.path, leaf.param_dtype, stored)
-            row[name] = None if stored is None else self.decoded(name, stored, leaf.dtype)
+            row[name] = None if stored is None else self.decoded(name, stored, leaf.dtype, leaf.layers)
         if self.reads_noise:
             row["noise"] = leaf.noise(self._name, "rule")(leaf.updates)
         return sharding.together(row) if leaf.spread else row
 
-    def decoded(self, name: str, stored: Stored, working: jnp.dtype) -> jax.Array:
+    def decoded(self, name: str, stored: Stored, working: jnp.dtype, layers: Layers = ONE) -> jax.Array:
         """A slot in working precision."""
         square = self._slots[name].kind == "square"
-        return self._storage[name].decode(stored, numerics.real_dtype(working) if square else working)
+        return layers.decode(self._storage[name], stored, numerics.real_dtype(working) if square else working)
 
     def write(self, now: Now, numbers: Row, leaf: Leaf, kept: Slots, row: Row) -> tuple[jax.Array, Slots]:
         """Apply the rule to what was read, and encode what is to be kept."""
         values: dict[str, Any] = {**row, "now": now, **numbers}
         if self._of_leaf:
             for name, statistic in self._of_leaf.items():
-                values[name] = known(leaf.ahead, lambda: self.reduced(name, statistic, values))  # noqa: B023
+                reduced = functools.partial(self.reduced, name, statistic)
+                values[name] = known(leaf.ahead, lambda: self._of_layers(leaf, reduced, row, values))  # noqa: B023
         try:
-            out = self._rule.apply(*[values[name] for name in self.reads])
+            out = self._of_layers(leaf, self._applied, row, values)
         except KeyError:
             missing = [name for name in self.reads if name not in values]
             if not missing:
@@ -316,6 +259,8 @@ class LeafStep:
             raise TypeError(f"{self._name}: its rule reads {missing}, which Rule(numbers=...) does not give.") from None
         except FloatingPointError as error:  # under jax_debug_nans, where JAX runs operation by operation
             raise FloatingPointError(f"{self._name}: leaf {leaf.path()}: {error}") from error
+        if self._keeps_apart(leaf):
+            out = jax.tree.map(leaf.layers.placed, out)
         update, *slots = out if isinstance(out, tuple) else (out,)
         if len(slots) != len(kept) or getattr(update, "shape", None) != leaf.updates.shape:
             self._refuse(out, leaf, row)
@@ -333,11 +278,39 @@ class LeafStep:
                 new[name] = self._encoded(name, slot, like, leaf)
         return update, new
 
+    def _applied(self, values: Mapping[str, Any]) -> Any:
+        """What the rule returns."""
+        return self._rule.apply(*[values[name] for name in self.reads])
+
+    def _keeps_apart(self, leaf: Leaf) -> bool:
+        """Whether the layers of a leaf are stepped one by one, because the rule does not step each element so."""
+        return bool(leaf.layers.axes) and self._reduces
+
+    def _of_layers(
+        self, leaf: Leaf, function: Callable[[Mapping[str, Any]], Any], row: Row, values: Mapping[str, Any]
+    ) -> Any:
+        """A function of what is known of a leaf, of each of its layers by itself where they are kept apart.
+
+        Args:
+          leaf: the leaf.
+          function: of what is known by name.
+          row: what was read of the leaf.
+          values: this, the statistics so far, and what all leaves have in common.
+        """
+        if not self._keeps_apart(leaf):
+            return function(values)
+        statistics = {name: values[name] for name in self._of_leaf if name in values}
+
+        def of_layer(row: Row, statistics: Row) -> Any:
+            return function({**values, **row, **statistics})
+
+        return leaf.layers.each(of_layer)(dict(row), statistics)
+
     def _encoded(self, name: str, slot: jax.Array, like: Stored, leaf: Leaf) -> Stored:
         storage = self._storage[name]
         noise = leaf.noise(self._name, name)
-        if leaf.ahead is None or not storage.looks_ahead:
-            stored = storage.encode(slot, like, noise)
+        if leaf.ahead is None or not storage.looks_ahead or leaf.layers.cross(storage, slot.ndim):
+            stored = leaf.layers.encode(storage, slot, like, noise)
         else:
             found = leaf.ahead.of(lambda: storage.ahead(slot, like))
             if leaf.ahead.is_first:

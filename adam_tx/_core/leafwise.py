@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,14 +12,16 @@ import numpy as np
 import optax
 from optax import ScalarOrSchedule
 
-from adam_tx._core import bias, blocks, numerics, states
+from adam_tx._core import bias, numerics, states
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf, StoredSlot
 from adam_tx._core.abstract_link import AbstractLink, MoveSlot, required_params
 from adam_tx._core.ahead import known
 from adam_tx._core.bias import Average, Correction
 from adam_tx._core.call import Call
 from adam_tx._core.facts import Facts
-from adam_tx._core.leaf_step import At, Hyperparams, Leaf, LeafStep, NowByDtype, Row, Slots
+from adam_tx._core.first_value import FirstValue
+from adam_tx._core.leaf import Leaf
+from adam_tx._core.leaf_step import At, Hyperparams, LeafStep, NowByDtype, Row, Slots
 from adam_tx._core.leaves import Column, Leaves, is_absent
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.rounding import Bits
@@ -117,35 +120,13 @@ class Leafwise(AbstractLink):
             name: jnp.full((), self.rule.start.get(name, start), dtype)
             for name, start in self.declaration.numbers.items()
         }
-        slots = {name: self._first(leaves, name) for name in self.declaration.slots}
+        slots = {
+            name: FirstValue(self.name, name, slot.kind, self.rule, self.storage[name]).of(
+                leaves, functools.partial(self._noise_of, leaves, count=np.int32(-1), what=name)
+            )
+            for name, slot in self.declaration.slots.items()
+        }
         return self._type(**weights, **numbers, **self._kept(leaves, slots))
-
-    def _first(self, leaves: Leaves, name: str) -> list[Any]:
-        """What is kept of a slot at first."""
-        kind = self.declaration.slots[name].kind
-        stored_as = self.storage[name]
-        column: list[Any] = list(leaves.params or ())
-        for i in leaves.present:
-            param = column[i]
-            dtype = stored_as.dtype(leaves.dtypes[i])
-            if kind == "square":
-                dtype = numerics.real_dtype(dtype)
-            elif leaves.dtypes[i].kind == "c" and dtype.kind != "c":
-                raise TypeError(
-                    f"params: leaf {leaves.path(i)} is complex, so its {name} cannot be stored as {dtype}; "
-                    "leave dtype=None or choose a complex dtype."
-                )
-            if kind == "params":
-                first = jnp.array(param, dtype=dtype, copy=True)
-            else:
-                first = jnp.full_like(param, self.rule.start.get(name, 0.0), dtype=dtype)
-                if name in self.rule.shape:
-                    smaller = self.rule.slot_shape(self.name, name, leaves.path(i), first.shape)
-                    # reduced from the leaf, so that its sharding is what a reduction of the gradient has
-                    first = None if smaller is None else blocks.mean(first, smaller)
-            noise = self._noise_of(leaves, i, np.int32(-1), name)
-            column[i] = None if first is None else stored_as.begin(leaves.path(i), first, param, kind, noise)
-        return column
 
     def _kept(self, leaves: Leaves, slots: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """The parts of the state that hold what is stored of slots."""
@@ -223,6 +204,7 @@ class Leafwise(AbstractLink):
             leaves.place,
             leaves.positions,
             leaves.ahead,
+            layers=leaves.layers_of(i),
         )
         return leaf, slots
 
@@ -310,12 +292,15 @@ class Leafwise(AbstractLink):
         """A slot as what follows a change of basis sees it: as it is kept, if that is an array of numbers."""
         if not isinstance(kept, Stored):
             return kept
-        return kept.values if kept.scales is None else self.step.decoded(name, kept, leaves.dtypes[i])
+        if kept.scales is None:
+            return kept.values
+        return self.step.decoded(name, kept, leaves.dtypes[i], leaves.layers_of(i))
 
     def _moved(self, leaves: Leaves, i: int, name: str, new: Any, like: Stored) -> Stored | None:
         if new is None:
             return None
-        return self.storage[name].encode(new, like, self._noise_of(leaves, i, leaves.count, name))
+        noise = self._noise_of(leaves, i, leaves.count, name)
+        return leaves.layers_of(i).encode(self.storage[name], new, like, noise)
 
     def state_signature(self) -> Hashable:
         """The parts of the state, how they are stored, and the decays that its weights go by."""
@@ -388,6 +373,13 @@ class Leafwise(AbstractLink):
         lead = leaves.updates[i]
         if slot.shape != lead.shape:
             leaves.check_shapes(i, {"updates": lead, name: slot}, tuple(self.rule.shape))
+            layers = leaves.layers_of(i)
+            if layers.numbers(slot.shape) != layers.numbers(lead.shape):
+                raise ValueError(
+                    f"{self.name}: leaf {leaves.path(i)} of shape {lead.shape} has its layers along {layers.axes}, but "
+                    f"its {name} of shape {slot.shape} is not that of as many layers. Call init anew, or "
+                    f"adam_tx.migrate with fresh={name!r}."
+                )
         if leaves.dtypes[i].kind == "c" and self.declaration.slots[name].kind != "square" and slot.dtype.kind != "c":
             raise TypeError(
                 f"leaf {leaves.path(i)}: a complex gradient came for {name}, which is {slot.dtype} because the "

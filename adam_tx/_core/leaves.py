@@ -20,8 +20,11 @@ import optax
 from jax.core import Tracer
 from jax.sharding import SingleDeviceSharding
 
-from adam_tx._core import blocks, boxes, numerics, paths, sharding
+from adam_tx._core import blocks, numerics, sharding
 from adam_tx._core.ahead import Ahead
+from adam_tx._core.given import Given
+from adam_tx._core.given import is_absent as is_absent
+from adam_tx._core.layers import ONE, Layers
 from adam_tx._core.masks import Mask, marked, mask_of
 from adam_tx._core.paths import path_str, some
 
@@ -37,6 +40,10 @@ Watch = Callable[[tuple[str, ...], "Member", "Leaves", Column, bool], None]
 """Who is told, of every link, where it stands, what it is, and what comes in; after its step what it emitted."""
 WATCH: ContextVar[tuple[Watch, tuple[str, ...]] | None] = ContextVar("watch", default=None)
 """Who watches the updates that begin now, and where they are."""
+
+
+LAYERS: ContextVar[Mapping[str, Layers] | None] = ContextVar("layers", default=None)
+"""What layers leaves have, by path, while a transformation from elsewhere runs, of which links inside make `Leaves`."""
 
 
 class Member(Protocol):
@@ -61,6 +68,7 @@ class Leaves:
       observed: whether somebody asks for places, so that members are run by `run_member`.
       ahead: what is known ahead of this step; None if nobody looks ahead.
       told: what links have to say of a step that was made, by place, where leaves were stepped one by one.
+      layers: the layers of each leaf in which several are stacked, by number.
     """
 
     updates: Column
@@ -75,6 +83,7 @@ class Leaves:
     observed: bool = False
     ahead: Ahead | None = None
     told: Mapping[tuple[str, ...], "Told"] = MappingProxyType({})
+    layers: Mapping[int, Layers] = MappingProxyType({})
     treedef: Any
     _results: list[jnp.dtype]
     _watch: Watch | None = None
@@ -89,7 +98,7 @@ class Leaves:
         extra: Mapping[str, object] | None = None,
         positions: Mapping[tuple[str, ...], str] = MappingProxyType({}),
     ) -> None:
-        self._given = _Given({"updates": updates, "params": params})
+        self._given = Given({"updates": updates, "params": params})
         if (watched := WATCH.get()) is not None:
             self._watch, self.place = watched
         nodes, self.treedef = jax.tree.flatten(updates, is_leaf=is_absent)
@@ -113,6 +122,23 @@ class Leaves:
         self.params = lifted.get("params")
         self.grad = None if grad is None else lifted.get("grad", self.updates)
         self.observed = self._watch is not None or bool(positions)
+        self._find_layers()
+
+    def _find_layers(self) -> None:
+        if (known := LAYERS.get()) is not None:
+            self.layers = {i: known[self.paths[i]] for i in self.present if self.paths[i] in known}
+
+    def layers_of(self, i: int) -> Layers:
+        """The layers of a leaf."""
+        return self.layers.get(i, ONE)
+
+    @property
+    def of_layers(self) -> Column:
+        """The leaves as they came; of what is stacked the outline of one layer, which is what has a rule of its own."""
+        nodes = self.nodes
+        for i, layers in self.layers.items():
+            nodes[i] = _outlined(layers, nodes[i])
+        return nodes
 
     def _of_updates(self, tree: Tree, name: str, nodes: Column) -> Column:
         """The column of a tree without what stands where no update is: nothing is known of it, and nothing reads it."""
@@ -151,7 +177,7 @@ class Leaves:
     def of_params(cls, params: Tree, positions: Mapping[tuple[str, ...], str] = MappingProxyType({})) -> "Leaves":
         """Those of parameters alone, to make a state for them."""
         leaves = cls.__new__(cls)
-        leaves._given = _Given({"params": params})
+        leaves._given = Given({"params": params})
         nodes, leaves.treedef = jax.tree.flatten(params, is_leaf=is_absent)
         leaves.present = {i: None for i, node in enumerate(nodes) if not is_absent(node)}
         leaves.params = nodes
@@ -159,6 +185,7 @@ class Leaves:
         leaves.dtypes = [_NONE] * len(nodes)
         for i in leaves.present:
             leaves.dtypes[i] = numerics.working(leaves._dtype(i, "params", nodes[i]))
+        leaves._find_layers()
         return leaves
 
     def __len__(self) -> int:
@@ -334,7 +361,10 @@ class Leaves:
         shown = self.treedef.flatten_up_to(self.given("params"))
         came = self.treedef.flatten_up_to(self._given.params)
         arrays = [all(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(node)) for node in came]
-        return self.tree([node if whole else mark for node, mark, whole in zip(came, shown, arrays, strict=True)])
+        nodes = [node if whole else mark for node, mark, whole in zip(came, shown, arrays, strict=True)]
+        for i, layers in self.layers.items():
+            nodes[i] = _outlined(layers, nodes[i])
+        return self.tree(nodes)
 
     def _different(self, other: Tree, name: str) -> str:
         trees = (self._given.first, other)
@@ -350,33 +380,6 @@ class Leaves:
 _NONE = jnp.dtype("V")  # of a leaf that is absent
 
 
-class _Given:
-    """The trees that came. All `Leaves` that are made of one share it, so that paths are found once."""
-
-    def __init__(self, trees: dict[str, Tree]) -> None:
-        self.trees, self.params = trees, trees.get("params")
-
-    @property
-    def first(self) -> Tree:
-        """The one whose leaves these are."""
-        return next(iter(self.trees.values()))
-
-    @functools.cached_property
-    def keys(self) -> list[Any]:
-        """The path of every leaf, as JAX's keys."""
-        return [path for path, _ in boxes.leaves_with_paths(self.first, is_absent)]
-
-    @functools.cached_property
-    def paths(self) -> list[str]:
-        """The same as text."""
-        return [paths.slashed(path) for path in self.keys]
-
-
-def is_absent(node: object) -> bool:
-    """Whether the node stands for a parameter that is not there."""
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
 def increment(count: jax.Array) -> jax.Array:
     """The count of one more update; it stays at the largest int32 instead of wrapping round."""
     return jnp.minimum(count, 2**31 - 2) + 1
@@ -384,3 +387,8 @@ def increment(count: jax.Array) -> jax.Array:
 
 def _is_leaf(node: object) -> bool:
     return not is_absent(node) and jax.tree_util.all_leaves([node])
+
+
+def _outlined(layers: Layers, leaf: Any) -> Any:
+    """The shape and dtype of one of the layers."""
+    return jax.ShapeDtypeStruct(layers.shape(jnp.shape(leaf)), numerics.dtype_of(leaf))

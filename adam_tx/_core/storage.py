@@ -92,6 +92,15 @@ class Storage(Reconstructible):
         """
         raise NotImplementedError
 
+    def check_share(self, where: str, shape: blocks.Shape, share: blocks.Shape | None) -> None:
+        """Refuse a parameter of which each device has a part that cuts what has scales.
+
+        Args:
+          where: the leaf's path, for errors.
+          shape: the leaf's.
+          share: the shape of what each device has of it; None where that is not known.
+        """
+
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """What is kept of a new value, of the dtypes and shapes of what was kept before."""
         raise NotImplementedError

@@ -26,7 +26,7 @@ _PARTS = (
     "adam_tx.optimizers",
     "adam_tx.schedules",
     "adam_tx.storage",
-    *(f"adam_tx.training.{of}" for of in ("_groups", "_guard", "_monitor", "_multipliers", "window")),
+    *(f"adam_tx.training.{of}" for of in ("_groups", "_guard", "_monitor", "_multipliers", "_stacked", "window")),
     *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
 )
 """Where parts of optimizers are defined. Functions that read configs or files, or compute with trees, are elsewhere."""

@@ -76,6 +76,7 @@ class Part:
       acts: whether what it emits is what becomes of its leaves, and not one of several terms, or a gradient.
       tree: the parameters, if the visit knows them.
       formula: what somebody has said that a transformation of others emits.
+      elementwise: whether somebody has said of it that it steps each element by itself.
     """
 
     tx: Transformation
@@ -89,6 +90,7 @@ class Part:
     acts: bool = True
     tree: Leaves | None = None
     formula: str = ""
+    elementwise: bool = False
 
     @property
     def name(self) -> str:
@@ -126,8 +128,8 @@ class Part:
             grad,
             None if link is None else states.fields_of(self.state).get("count", self.count),
             self.acts and (link is None or link.acts(member.name)),
-            self.tree,
-            _said_of(member.tx),
+            self.tree if link is None or self.tree is None else link.leaves_inside(self.tree),
+            *_said_of(member.tx),
         )
 
 
@@ -145,7 +147,8 @@ def visit(tx: object, state: State, enter: Enter, *, tree: Leaves | None = None,
       tree: the parameters, from which follows which leaves are a member's own.
       count: the number of updates that the transformation has made, if something else counts them.
     """
-    _visit(Part(uncovered(tx), state, tree=tree, count=count, formula=_said_of(tx)), enter)
+    formula, elementwise = _said_of(tx)
+    _visit(Part(uncovered(tx), state, tree=tree, count=count, formula=formula, elementwise=elementwise), enter)
 
 
 def _visit(part: Part, enter: Enter) -> Provenance:
@@ -184,9 +187,10 @@ def uncovered(tx: Any) -> Transformation:
     return uncovered(link.wrapped) if isinstance(link, Foreign) else link or tx
 
 
-def _said_of(tx: object) -> str:
+def _said_of(tx: object) -> tuple[str, bool]:
+    """What somebody has said of a transformation of others: what it emits, and whether it is elementwise."""
     link = tx if isinstance(tx, AbstractLink) else implementation_of(tx)
-    return link.said if isinstance(link, Foreign) else ""
+    return (link.said, link.facts.elementwise) if isinstance(link, Foreign) else ("", False)
 
 
 @functools.singledispatch

@@ -18,6 +18,7 @@ from adam_tx._core import hyperparams, manual, sharding, states
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.blocks import Shape
 from adam_tx._core.call import Reconstructible
+from adam_tx._core.layers import Layers
 from adam_tx._core.leaves import Column, Leaves, Tree
 from adam_tx._core.provenance import Provenance, Run
 from adam_tx._core.states import State
@@ -152,9 +153,11 @@ class InBasis(Wrapper):
         basis = self._per_axis(leaves, chosen, lambda n, dtype: jnp.eye(n, self.basis.size(n), dtype=dtype))
         arrays = list(leaves.initial)
         for i in leaves.present:
-            shape = jnp.shape(arrays[i])
+            layers, whole = leaves.layers_of(i), jnp.shape(arrays[i])
+            shape = layers.shape(whole)
             turned = tuple(self.basis.size(n) if k in chosen[i] else n for k, n in enumerate(shape))
-            arrays[i] = arrays[i] if turned == shape else jnp.zeros(turned, leaves.dtypes[i])
+            if turned != shape:
+                arrays[i] = jnp.zeros(layers.whole(turned, layers.numbers(whole)), leaves.dtypes[i])
         inside = leaves.within(self.member).replace(params=arrays)
         state = self.inner.init_leaves(inside)
         self.inner.map_slots(inside, state, lambda slot, _, tree: self._check(leaves, arrays, chosen, slot, tree))
@@ -163,7 +166,7 @@ class InBasis(Wrapper):
     def _axes(self, leaves: Leaves, i: int) -> tuple[int, ...]:
         if i not in leaves.present or 0 in jnp.shape(leaves.initial[i]):  # without elements there is nothing to turn
             return ()
-        shape = jnp.shape(leaves.initial[i])
+        shape = leaves.layers_of(i).shape(jnp.shape(leaves.initial[i]))
         where = leaves.path(i)
         chosen = tuple(self.basis.axes(where, shape))
         if not set(chosen) <= set(range(len(shape))):
@@ -181,13 +184,20 @@ class InBasis(Wrapper):
 
     def _per_axis(self, leaves: Leaves, chosen: Sequence[Sequence[int]], make: _Made) -> PerAxis:
         """A tree for each axis, with what is made for the leaves that have it."""
-        shapes = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.initial)]
+        whole = [jnp.shape(leaf) if i in leaves.present else () for i, leaf in enumerate(leaves.initial)]
+        shapes = [leaves.layers_of(i).shape(shape) for i, shape in enumerate(whole)]
+
+        def of_leaf(i: int, axis: int) -> jax.Array | None:
+            made = make(shapes[i][axis], leaves.dtypes[i]) if axis in chosen[i] else None
+            if made is None:
+                return None
+            of_layers = jnp.broadcast_to(made, (*leaves.layers_of(i).numbers(whole[i]), *made.shape))
+            return manual.like(of_layers, jnp.asarray(leaves.initial[i]))
 
         def tree(axis: int) -> Any:
             column = list[Any](leaves.initial)
             for i in leaves.present:
-                made = make(shapes[i][axis], leaves.dtypes[i]) if axis in chosen[i] else None
-                column[i] = None if made is None else manual.like(made, jnp.asarray(leaves.initial[i]))
+                column[i] = of_leaf(i, axis)
             return leaves.tree(column)
 
         return tuple(tree(axis) for axis in range(max(map(len, shapes), default=0)))
@@ -196,8 +206,10 @@ class InBasis(Wrapper):
         """Refuse slots that stand for blocks of an axis whose basis changes."""
         column: list[Any] = leaves.column(tree, slot, optional=True)
         for i in leaves.present:
-            part, shape = column[i], jnp.shape(arrays[i])
-            if part is not None and any(part.shape[axis] not in (1, shape[axis]) for axis in chosen[i]):
+            part, layers = column[i], leaves.layers_of(i)
+            shape = layers.shape(jnp.shape(arrays[i]))
+            kept = () if part is None else layers.shape(part.shape)
+            if part is not None and any(kept[axis] not in (1, shape[axis]) for axis in chosen[i]):
                 raise ValueError(
                     f"{self.name}: the {slot} of leaf {leaves.path(i)} stands for blocks of an axis whose "
                     "basis changes, and cannot follow. Leave that axis out, or take blocks of whole axes or of one "
@@ -216,17 +228,25 @@ class InBasis(Wrapper):
         bases, inner = self._changed(leaves, grad, bases, memory, fields.inner)
 
         def into(column: Column) -> Column:
-            return [_turned(x, x, bases[i]) if i in turning else x for i, x in enumerate(column)]
+            return [_turned(x, x, bases[i], leaves.layers_of(i)) if i in turning else x for i, x in enumerate(column)]
 
         rotated_grad = into(leaves.grad or [])
         rotated = rotated_grad if updates is leaves.grad else into(updates)
         inside = leaves.replace(updates=rotated, grad=rotated_grad, params=None)
         emitted, new = self.run_inner(inside, rotated, inner)
-        emitted = [_turned(x, updates[i], bases[i], back=True) if i in turning else x for i, x in enumerate(emitted)]
+        for i in turning:
+            emitted[i] = _turned(emitted[i], updates[i], bases[i], leaves.layers_of(i), back=True)
         if self.basis.looks_first:
             emitted = [jnp.where(first, jnp.zeros_like(x), x) if i in bases else x for i, x in enumerate(emitted)]
             new = jax.tree.map(functools.partial(jnp.where, first), inner, new)
-        seen = _of_axes(memory, lambda i, axis, m: self.basis.see(m, grad[i], axis, leaves.count))
+
+        def see(i: int, axis: int, before: jax.Array) -> jax.Array:
+            def of_layer(g: jax.Array, m: jax.Array) -> jax.Array:
+                return self.basis.see(m, g, axis, leaves.count)
+
+            return leaves.layers_of(i).each(of_layer)(grad[i], before)
+
+        seen = _of_axes(memory, see)
         return emitted, self.state(
             new, memory=self._trees(leaves, fields.memory, seen), basis=self._trees(leaves, fields.basis, bases)
         )
@@ -239,7 +259,13 @@ class InBasis(Wrapper):
         still = lax.stop_gradient
 
         def changed() -> tuple[Matrices, State]:
-            turns = _of_axes(bases, lambda i, axis, q: self._find(q, memory[i][axis], still(grad[i]), axis, count))
+            def find(i: int, axis: int, q: jax.Array) -> Turn:
+                def of_layer(g: jax.Array, known: Sequence[Any]) -> Turn:
+                    return self._find(*known, g, axis, count)
+
+                return leaves.layers_of(i).each(of_layer)(still(grad[i]), (q, memory[i][axis]))
+
+            turns = _of_axes(bases, find)
 
             def transport(_: str, kind: str, tree: Tree) -> Tree:
                 return self._transport(leaves, kind, tree, bases, turns)
@@ -267,13 +293,16 @@ class InBasis(Wrapper):
         columns: list[list[Any]] = [leaves.column(tree, name, optional=True) for tree in per_axis]
         found: Matrices = {}
         for i in leaves.present:
-            shape = leaves.updates[i].shape
+            layers, whole = leaves.layers_of(i), leaves.updates[i].shape
+            shape, numbers = layers.shape(whole), layers.numbers(whole)
             of_leaf = tuple(column[i] for column in columns[: len(shape)])
             kept = [column[i] for column in columns]
             wrong = len(columns) < len(shape) or any(m is not None for m in kept[len(shape) :])
-            if wrong or any(m is not None and len(m) != n for n, m in zip(shape, of_leaf, strict=True)):
+            if wrong or any(
+                m is not None and m.shape[:-1] != (*numbers, n) for n, m in zip(shape, of_leaf, strict=True)
+            ):
                 raise ValueError(
-                    f"leaf {leaves.path(i)} has shape {shape}, but its basis is that of another. Give update the "
+                    f"leaf {leaves.path(i)} has shape {whole}, but its basis is that of another. Give update the "
                     "gradient of the params that init was given, or call init anew."
                 )
             found[i] = of_leaf
@@ -294,15 +323,9 @@ class InBasis(Wrapper):
             slot = column[i]
             if slot is None:
                 continue
-            moved = sharding.gathered(slot)
-            for axis, turn in enumerate(of_leaf):
-                if turn is None or moved.shape[axis] == 1 != turn.basis.shape[1]:
-                    continue  # a mean over the axis is the same in every basis
-                if kind == "square":
-                    moved = jnp.take(moved, turn.order, axis=axis)
-                else:
-                    moved = _along(moved, turn.basis.conj().T @ bases[i][axis], axis)
-            column[i] = sharding.placed_like(moved.astype(slot.dtype), slot)
+            layers = leaves.layers_of(i)
+            moved = layers.each(functools.partial(_moved, kind))(sharding.gathered(slot), (bases[i], of_leaf))
+            column[i] = sharding.placed_like(layers.placed(moved).astype(slot.dtype), slot)
         return leaves.tree(column)
 
     def state_signature(self) -> Hashable:
@@ -342,19 +365,35 @@ def _of_axes(kept: Matrices, function: Callable[[int, int, Any], Any]) -> Matric
     }
 
 
+def _moved(kind: str, slot: jax.Array, known: tuple[PerAxis, PerAxis]) -> jax.Array:
+    """A slot of one layer, from the bases that were to those that the turns lead to."""
+    for axis, (before, turn) in enumerate(zip(*known, strict=True)):
+        if turn is None or slot.shape[axis] == 1 != turn.basis.shape[1]:
+            continue  # a mean over the axis is the same in every basis
+        if kind == "square":
+            slot = jnp.take(slot, turn.order, axis=axis)
+        else:
+            slot = _along(slot, turn.basis.conj().T @ before, axis)
+    return slot
+
+
 def _along(leaf: jax.Array, matrix: jax.Array, axis: int) -> jax.Array:
     """Multiply by a matrix along an axis: its columns are contracted with the leaf."""
     turned = jnp.tensordot(leaf, matrix.astype(leaf.dtype), axes=(axis, 1), precision=lax.Precision.HIGHEST)
     return jnp.moveaxis(turned, -1, axis)
 
 
-def _turned(leaf: jax.Array, place: jax.Array, basis: PerAxis, *, back: bool = False) -> jax.Array:
+def _turned(leaf: jax.Array, place: jax.Array, basis: PerAxis, layers: Layers, *, back: bool = False) -> jax.Array:
     """The leaf in the basis, or back out of it, placed like another."""
-    turned = sharding.gathered(leaf)
-    for axis, q in enumerate(basis):
-        if q is not None:
-            turned = _along(turned, q if back else q.conj().T, axis)
-    return sharding.placed_like(turned, place)
+
+    def turned(layer: jax.Array, basis: PerAxis) -> jax.Array:
+        for axis, q in enumerate(basis):
+            if q is not None:
+                layer = _along(layer, q if back else q.conj().T, axis)
+        return layer
+
+    whole = layers.placed(layers.each(turned)(sharding.gathered(leaf), basis))
+    return sharding.placed_like(whole, place)
 
 
 for _name in ("in_basis", "in_eigenbasis"):

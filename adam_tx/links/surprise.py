@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from adam_tx._chain import Chain, refuse_terminal
 from adam_tx._core import blocks, hyperparams
@@ -101,14 +102,18 @@ class Surprise(AbstractLink):
         total = jnp.sum(getattr(new[self._first], self._weight))
         eps = self._eps(leaves.count)
         threshold = self._threshold(leaves.count)
-        for i in leaves.present:
-            g = (leaves.grad or [])[i]
-            real = real_dtype(leaves.dtypes[i])
-            v = blocks.expand(cast(column[i], real), g.shape) / cast(total, real)
+
+        def slowed(given: tuple[Array, Array, Array], _: object) -> Array:
+            g, moment, u = given
+            v = blocks.expand(moment, g.shape) / cast(total, moment.dtype)
             size = root_and_divide_clamped(jnp.abs(g), v, scalar(eps, v))
             surprise = root(jnp.sum(square(size)) / float(max(size.size, 1)))
-            slowed = 1.0 / jnp.maximum(surprise / scalar(threshold, surprise), 1.0)
-            emitted[i] = emitted[i] * scalar(slowed, emitted[i])
+            return u * scalar(1.0 / jnp.maximum(surprise / scalar(threshold, surprise), 1.0), u)
+
+        for i in leaves.present:
+            layers, real = leaves.layers_of(i), real_dtype(leaves.dtypes[i])
+            given = (leaves.grad or [])[i], cast(column[i], real), emitted[i]
+            emitted[i] = layers.placed(layers.each(slowed)(given, ()))
         return emitted, new
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:

@@ -94,20 +94,23 @@ class EightBit(Storage):
 
     def begin(self, where: str, first: jax.Array, param: jax.Array, kind: str, noise: Noise) -> Stored:
         """The value, in float32 if it is small."""
+        del where, param
         shape = first.shape
         few = first.size < max(self.min_size, 1)
         if few or not shape or shape[-1] < min(_LEAST_ROW, self.block) or numerics.is_complex(first):
             return Stored(first)
-        share = sharding.share(param)
+        kept = jnp.uint8 if kind == "square" else jnp.int8
+        # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
+        first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
+        return self._encode(first, kept, noise(first), self._largest(first))
+
+    def check_share(self, where: str, shape: blocks.Shape, share: blocks.Shape | None) -> None:
+        """Refuse to cut a block."""
         if share is not None and share[-1] < shape[-1] and share[-1] % self.block:
             raise ValueError(
                 f"params: leaf {where} of shape {shape} has {share[-1]} elements of its last axis on each device, "
                 f"which blocks of {self.block} would cross. Use EightBit(block=...) with a divisor of {share[-1]}."
             )
-        kept = jnp.uint8 if kind == "square" else jnp.int8
-        # times a one behind a barrier it is no constant, which XLA would reduce while it compiles, for half a minute
-        first = first.astype(jnp.float32) * lax.optimization_barrier(jnp.ones((), jnp.float32))
-        return self._encode(first, kept, noise(first), self._largest(first))
 
     def encode(self, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """Codes and scales, or the number itself where it is kept so."""

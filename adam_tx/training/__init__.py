@@ -10,5 +10,6 @@ from adam_tx.training._metrics import metrics as metrics
 from adam_tx.training._monitor import monitor as monitor
 from adam_tx.training._multipliers import layer_decay as layer_decay
 from adam_tx.training._multipliers import times as times
+from adam_tx.training._stacked import stacked as stacked
 from adam_tx.training.plot import plot_metrics as plot_metrics
 from adam_tx.training.window import Window as Window

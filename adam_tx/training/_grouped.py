@@ -108,7 +108,7 @@ class Groups(AbstractLink):
 
     def leaves_of(self, leaves: Leaves) -> list[tuple[Group, frozenset[int]]]:
         """The groups with the numbers of their leaves, absent ones too; each leaf must have one, each group a leaf."""
-        arrays = list(zip(leaves.paths, leaves.nodes, strict=True))
+        arrays = list(zip(leaves.paths, leaves.of_layers, strict=True))
         for pattern in self.patterns:
             pattern.check("groups", arrays, of_updates=leaves.given("updates") is not None)
         owned: list[set[int]] = [set() for _ in self.groups]
