@@ -41,7 +41,7 @@ def kept_by(link: Leafwise, leaves: Leaves, fields: Fields) -> Iterator[Kept]:
     for name, slot in link.declaration.slots.items():
         if slot.decay is not None:
             column = [
-                link.step.decoded(name, x, leaves.dtypes[i]) if isinstance(x, Stored) else None
+                link.step.decoded(name, x, leaves.dtypes[i], leaves.layers_of(i)) if isinstance(x, Stored) else None
                 for i, x in enumerate(stored[name])
             ]
             weighed = slot.decay in link.rule.debias

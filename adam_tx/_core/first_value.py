@@ -79,6 +79,11 @@ class FirstValue(NamedTuple):
         else:
             stored = begin(first, param, noise)
         if stored is not None and stored.scales is not None:
+            if first.ndim - 1 in layers.axes and self.storage.block is not None:
+                raise ValueError(
+                    f"params: leaf {path} of shape {first.shape} has its layers along its last axis, along which the "
+                    f"blocks of {self.storage!r} run. Stack them along another one, or keep its {self.slot} in float32."
+                )
             share = sharding.share(param)
             self.storage.check_share(path, layers.shape(first.shape), share and layers.shape(share))
         return stored

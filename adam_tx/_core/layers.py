@@ -62,14 +62,13 @@ class Layers(NamedTuple):
             return x
         return jnp.moveaxis(x, range(len(self.axes)), self.axes)
 
-    def cross(self, storage: Storage, ndim: int) -> bool:
-        """Whether a storage that is given all layers of such an array would take numbers of several together."""
-        along_last = storage.block is not None and ndim - 1 not in self.axes
-        return bool(self.axes) and storage.scaled and not along_last
+    def cross(self, storage: Storage) -> bool:
+        """Whether a storage that is given all layers at once may take numbers of several together."""
+        return bool(self.axes) and storage.scaled and storage.block is None
 
     def decode(self, storage: Storage, stored: Stored, dtype: jnp.dtype) -> jax.Array:
         """What is stored of all layers, each decoded by itself."""
-        if not self.cross(storage, stored.values.ndim):
+        if not self.cross(storage):
             return storage.decode(stored, dtype)
 
         def of_layer(kept: Stored, _: object) -> jax.Array:
@@ -79,7 +78,7 @@ class Layers(NamedTuple):
 
     def encode(self, storage: Storage, x: jax.Array, like: Stored, noise: Noise) -> Stored:
         """What is to be stored of all layers, each encoded by itself."""
-        if not self.cross(storage, x.ndim):
+        if not self.cross(storage):
             return storage.encode(x, like, noise)
         return self.stored(storage.encode, x, like, noise)
 

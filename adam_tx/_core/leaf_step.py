@@ -309,7 +309,7 @@ class LeafStep:
     def _encoded(self, name: str, slot: jax.Array, like: Stored, leaf: Leaf) -> Stored:
         storage = self._storage[name]
         noise = leaf.noise(self._name, name)
-        if leaf.ahead is None or not storage.looks_ahead or leaf.layers.cross(storage, slot.ndim):
+        if leaf.ahead is None or not storage.looks_ahead or leaf.layers.cross(storage):
             stored = leaf.layers.encode(storage, slot, like, noise)
         else:
             found = leaf.ahead.of(lambda: storage.ahead(slot, like))

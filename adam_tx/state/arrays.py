@@ -55,7 +55,7 @@ def read(entry: LeafEntry, values: ArrayLike, scales: ArrayLike | None) -> jax.A
     if entry.link is None:
         return kept.astype(dtype)
     stored = Stored(kept, None if scales is None else jnp.asarray(scales))
-    return entry.link.storage[entry.slot].decode(stored, dtype)
+    return entry.layers.decode(entry.link.storage[entry.slot], stored, dtype)
 
 
 def number(value: object) -> float | None:

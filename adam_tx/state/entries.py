@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from adam_tx._core.averages import reads_count
 from adam_tx._core.blocks import Shape
+from adam_tx._core.layers import ONE, Layers
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.provenance import GRADIENT, Provenance
 from adam_tx.state.roles import Averaged, Key, Role
@@ -33,6 +34,7 @@ class LeafEntry(NamedTuple):
       gathers: whether it is the mean or the sum of the gradients so far, until they are enough for an update.
       source: what it is made of: the gradient, and what was done to that before.
       of_basis: whether it is a part of a basis, or of what a basis is made of.
+      layers: the layers that are stacked in the parameter.
     """
 
     role: Role
@@ -48,6 +50,7 @@ class LeafEntry(NamedTuple):
     gathers: Literal["", "mean", "sum"] = ""
     source: Provenance = GRADIENT
     of_basis: bool = False
+    layers: Layers = ONE
 
     @property
     def average(self) -> Average:

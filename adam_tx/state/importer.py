@@ -169,7 +169,7 @@ class StateImporter:
             value = value.astype(np.result_type(np.float32, value.dtype))
         noise = Bits(jnp.full((), -1, jnp.int32), entry.leaf, f"{entry.link.name}.{entry.slot}")
         placed = jax.device_put(value, like.values.sharding) if like.values.committed else jnp.asarray(value)
-        return entry.link.storage[entry.slot].encode(placed, like, noise)
+        return entry.layers.encode(entry.link.storage[entry.slot], placed, like, noise)
 
     def _start(self, entry: LeafEntry, key: Key) -> None:
         self.report.tell("started fresh", key)

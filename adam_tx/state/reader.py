@@ -16,6 +16,7 @@ import optax
 
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.boxes import unboxed
+from adam_tx._core.layers import ONE
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.leaves import Leaves, is_absent
 from adam_tx._core.paths import path_str
@@ -187,6 +188,6 @@ class Reader(NumberedState):
         for i in sorted(self.leaves_of(part)):
             if not is_absent(values[i]):
                 scale = None if is_absent(scales[i]) else scales[i].number
-                yield LeafEntry(
-                    role, i, values[i].number, scale, link, name, averages=averages, decay=decay, source=source
-                )
+                kept = role, i, values[i].number, scale, link, name
+                layers = ONE if part.tree is None else part.tree.layers_of(i)
+                yield LeafEntry(*kept, averages=averages, decay=decay, source=source, layers=layers)

@@ -119,7 +119,9 @@ class _SlotArrays(NamedTuple):
         """What an entry has among these leaves of a state."""
         pieces = shape = leaves[entry.values].shape
         if entry.scales is not None and entry.link is not None:
-            pieces = entry.link.storage[entry.slot].pieces(shape, leaves[entry.scales].shape)
+            layers, storage = entry.layers, entry.link.storage[entry.slot]
+            of_layer = storage.pieces(layers.shape(shape), layers.shape(leaves[entry.scales].shape))
+            pieces = layers.whole(of_layer, layers.numbers(shape))
         return cls(entry.role, entry.leaf, arrays_of(entry), shape, pieces)
 
 

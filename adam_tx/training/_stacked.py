@@ -112,12 +112,10 @@ class _Way(NamedTuple):
 
     Attributes:
       layers: its layers.
-      are_first: whether their axes are the first of the leaf.
       inside: how the link inside treats it.
     """
 
     layers: Layers
-    are_first: bool
     inside: Hashable
 
 
@@ -224,15 +222,12 @@ class Stacked(AbstractLink):
         inside = self.leaves_inside(leaves)
         ways = self.inner.ways(inside)
         for i, layers in inside.layers.items():
-            are_first = layers.axes == tuple(range(len(layers.axes))) and len(layers.axes) < inside.updates[i].ndim
-            ways[i] = _Way(layers, are_first, ways[i])
+            ways[i] = _Way(layers, ways[i])
         return ways
 
     def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
-        """Those of the link inside; scales of layers that are not the first axes."""
-        yield from self.inner.fusing_obstacles(_inside(way), tiled=tiled)
-        if tiled and isinstance(way, _Way) and not way.are_first and _has_scales(self.inner):
-            yield "its layers are not stacked along the first axes, and it is stored in blocks"
+        """Those of the link inside."""
+        return self.inner.fusing_obstacles(_inside(way), tiled=tiled)
 
     def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[object, object]:
         """Those of the link inside."""
@@ -285,11 +280,6 @@ def _of_leaf(path: str, shape: tuple[int, ...], axes: tuple[int, ...], known: La
 
 def _inside(way: Hashable) -> Hashable:
     return way.inside if isinstance(way, _Way) else way
-
-
-def _has_scales(link: AbstractLink) -> bool:
-    stored = any(storage.scaled for storage in link.storage.values())
-    return stored or any(map(_has_scales, link.members.values()))
 
 
 def _reduces(part: visit.Part, *, is_in_ours: bool) -> str:

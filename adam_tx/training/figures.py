@@ -105,7 +105,7 @@ def _know_averages(
 ) -> None:
     """The first averages of a kind and of a leaf's shape."""
     try:
-        found = list(averages.kept_by(link, leaves, cast(Fields, part.state)))
+        found = list(averages.kept_by(link, part.tree or leaves, cast(Fields, part.state)))
     except ValueError:  # a wrapper has made another tree of it
         return
     for average in found:
