@@ -175,7 +175,7 @@ class Stacked(AbstractLink):
             of_part = leaves.layers.keys() if part.leaves is None else part.leaves & leaves.layers.keys()
             if part.link is not None:
                 ours.add(part.numbers)
-            elif of_part and (why := _reduces(part, is_in_ours=not part.numbers or part.numbers[:-1] in ours)):
+            elif of_part and (why := _obstacle(part, leaves, is_in_ours=not part.numbers or part.numbers[:-1] in ours)):
                 raise ValueError(
                     f"{what}: leaf {leaves.paths[min(of_part)]} has stacked layers, but {why}. Use a link of adam_tx "
                     "in its place, which steps each layer by itself; or, if it steps each element by itself, say so: "
@@ -282,7 +282,7 @@ def _inside(way: Hashable) -> Hashable:
     return way.inside if isinstance(way, _Way) else way
 
 
-def _reduces(part: visit.Part, *, is_in_ours: bool) -> str:
+def _obstacle(part: visit.Part, leaves: Leaves, *, is_in_ours: bool) -> str:
     """Why a transformation from elsewhere may not be given stacked layers; empty if it may."""
     maker, known = maker_name(part.tx), looks_at(part.tx)
     if part.elementwise:
@@ -291,6 +291,24 @@ def _reduces(part: visit.Part, *, is_in_ours: bool) -> str:
         return f"what {maker} does with an array is not known"
     if maker == "flatten":
         return "optax.flatten makes one vector of all leaves"
+    if any(_chooses_otherwise(part, member.name, leaves) for member in part.apart.members):
+        return f"optax.{maker} chooses leaves by the shape of whole arrays, and would choose otherwise for a layer"
     if part.apart.members or known == "element" or (known == "leaf" and is_in_ours):
         return ""
+    if known == "leaf":
+        return (
+            f"optax.{maker}, which measures whole arrays, stands in a wrapper of Optax; in adam_tx.chain it may stand"
+        )
     return f"{'optax.' * is_optax(part.tx)}{maker} may take a norm, or a mean, of a whole array"
+
+
+def _chooses_otherwise(part: visit.Part, member: str, leaves: Leaves) -> bool:
+    """Whether a wrapper of Optax gives this member other leaves than it would if it knew the shapes of layers."""
+    if part.tree is None:
+        return False
+    mask = visit.mask_of_member(part.tx, member, leaves.given("params"))
+    try:
+        of_layers = visit.mask_of_member(part.tx, member, cast(Any, leaves.tree(leaves.of_layers)))
+    except Exception:  # what reads numbers gets none
+        return False
+    return mask is not None and any(leaves.marks(mask)[i] != leaves.marks(of_layers)[i] for i in leaves.layers)
