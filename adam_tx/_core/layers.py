@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adam_tx._core import rounding
+from adam_tx._core import rounding, sharding
 from adam_tx._core.blocks import Shape
 from adam_tx._core.storage import Noise, Storage, Stored
 
@@ -52,9 +52,17 @@ class Layers(NamedTuple):
         Args:
           function: of two trees of arrays: those of the first have layers along the axes, those of the second in front.
         """
+        if not self.axes:
+            return function
         for k in reversed(range(len(self.axes))):
             function = jax.vmap(function, in_axes=(self.axes[k] - k, 0))
-        return function
+
+        def of_layers(leaf: Any, front: Any) -> Any:
+            arrays, tree = jax.tree.flatten(leaf)  # which must be split alike over an explicit mesh
+            placed = sharding.together({f"{k}": x for k, x in enumerate(arrays)})
+            return function(tree.unflatten(placed.values()), front)
+
+        return of_layers
 
     def placed(self, x: Any) -> Any:
         """An array with layers in front, as a leaf has them; what has too few axes for that stays as it is."""
