@@ -299,7 +299,8 @@ class InBasis(Wrapper):
             kept = [column[i] for column in columns]
             wrong = len(columns) < len(shape) or any(m is not None for m in kept[len(shape) :])
             if wrong or any(
-                m is not None and m.shape[:-1] != (*numbers, n) for n, m in zip(shape, of_leaf, strict=True)
+                m is not None and m.shape[: len(numbers) + 1] != (*numbers, n)
+                for n, m in zip(shape, of_leaf, strict=True)
             ):
                 raise ValueError(
                     f"leaf {leaves.path(i)} has shape {whole}, but its basis is that of another. Give update the "

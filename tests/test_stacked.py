@@ -1,0 +1,357 @@
+"""`stacked`: a model whose layers are stacked is trained as one whose layers are leaves of their own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import run
+from catalogue import OPTIMIZERS, PER_TENSOR, SMALL_STATE, costly
+
+import adam_tx
+from adam_tx import storage
+from adam_tx._core import rounding
+from adam_tx.storage import Storage, Stored
+
+LAYERS = 3
+CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
+# a norm of a tensor, blocks and sums of them, rows and columns with a part of Optax's, and a surprise
+REDUCES = {"lamb", "adam_mini", "novograd", "adafactor", "stable_adamw"}
+pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's parts in some of them need it
+
+
+def params_of(layers=LAYERS):
+    numbers = np.random.default_rng(0)
+    shapes = {"blocks": {"w": (layers, 4, 6), "b": (layers, 6)}, "head": (6, 2)}
+    sizes = {
+        "blocks": {"w": 3.0 ** np.arange(layers)[:, None, None], "b": 3.0 ** np.arange(layers)[:, None]},
+        "head": 1.0,
+    }
+    return jax.tree.map(
+        lambda size, shape: jnp.asarray(size * numbers.standard_normal(shape), jnp.float32), sizes, shapes
+    )
+
+
+def grads_of(params, step):
+    return jax.tree.map(lambda x: (0.3 * jnp.sin(x * (5.0 + step))).astype(x.dtype), params)
+
+
+def apart(tree):
+    """The same with each layer as leaves of its own."""
+    blocks = tree["blocks"]
+    return tree | {"blocks": {f"{k}": jax.tree.map(lambda x, k=k: x[k], blocks) for k in range(len(blocks["w"]))}}
+
+
+def together(tree):
+    """The same with the layers stacked."""
+    return tree | {"blocks": jax.tree.map(lambda *layers: jnp.stack(layers), *tree["blocks"].values())}
+
+
+def stacked(tx, axes=0):
+    return adam_tx.stacked(tx, "blocks/*", axes)
+
+
+def trained(tx, params, grads):
+    """Parameters and state after as many steps as there are gradients, one behind the other."""
+
+    def step(carry, grad):
+        params, state = carry
+        updates, state = tx.update(grad, state, params)
+        return (run.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), grads)[0]
+
+
+def problem():
+    params = params_of()
+    return params, jax.vmap(functools.partial(grads_of, params))(jnp.arange(5.0))
+
+
+def both(tx, ours=None):
+    """The parameters after the steps of a stacked model, and of one with layers apart."""
+    params, grads = problem()
+    ours = trained(stacked(tx) if ours is None else ours, params, grads)
+    theirs = trained(tx, apart(params), jax.vmap(apart)(grads))
+    return ours[0], together(theirs[0])
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.fixture
+def without_noise(monkeypatch):
+    """What is rounded at random is rounded down, whichever leaf it is in."""
+    monkeypatch.setattr(rounding.Bits, "__call__", lambda _, like: jnp.zeros(like.shape, jnp.uint32))
+
+
+# The whole catalogue
+
+
+@pytest.fixture(scope="module")
+def ends(request):
+    """By name the ends of both models, from one program for all that are asked for."""
+    names = run.asked_for(request)
+
+    def of_all():
+        return {name: both(CATALOGUE[name]()) for name in names}
+
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"):
+        patch.setattr(rounding.Bits, "__call__", lambda _, like: jnp.zeros(like.shape, jnp.uint32))
+        with jax.numpy_rank_promotion("allow"):
+            return jax.jit(of_all, compiler_options=run.AS_WRITTEN)()
+
+
+@pytest.mark.parametrize("name", costly(CATALOGUE, REDUCES))
+def test_stacked_layers_are_trained_as_layers_of_their_own_to_the_last_bit(name, ends):
+    assert_same(*ends[name])
+
+
+@pytest.mark.parametrize("name", costly(OPTIMIZERS | SMALL_STATE, {"adamw", "adopt", "adamw, eight bit"}))
+def test_what_steps_each_element_by_itself_runs_the_program_that_it_ran_before(name):
+    params, tx = params_of(), CATALOGUE[name]()
+    state = jax.eval_shape(tx.init, params)
+    assert jax.eval_shape(stacked(tx).init, params) == state
+    assert str(jax.make_jaxpr(stacked(tx).update)(params, state, params)) == str(
+        jax.make_jaxpr(tx.update)(params, state, params)
+    )
+
+
+def test_a_trust_ratio_is_that_of_a_layer_and_without_it_that_of_all():
+    params = params_of()["blocks"]["w"]
+    grads = jnp.ones_like(params)
+    tx = adam_tx.scale_by_trust_ratio()
+    ours, whole = (
+        jax.jit(one.update)(grads, one.init(params), params)[0] for one in (adam_tx.stacked(tx, lambda *_: True), tx)
+    )
+    norms = np.sqrt(np.mean(np.square(np.asarray(params, np.float64)), (1, 2), keepdims=True))
+    np.testing.assert_allclose(ours, norms * np.ones_like(params), rtol=1e-6)  # a sum of 24, and four roundings
+    np.testing.assert_allclose(whole, np.sqrt(np.mean(norms**2)) * np.ones_like(params), rtol=1e-6)
+
+
+class BySize(adam_tx.Basis):
+    """The axes' elements, those with the largest gradients so far first."""
+
+    every = 2
+
+    def axes(self, path, shape):
+        return range(len(shape))
+
+    def remember(self, n, dtype):
+        return jnp.zeros(n, dtype)
+
+    def see(self, memory, grad, axis, count):
+        return memory + jnp.sum(jnp.abs(grad), [other for other in range(grad.ndim) if other != axis])
+
+    def find(self, basis, memory, grad, axis, count):
+        order = jnp.argsort(-memory)
+        return adam_tx.Turn(jnp.eye(len(basis))[:, order], jnp.argmax(basis.T[:, order], axis=0))
+
+
+def test_each_layer_has_a_basis_of_its_own():
+    tx = adam_tx.chain(adam_tx.in_basis(adam_tx.scale_by_momentum(0.5), BySize()), adam_tx.scale_by_learning_rate(0.01))
+
+    def ends():
+        (params, grads) = problem()
+        params, grads = ({"blocks": {"w": tree["blocks"]["w"]}} for tree in (params, grads))
+        return trained(stacked(tx), params, grads), trained(tx, apart(params), jax.vmap(apart)(grads))
+
+    (ours, state), (theirs, of_layers) = jax.jit(ends, compiler_options=run.AS_WRITTEN)()
+    assert_same(ours, together(theirs))
+    for one, other in zip(state["in_basis"].basis, of_layers["in_basis"].basis, strict=True):
+        assert_same(one, together(other))
+        assert not np.array_equal(one["blocks"]["w"][0], one["blocks"]["w"][1])
+
+
+# Which axes
+
+
+@pytest.mark.parametrize(
+    ("axes", "moved"), [(1, lambda x: jnp.moveaxis(x, 0, 1)), (-1, lambda x: jnp.moveaxis(x, 0, -1))]
+)
+def test_layers_may_be_stacked_along_any_axis(axes, moved):
+    tx = adam_tx.chain(adam_tx.scale_by_row_column_rms(), adam_tx.clip_by_norm(0.01))
+
+    def end(tx, params):
+        updates, state = tx.update(grads_of(params, 0), tx.init(params), params)
+        return updates, state["scale_by_row_column_rms"].nu_row
+
+    def there(tree):
+        return tree | {"blocks": jax.tree.map(lambda x: x if x is None else moved(x), tree["blocks"])}
+
+    params = params_of()
+    ours, known = jax.jit(lambda: (end(stacked(tx, axes), there(params)), end(stacked(tx), params)))()
+    # norms are summed up in another order
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), ours, tuple(map(there, known)))
+
+
+def test_layers_may_be_numbered_by_several_axes_and_said_in_two_places():
+    tx, x = adam_tx.clip_by_norm(1.0), jnp.arange(24.0).reshape(2, 3, 4) + 1
+    expected = x / jnp.sqrt(jnp.sum(jnp.square(x), 2, keepdims=True))
+    for of_both in (
+        adam_tx.stacked(tx, {"w": (1, 0)}),
+        adam_tx.stacked(tx, "w", (-2, -3)),
+        adam_tx.stacked(adam_tx.stacked(tx, "w", 1), "w", 0),
+    ):
+        params = {"w": x, "v": jnp.ones(4)}
+        updates, _ = jax.jit(of_both.update)(params, of_both.init(params))
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-6)  # two roundings, and a sum of four
+        np.testing.assert_allclose(updates["v"], 0.5 * jnp.ones(4), rtol=1e-6)
+
+
+def test_what_is_of_the_whole_tree_is_still_of_all_leaves():
+    @adam_tx.link
+    def over_tree():
+        norm = adam_tx.total(lambda updates: updates**2, over="tree")
+        return adam_tx.Rule(lambda now, updates, norm: updates * norm, statistics={"norm": norm})
+
+    params = params_of()
+    for tx in (over_tree(), optax.clip_by_global_norm(1.0)):
+        ours, theirs = (jax.jit(one.update)(params, one.init(params))[0] for one in (stacked(tx), tx))
+        assert_same(ours, theirs)
+
+
+def test_functions_of_a_shape_get_that_of_a_layer():
+    seen = {}
+
+    def noted(path, shape):
+        seen[path] = shape
+        return shape
+
+    def no_vectors(params):
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    tx = adam_tx.chain(
+        adam_tx.scale_by_block_rms(block=noted),
+        adam_tx.groups([(lambda path, shape: len(shape) > 1, adam_tx.add_decayed_weights(0.1, no_vectors))], "freeze"),
+    )
+    params = params_of()
+    updates = jax.jit(lambda p: stacked(tx).update(grads_of(p, 0), stacked(tx).init(p), p)[0])(params)
+    assert seen == {"['blocks']['b']": (6,), "['blocks']['w']": (4, 6), "['head']": (6, 2)}
+    assert not jnp.any(updates["blocks"]["b"])
+    assert jnp.all(updates["blocks"]["w"] != 0)
+
+
+# How what is kept is stored
+
+
+class OneScale(Storage):
+    """One byte a number, and a scale for the whole leaf."""
+
+    scaled = True
+    at_random = True
+
+    def begin(self, where, first, param, kind, noise):
+        return self.encode(first, Stored(jnp.zeros(first.shape, jnp.uint8), jnp.zeros((1,) * first.ndim)), noise)
+
+    def encode(self, x, like, noise):
+        scale = jnp.max(jnp.abs(x)).reshape(like.scales.shape) / 200 + 1e-9
+        drawn = noise(x).astype(jnp.float32) * 2.0**-32 + noise(x.ravel()).reshape(x.shape).astype(jnp.float32) * 0
+        return Stored(jnp.floor(x / scale + drawn).astype(jnp.uint8), scale)
+
+    def decode(self, stored, dtype):
+        assert stored.scales.size == 1
+        return (stored.values * stored.scales).astype(dtype)
+
+
+STORED = {"blocks": storage.EightBit(block=2, min_size=15), "one scale": OneScale()}
+
+
+def test_whether_a_leaf_is_large_enough_to_be_stored_in_eight_bits_is_asked_of_a_layer():
+    tx = adam_tx.scale_by_rms(0.9, dtype=STORED["blocks"])
+    nu = jax.eval_shape(stacked(tx).init, params_of()).nu["blocks"]
+    assert (nu["w"].dtype, nu["b"].dtype) == (jnp.uint8, jnp.float32)
+    assert jax.eval_shape(tx.init, params_of()).nu["blocks"]["b"].dtype == jnp.uint8
+
+
+@pytest.mark.parametrize("kept", costly(STORED, {"one scale"}))
+def test_a_layer_is_stored_as_it_would_be_by_itself(kept, without_noise):
+    tx = adam_tx.chain(adam_tx.scale_by_rms(0.9, dtype=STORED[kept]), adam_tx.clip_by_norm(0.1))
+
+    def ends():
+        params, grads = problem()
+        return trained(stacked(tx), params, grads), trained(tx, apart(params), jax.vmap(apart)(grads))
+
+    (ours, one), (theirs, other) = jax.jit(ends, compiler_options=run.AS_WRITTEN)()
+    assert_same(ours, together(theirs))
+    one, other = one["scale_by_rms"], other["scale_by_rms"]
+    assert_same(one.nu, together(other.nu))
+    (scales,), (of_layers,) = one.scales.values(), other.scales.values()
+    assert_same(scales["blocks"]["w"], together(of_layers)["blocks"]["w"])
+
+
+@pytest.mark.parametrize("kept", [storage.StochasticBFloat16(), storage.EightBit(block=2, min_size=1), OneScale()])
+def test_every_layer_draws_random_bits_of_its_own(kept):
+    params = {"blocks": {"w": jnp.ones((64, 4, 64))}}
+    tx = (
+        adam_tx.scale_by_momentum(0.9, dtype=kept)
+        if not isinstance(kept, OneScale)
+        else adam_tx.scale_by_rms(dtype=kept)
+    )
+    grads = {"blocks": {"w": jnp.linspace(0.1, 0.9, 256).reshape(1, 4, 64) * jnp.ones((64, 1, 1))}}
+    _, state = stacked(tx).update(grads, stacked(tx).init(params), params, grad=grads)
+    codes = np.asarray((state.mu if hasattr(state, "mu") else state.nu)["blocks"]["w"]).reshape(64, -1)
+    assert len(np.unique(codes, axis=0)) == 64
+    means = codes.astype(np.float64).mean(0)  # of what is rounded down and up alike
+    assert np.all(codes.std(0)[np.isin(means, codes[0], invert=True)] > 0)
+
+
+# Around it and inside
+
+
+AROUND = {
+    "guard": adam_tx.guard,
+    "monitor": adam_tx.monitor,
+    "groups": lambda tx: adam_tx.groups({"blocks/w": tx}, tx),
+    "parallel": lambda tx: adam_tx.parallel(tx, weights=(1.0,)),
+    "stacked": lambda tx: adam_tx.stacked(tx, "blocks/w"),
+    "with_gradient": lambda tx: adam_tx.chain(adam_tx.with_gradient(tx, lambda grad, updates: grad)),
+    "optax.chain": lambda tx: optax.chain(optax.clip_by_global_norm(1e9), tx),
+    "optax.masked": lambda tx: optax.masked(tx, lambda tree: jax.tree.map(lambda _: True, tree)),
+    "optax.partition": lambda tx: optax.partition({"a": tx, "b": tx}, {"blocks": "a", "head": "b"}),
+    "optax.MultiSteps": lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+    "optax.apply_if_finite": lambda tx: optax.apply_if_finite(tx, 2),
+    "optax.inject_hyperparams": lambda tx: optax.inject_hyperparams(lambda rate: adam_tx.chain(tx, optax.scale(rate)))(
+        1.0
+    ),
+}
+
+
+def clipped():
+    return adam_tx.chain(adam_tx.scale_by_momentum(0.9), adam_tx.clip_by_norm(0.1))
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    params = params_of()
+    tx = clipped()
+    updates = tx.update(apart(grads_of(params, 0)), tx.init(apart(params)), apart(params))[0]
+    return together(updates)
+
+
+@pytest.mark.parametrize("order", ["around", "inside"])
+@pytest.mark.parametrize(
+    "name", costly(AROUND, {"guard", "groups", "stacked", "optax.chain", "optax.inject_hyperparams"})
+)
+def test_layers_are_known_through_every_wrapper(name, order, one_step):
+    tx = AROUND[name](stacked(clipped())) if order == "around" else stacked(AROUND[name](clipped()))
+    params = params_of()
+    updates, state = tx.update(grads_of(params, 0), tx.init(params), params)
+    # a sum of 24 squares in another order, its root, and a few roundings
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2**-20), updates, one_step)
+    exported = adam_tx.export_state(state, params, tx)
+    assert exported["mu/blocks/w"].shape == (3, 4, 6)
+    assert_same(adam_tx.import_state(tx, params, exported, report=None), state)
+
+
+def test_master_weights_are_kept_of_each_layer():
+    def updates(params, split):
+        tx = adam_tx.chain(clipped(), adam_tx.master_weights(bits=32))
+        tx, params = (tx, apart(params)) if split else (stacked(tx), params)
+        return tx.update(grads_of(params, 0), tx.init(params), params)[0]
+
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params_of())
+    ours, theirs = jax.jit(lambda: [updates(params, split) for split in (False, True)])()
+    assert_same(ours, together(theirs))
