@@ -8,7 +8,7 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -138,6 +138,10 @@ class Chain(AbstractLink):
         if not self.facts.terminal:
             return leaves
         return self.members[self._last].full_precision_params(leaves, self._checked(state).get(self._last))
+
+    def moved(self, leaves: Leaves) -> Collection[int]:
+        """Those that the last link may move."""
+        return self.members[self._last].moved(leaves)
 
     def ways(self, leaves: Leaves) -> list[Hashable]:
         """Those of its members, in their order."""
@@ -304,4 +308,9 @@ def refuse_terminal(what: str, members: Mapping[str, AbstractLink]) -> None:
             raise ValueError(
                 f"{what}: {name!r} emits the difference to the new parameters, to the last bit, so nothing may change "
                 "it. Make it the last link of the outermost chain, behind the learning rate."
+            )
+        if member.facts.keeps_new_params:
+            raise ValueError(
+                f"{what}: {name!r} keeps something of the new parameters, as its own updates make them, so nothing may "
+                "change these. Put it around the whole optimizer, with the learning rate and all else inside."
             )

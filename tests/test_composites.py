@@ -77,6 +77,7 @@ COMPOSITES = {
         "guard, gradient": lambda tx: adam_tx.guard(tx, watch="gradient"),
     },
     "Monitor": {"monitor": adam_tx.monitor},
+    "AverageWeights": {"average_weights": lambda tx: adam_tx.average_weights(tx, name="outer")},
     "Groups": {
         "groups": lambda tx: adam_tx.groups({}, tx),
         "groups, two alike": lambda tx: adam_tx.groups({"0": tx}, default=tx),
@@ -97,6 +98,7 @@ LEAVES = {"Leafwise": "made from a rule, it holds no link"}
 MAKE = {name: make for of_class in COMPOSITES.values() for name, make in of_class.items()}
 CLASS = {name: of_class for of_class, made in COMPOSITES.items() for name in made}
 OURS = [name for name in MAKE if CLASS[name] != "Foreign"]
+BEFORE_OTHERS = [name for name in OURS if CLASS[name] != "AverageWeights"]  # others may stand behind these in a chain
 STRANGERS = [name for name in MAKE if CLASS[name] == "Foreign"]
 
 PROBES = {
@@ -108,6 +110,7 @@ PROBES = {
     "strangers": adam_tx.as_link(optax.scale_by_sign()),
     "elementwise": CLIP,
     "terminal": TERMINAL,
+    "keeps_new_params": adam_tx.average_weights(ONE),
     "holds_back": adam_tx.guard(M(0.9)),
     "looks_ahead": M(0.9, dtype=adam_tx.storage.EightBit()),
     "branches": adam_tx.in_basis(M(0.9), Unturned()),
@@ -142,6 +145,8 @@ ALWAYS = {
     ("Guard", "keeps"): (True, STATE),
     ("guard, loss scale", "changes_gradient"): (True, "it divides it"),
     ("Monitor", "keeps"): (True, STATE),
+    ("AverageWeights", "keeps"): (True, STATE),
+    ("AverageWeights", "keeps_new_params"): (True, "it averages them"),
     ("Parallel", "keeps"): (True, STATE),
     ("Groups", "keeps"): (True, STATE),
     ("Wrapper", "branches"): (True, "it does not say that it runs the link inside in no branch"),
@@ -159,6 +164,9 @@ ALWAYS = {
 
 REFUSED = {
     ("Parallel", "terminal"): "nothing may change",
+    ("Parallel", "keeps_new_params"): "nothing may change",
+    ("Surprise", "keeps_new_params"): "nothing may change",
+    ("InBasis", "keeps_new_params"): "reads the parameters",
     ("OnDecayedWeights", "terminal"): "cannot see decayed ones",
     ("InBasis", "terminal"): "reads the parameters",
     ("Surprise", "terminal"): "nothing may change",
@@ -294,7 +302,7 @@ def first_update(tx):
     return np.concatenate(tx.update(GRAD, tx.init(GRAD), GRAD)[0])
 
 
-@each_of_ours
+@pytest.mark.parametrize("name", BEFORE_OTHERS)
 def test_a_correction_that_names_no_decays_corrects_both_moments_behind_every_composite(name):
     links = [R(0.999), MAKE[name](M(0.9))]
     tx = corrected(*links, adam_tx.bias_correction())
@@ -332,7 +340,7 @@ def test_no_average_is_corrected_by_another_decay_behind_or_inside_any_composite
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
-@pytest.mark.parametrize("name", ["alone", *OURS])
+@pytest.mark.parametrize("name", ["alone", *BEFORE_OTHERS])
 def test_a_correction_that_names_no_decays_is_refused_behind_what_cannot_be_seen_into(name, stranger):
     unseen = MAKE[stranger](M(0.9))
     if CLASS.get(name) == "InBasis":
@@ -351,7 +359,7 @@ def test_a_correction_that_names_no_decays_is_refused_behind_what_cannot_be_seen
     corrected(R(0.999), first, adam_tx.bias_correction(0.9, 0.999))  # that is the way out
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if CLASS[name] != "Surprise"])
+@pytest.mark.parametrize("name", [name for name in MAKE if CLASS[name] not in ("Surprise", "AverageWeights")])
 def test_what_changes_the_gradient_is_refused_inside_every_composite_before_a_link_that_reads_it_raw(name):
     make = MAKE[name]
     chains = [[make(CLIP), M(0.9), R(0.999)], [adam_tx.chain(make(CLIP), M(0.9)), R(0.999)]]

@@ -18,6 +18,7 @@ WRAPPERS = {
     "guard": adam_tx.guard,
     "guard, deviations": lambda tx: adam_tx.guard(tx, deviations=50.0),
     "monitor": adam_tx.monitor,
+    "average_weights": adam_tx.average_weights,
     "groups": lambda tx: adam_tx.groups({"enc/*": tx}, tx),
     "stacked": lambda tx: adam_tx.stacked(tx, "enc/*"),
     "chain": lambda tx: adam_tx.chain(("inner", tx)),
@@ -34,7 +35,9 @@ WRAPPERS = {
 }
 OURS = [name for name in WRAPPERS if not name.startswith("optax.")]
 COMPILED = {"optax.MultiSteps", "optax.apply_if_finite"}  # make the update in a branch, whose operations XLA fuses
-PAIRS = [(outer, inner) for outer in WRAPPERS for inner in WRAPPERS]
+# what is added would change the weights that are averaged; and two averages need two names
+REFUSED = {("parallel", "average_weights"), ("average_weights", "average_weights")}
+PAIRS = [(outer, inner) for outer in WRAPPERS for inner in WRAPPERS if (outer, inner) not in REFUSED]
 OFTEN = {(outer, inner) for outer, inner in PAIRS if outer in OURS[:4] and inner in (*OURS, "optax.partition")}
 each_pair = pytest.mark.parametrize(("outer", "inner"), costly(PAIRS, OFTEN))
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's wrappers need it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
@@ -188,6 +188,10 @@ class AbstractLink(AbstractLeafStep):
         """Whether what becomes of the leaves is what this member makes of them."""
         del name
         return True
+
+    def moved(self, leaves: Leaves) -> Collection[int]:
+        """The leaves that its updates may move; what is known to be frozen is not among them."""
+        return leaves.present
 
     @property
     def is_open(self) -> bool:

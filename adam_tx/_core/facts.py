@@ -45,6 +45,8 @@ class Facts:
       elementwise: whether the rule of an element depends on that element alone.
       terminal: whether what it emits has to be added to the parameters as it is: nothing
         may change it, not even a rounding to their dtype.
+      keeps_new_params: the names of what it keeps of the parameters as its updates make them, so
+        that nothing may change these.
       holds_back: whether there are links inside that may not see every update.
       looks_ahead: whether something has to be known before a step is made.
       branches: whether a link inside may run in a branch of the program, out of which nothing can be taken.
@@ -59,6 +61,7 @@ class Facts:
     strangers: tuple[Stranger, ...] = ()
     elementwise: bool = True
     terminal: bool = False
+    keeps_new_params: tuple[str, ...] = ()
     holds_back: bool = False
     looks_ahead: bool = False
     branches: bool = False
@@ -81,6 +84,7 @@ def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
         strangers=tuple(stranger for member in members for stranger in member.strangers),
         elementwise=all(member.elementwise for member in members),
         terminal=any(member.terminal for member in (members[-1:] if in_turn else members)),
+        keeps_new_params=tuple(_each_once([name for member in members for name in member.keeps_new_params])),
         holds_back=any(member.holds_back for member in members),
         looks_ahead=any(member.looks_ahead for member in members),
         branches=any(member.branches for member in members),

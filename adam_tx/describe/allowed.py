@@ -26,7 +26,11 @@ _PARTS = (
     "adam_tx.optimizers",
     "adam_tx.schedules",
     "adam_tx.storage",
-    *(f"adam_tx.training.{of}" for of in ("_groups", "_guard", "_monitor", "_multipliers", "_stacked", "window")),
+    *(
+        f"adam_tx.training.{of}"
+        for of in ("_average_weights", "_groups", "_guard", "_monitor", "_multipliers", "_stacked")
+    ),
+    "adam_tx.training.window",
     *("optax._src", "optax.contrib", "optax.schedules", "optax.transforms"),
 )
 """Where parts of optimizers are defined. Functions that read configs or files, or compute with trees, are elsewhere."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from adam_tx._core import hyperparams
-from adam_tx._core.hyperparams import Decay, Finite, NonNegative
+from adam_tx._core.hyperparams import Decay, Finite, NonNegative, Positive
 from adam_tx.schedules._declare import at, schedule_maker, update_number
 
 
@@ -55,6 +55,56 @@ def power_decay(exponent: NonNegative = 0.8, offset: Finite = 0.0) -> optax.Sche
         t = update_number(count)
         late = t if isinstance(offset, float | int) and offset == 0 else jnp.maximum(t - at(offset, count, t), 1.0)
         return 1.0 - late ** -at(exponent, count, t)
+
+    return schedule
+
+
+@schedule_maker
+def decay_warmup(decay: Decay = 0.999, offset: Positive = 10.0) -> optax.Schedule:
+    """A decay that grows with what there is to average: `min(decay, (1 + c) / (offset + c))` after c updates.
+
+    Args:
+      decay: what it grows to, in [0, 1): number, 0-d array or schedule.
+      offset: above 1; it reaches 1 - x after about offset / x updates.
+
+    Reference: `tf.train.ExponentialMovingAverage(num_updates=...)`; `EMAModel` of diffusers.
+
+    >>> import adam_tx
+    >>> schedule = adam_tx.schedules.decay_warmup(0.999)
+    >>> float(schedule(0)), float(schedule(80)), float(schedule(10**5))
+    (0.10000000149011612, 0.8999999761581421, 0.9990000128746033)
+    """
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        t = update_number(count)
+        return jnp.minimum(t / (t - 1.0 + at(offset, count, t)), at(decay, count, t))
+
+    return schedule
+
+
+@schedule_maker
+def power_warmup(decay: Decay = 0.9999, exponent: NonNegative = 2 / 3, gamma: Positive = 1.0) -> optax.Schedule:
+    """A decay that grows by a power law: `min(decay, 1 - (1 + c / gamma)^-exponent)` after c updates.
+
+    With an exponent of 1 it makes a moving average the mean of all.
+
+    Args:
+      decay: what it grows to, in [0, 1): number, 0-d array or schedule.
+      exponent: how fast; with 2/3 it reaches 0.999 after 31,600 updates, with 3/4 after 10,000.
+      gamma: how many updates later it grows.
+
+    Reference: `ModelEmaV3` of timm (`warmup_power`, `warmup_gamma`), after Crowson.
+
+    >>> import adam_tx
+    >>> schedule = adam_tx.schedules.power_warmup(0.9999, exponent=1.0)
+    >>> float(schedule(0)), float(schedule(3)), float(schedule(10**6))
+    (0.0, 0.75, 0.9998999834060669)
+    """
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        t = update_number(count)
+        grown = 1.0 - (1.0 + (t - 1.0) / at(gamma, count, t)) ** -at(exponent, count, t)
+        return jnp.minimum(grown, at(decay, count, t))
 
     return schedule
 

@@ -1,5 +1,7 @@
-"""What a training run needs around an optimizer: groups of parameters, a guard, metrics."""
+"""What a training run needs around an optimizer: groups of parameters, a guard, metrics, averages of weights."""
 
+from adam_tx.training._average_weights import average_weights as average_weights
+from adam_tx.training._average_weights import averaged_weights as averaged_weights
 from adam_tx.training._explain import Explanation as Explanation
 from adam_tx.training._explain import explain as explain
 from adam_tx.training._groups import groups as groups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -218,6 +218,10 @@ class Groups(AbstractLink):
             for group, own in self.leaves_of(leaves)
             if group.link is not None
         }
+
+    def moved(self, leaves: Leaves) -> Collection[int]:
+        """Those that a link of a group may move."""
+        return {i: None for _, link, own in self._own(leaves) for i in link.moved(own)}
 
     def running(self) -> Mapping[str, AbstractLink]:
         """The link of each group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -193,6 +193,10 @@ class Monitor(Wrapper):
     def reduces(self) -> bool:
         """Figures are sums over all leaves."""
         return True
+
+    def moved(self, leaves: Leaves) -> Collection[int]:
+        """Those that the link inside may move."""
+        return self.inner.moved(leaves)
 
     def ways(self, leaves: Leaves) -> list[Hashable]:
         """Those of the link inside."""
