@@ -73,6 +73,7 @@ from adam_tx.training import (
     plot_metrics,
     stacked,
     times,
+    with_averaged_weights,
 )
 
 __version__ = importlib.metadata.version("adam_tx")
@@ -170,6 +171,7 @@ __all__ = [
     "times",
     "total",
     "whole_tensor",
+    "with_averaged_weights",
     "with_gradient",
 ]
 __all__ += optimizers.__all__

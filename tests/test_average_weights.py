@@ -404,6 +404,82 @@ def test_it_is_stepped_in_one_pass_with_the_bits_of_its_operations(name):
     assert not problems.differing(ours, theirs)
 
 
+# From and to Optax
+
+
+@pytest.fixture(scope="module")
+def run_of_optax():
+    """Sixty float64 steps of SGD with Optax's own averages of the weights, by hand: the weights, and what they keep."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        first, grads = oracles.problem(steps=60)
+        debiased, biased = optax.ema(0.9), optax.ema(0.9, debias=False)
+
+        def step(carry, grad):
+            params, mean, one, other = carry
+            params = params - 0.1 * grad
+            mean = optax.incremental_update(params, mean, 0.1)
+            read, one = debiased.update(params, one)
+            _, other = biased.update(params, other)
+            return (params, mean, one, other), (params, mean, one.ema, read, other.ema)
+
+        params = jnp.asarray(first)
+        start = params, params, debiased.init(params), biased.init(params)
+        return [np.asarray(x) for x in jax.lax.scan(step, start, jnp.asarray(grads))[1]]
+
+
+OF_OPTAX = {
+    "incremental_update": (1, 1, {}),
+    "ema, debiased": (2, 3, {"debias": True, "start": 1}),
+}
+
+
+@pytest.mark.parametrize("half", [0, 30])
+@pytest.mark.parametrize("name", OF_OPTAX)
+def test_it_is_what_optax_averages_by_hand_and_goes_on_from_it(name, half, run_of_optax):
+    """Sixty steps, or thirty of Optax and thirty here, to 1e-12."""
+    kept, read, settings = OF_OPTAX[name]
+    with jax.enable_x64(True):
+        first, grads = oracles.problem(steps=60)
+        tx = adam_tx.average_weights(adam_tx.sgd(0.1), 0.9, **settings)
+        params = jnp.asarray(first)
+        state = tx.init(params)
+        if half:
+            params = jnp.asarray(run_of_optax[0][half - 1])
+            weight = 1 - 0.9**half if "debias" in settings else 1.0
+            said = {"averaged": weight / (1 - 0.9)} if "debias" in settings else {}
+            average = run_of_optax[kept][half - 1] / weight
+            state = adam_tx.with_averaged_weights(tx.init(params)._replace(count=jnp.int32(half)), average, **said)
+
+        def step(carry, grad):
+            updates, state = tx.update(grad, carry[1], carry[0])
+            params = optax.apply_updates(carry[0], updates)
+            return (params, state), averaged(params, state)
+
+        found = jax.lax.scan(step, (params, state), jnp.asarray(grads[half:]))[1]
+    expected = run_of_optax[read][half:]
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12 * np.abs(expected).max())
+
+
+def test_an_average_of_others_is_put_in_the_place_of_its_own():
+    two = average(average(decay="uniform", name="fast"))
+    mean = jax.tree.map(lambda x: x + 1, PARAMS)
+    state = adam_tx.with_averaged_weights(two.init(PARAMS), mean, "fast", averaged=7)
+    assert_same(averaged(PARAMS, state, "fast"), mean)
+    assert_same(averaged(PARAMS, state, "average"), PARAMS)
+    assert float(state.inner.averaged) == 7.0
+    groups = adam_tx.groups({"enc/*": average(), "head": average(adam_tx.sgd(0.1))})
+    assert_same(averaged(PARAMS, adam_tx.with_averaged_weights(groups.init(PARAMS), mean)), mean)
+    for given, said, message in (
+        (mean, {}, "averaged must say how many weights are in the average, at least 1, got None"),
+        ({**mean, "head": jnp.ones(3)}, {"averaged": 1}, r"leaf \['head'\] has shape \(3,\), .* has \(2,\)"),
+        ({"head": PARAMS["head"]}, {"averaged": 1}, "which is another tree than the parameters'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adam_tx.with_averaged_weights(two.init(PARAMS), given, "fast", **said)
+    with pytest.raises(ValueError, match="this average does not count what is in it"):
+        adam_tx.with_averaged_weights(two.init(PARAMS), mean, "average", averaged=2)
+
+
 # What is refused
 
 

@@ -2,6 +2,7 @@
 
 from adam_tx.training._average_weights import average_weights as average_weights
 from adam_tx.training._average_weights import averaged_weights as averaged_weights
+from adam_tx.training._average_weights import with_averaged_weights as with_averaged_weights
 from adam_tx.training._explain import Explanation as Explanation
 from adam_tx.training._explain import explain as explain
 from adam_tx.training._groups import groups as groups

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import ScalarOrSchedule
 
 from adam_tx._core.boxes import boxed_like, unboxed
 from adam_tx._core.leaves import Leaves, is_absent
-from adam_tx._core.paths import PathPattern, some
+from adam_tx._core.paths import PathPattern, path_str, some
 from adam_tx._core.storage import StorageLike
 from adam_tx._link import optimizer
 from adam_tx.training import _averaging
@@ -130,8 +131,8 @@ def averaged_weights(
     """
     leaves = Leaves.of_params(unboxed(params))
     found: dict[int, Any] = {}
-    for tree in _called(name, opt_state):
-        for i, average in enumerate(_column(leaves, tree)):
+    for _, node in _of_name(name, unboxed(opt_state)):
+        for i, average in enumerate(_column(leaves, _averaging.tree_of(node))):
             if is_absent(average):
                 continue
             param = leaves.initial[i]
@@ -144,20 +145,102 @@ def averaged_weights(
     return boxed_like(leaves.tree([found.get(i, x) for i, x in enumerate(leaves.initial)]), params)
 
 
-def _called(name: str | None, opt_state: optax.OptState) -> list[Any]:
-    """The trees of the averages of this name: one a group of parameters."""
-    by_name: dict[str, list[Any]] = {}
-    for path, node in jax.tree_util.tree_leaves_with_path(unboxed(opt_state), is_leaf=_averaging.is_state):
+def with_averaged_weights(
+    opt_state: optax.OptState, average: optax.Params, name: str | None = None, *, averaged: float | None = None
+) -> optax.OptState:
+    """Go on from an average that somebody else has made, such as that of a checkpoint.
+
+    With n updates behind it, `optax.ema(decay, debias=False)` of the weights, or a tree by
+    `optax.incremental_update`, is that average. That of `optax.ema(decay)` before it is
+    debiased is `average * (1 - decay**n)`, and `averaged` is `(1 - decay**n) / (1 - decay)`.
+
+    Args:
+      opt_state: the state of an optimizer with `average_weights` in it, as `init` made it, or later.
+      average: a tree like the parameters.
+      name: that of the average, where there are several.
+      averaged: how many weights are in it, where the state counts them: with `debias`, and "uniform".
+
+    Returns:
+      The state with this average, in the dtypes that it had.
+
+    Raises:
+      ValueError: a state without an average of this name; another tree or other shapes than
+        it has; an `averaged` that is missing, or that the state does not have.
+
+    >>> import adam_tx
+    >>> import jax.numpy as jnp
+    >>> tx = adam_tx.average_weights(adam_tx.adam(1e-3), 0.999)
+    >>> params = jnp.array([1.0, 2.0])
+    >>> state = with_averaged_weights(tx.init(params), jnp.array([0.5, 1.5]))
+    >>> adam_tx.averaged_weights(params, state)
+    Array([0.5, 1.5], dtype=float32)
+    """
+    state, tree = unboxed(opt_state), unboxed(average)
+    own = _of_name(name, state)
+    counts = [(*path[:-1], jax.tree_util.GetAttrKey("averaged")) for path, _ in own]
+    counted: list[Any] = []
+
+    def put(path: Any, node: Any) -> Any:
+        if any(node is of for _, of in own):
+            return _averaging.replaced(node, _put(_averaging.tree_of(node), tree))
+        if path not in counts:
+            return node
+        counted.append(path)
+        return jnp.asarray(_number(averaged), node.dtype)
+
+    found = jax.tree_util.tree_map_with_path(put, state, is_leaf=_averaging.is_state)
+    if averaged is not None and not counted:
+        raise ValueError(
+            f"with_averaged_weights: averaged={averaged} came, but this average does not count what is in it. Leave it "
+            "out, or give average_weights debias=True."
+        )
+    return boxed_like(found, opt_state)
+
+
+def _number(averaged: float | None) -> float:
+    if averaged is None or averaged < 1:
+        raise ValueError(
+            f"with_averaged_weights: averaged must say how many weights are in the average, at least 1, got {averaged}."
+        )
+    return averaged
+
+
+def _put(before: Any, average: Any) -> Any:
+    """The average in the place of the one before, leaf by leaf."""
+
+    def put(path: Any, old: Any, new: Any) -> Any:
+        if is_absent(old):
+            return old
+        if jnp.shape(new) != old.shape:
+            raise ValueError(
+                f"average: leaf {path_str(path)} has shape {jnp.shape(new)}, but the parameter has {old.shape}; give "
+                "the average of these parameters."
+            )
+        return jnp.array(new, old.dtype, copy=True)
+
+    try:
+        return jax.tree_util.tree_map_with_path(put, before, average, is_leaf=is_absent)
+    except (TypeError, ValueError) as error:
+        if str(error).startswith("average:"):
+            raise
+        raise ValueError(
+            f"average: it came as {jax.tree.structure(average)}, which is another tree than the parameters'; give a "
+            "tree like those that init was given."
+        ) from None
+
+
+def _of_name(name: str | None, opt_state: optax.OptState) -> list[tuple[Any, Any]]:
+    """The averages of this name, one a group of parameters, each with its path in the state."""
+    by_name: dict[str, list[tuple[Any, Any]]] = {}
+    for path, node in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=_averaging.is_state):
         if _averaging.is_state(node):
-            by_name.setdefault(_averaging.name_of(path, node), []).append(_averaging.tree_of(node))
+            by_name.setdefault(_averaging.name_of(path, node), []).append((path, node))
     if not by_name:
         raise ValueError("opt_state: it holds no average; give that of an optimizer with adam_tx.average_weights.")
     if name is None and len(by_name) == 1:
         (name,) = by_name
     if name not in by_name:
-        raise ValueError(
-            f"averaged_weights: name must be one of {sorted(by_name)}, the averages in opt_state, got {name!r}."
-        )
+        raise ValueError(f"average: name must be one of {sorted(by_name)}, those in opt_state, got {name!r}.")
     return by_name[name]
 
 

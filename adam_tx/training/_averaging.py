@@ -312,4 +312,9 @@ def name_of(path: Sequence[Any], node: object) -> str:
 
 def tree_of(node: Any) -> Any:
     """The tree of an average."""
-    return node.weights if type(node) is _TYPE else node.average
+    return node[-1]
+
+
+def replaced(node: Any, tree: Any) -> Any:
+    """The average with this tree."""
+    return node._replace(**{node._fields[-1]: tree})
