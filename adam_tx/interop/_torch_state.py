@@ -96,7 +96,7 @@ def from_state_dict(
         if not (entry := theirs.state.get(i)):
             continue  # it is frozen, or had no gradient yet
         for slot, role in theirs.slots(group, path, entry).items():
-            found[Key(role, path)] = theirs.parameters.ours(path, slot, _array(entry[slot]))
+            found[Key(role, path)] = theirs.parameters.ours(path, slot, as_array(entry[slot]))
             shared.setdefault(Key(role, about="rate"), {})[path] = np.asarray(_sign(group))
         for key, value in (theirs.counted(path, entry) | theirs.decays(group)).items():
             shared.setdefault(key, {})[path] = value
@@ -259,12 +259,12 @@ class _StateDict:
         """The count, and the weight of the decays that NAdam looks ahead with."""
         found: dict[Key, Any] = {}
         if "step" in entry:
-            step = float(_array(entry["step"]))
+            step = float(as_array(entry["step"]))
             if not (step >= 0 and step.is_integer() and step < 2**31):
                 raise ValueError(f"{self.what}: the step of {path} is {step}; it must be a whole number of at least 0.")
             found[Key(roles.COUNT)] = np.asarray(step, np.int32)
         if "mu_product" in entry:
-            found[Key(roles.WEIGHT_MU_READ)] = exact_pair(_array(entry["mu_product"]))
+            found[Key(roles.WEIGHT_MU_READ)] = exact_pair(as_array(entry["mu_product"]))
         return found
 
     def decays(self, group: Mapping[str, Any]) -> dict[Key, Any]:
@@ -314,7 +314,7 @@ def _entry(given: Mapping[str, Any] | None) -> dict[str, Any]:
     for n, slot in ((1, "exp_avg"), (2, "exp_avg_sq")):
         if (state := entry.pop(f"state{n}", None)) is not None:
             qmap, largest = entry.pop(f"qmap{n}", None), entry.pop(f"absmax{n}", None)
-            entry[slot] = state if qmap is None else _of_blocks(_array(state), _array(qmap), _array(largest))
+            entry[slot] = state if qmap is None else _of_blocks(as_array(state), as_array(qmap), as_array(largest))
     return {slot: value for slot, value in entry.items() if value is not None}
 
 
@@ -328,7 +328,7 @@ def _of_blocks(codes: Array, qmap: Array, largest: Array) -> Any:
     return qmap[codes.astype(np.intp)] * np.repeat(largest, blocks[0])[: codes.size].reshape(codes.shape)
 
 
-def _array(value: Any) -> Array:
+def as_array(value: Any) -> Array:
     """A tensor as a NumPy array; PyTorch's bfloat16 as float32."""
     if not hasattr(value, "detach"):
         return np.asarray(value)

@@ -18,6 +18,7 @@ from adam_tx._core.public import shows
 from adam_tx._link import Link
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes
+from adam_tx.interop._torch_averages import from_averaged_model, to_averaged_model
 from adam_tx.interop._torch_state import from_state_dict, to_state_dict
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
@@ -34,7 +35,15 @@ from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
 from adam_tx.training._groups import groups as by_pattern
 
-__all__ = ["flax_axes", "from_param_group", "from_param_groups", "from_state_dict", "to_state_dict"]
+__all__ = [
+    "flax_axes",
+    "from_averaged_model",
+    "from_param_group",
+    "from_param_groups",
+    "from_state_dict",
+    "to_averaged_model",
+    "to_state_dict",
+]
 __dir__ = shows(__all__)
 
 Links = Sequence[optax.GradientTransformation]
