@@ -95,7 +95,8 @@ class Chain(AbstractLink):
         self.facts = dataclasses.replace(combined([of for _, of in facts], in_turn=True), reads_grad=False)
         check_gradient(name, facts)
         *others, self._last = self.members
-        refuse_terminal(name, {name: self.members[name] for name in others})
+        added = others[-1] if others and self.members[self._last].facts.terminal else None
+        refuse_terminal(name, {name: self.members[name] for name in others}, added)
         self._keys = {name for name, member in self.members.items() if member.facts.keeps}
 
     def init_leaves(self, leaves: Leaves) -> State:
@@ -301,9 +302,20 @@ def unique(name: str, taken: Mapping[str, object]) -> str:
     return next(key for n in range(2, len(taken) + 3) if (key := f"{name}_{n}") not in taken)
 
 
-def refuse_terminal(what: str, members: Mapping[str, AbstractLink]) -> None:
-    """Refuse links whose updates have to be added as they are, where another would change them."""
+def refuse_terminal(what: str, members: Mapping[str, AbstractLink], added: str | None = None) -> None:
+    """Refuse links whose updates have to be added as they are, where another would change them.
+
+    Args:
+      what: that which holds them.
+      members: links behind or beside which there are others.
+      added: the one of them whose updates a terminal link adds.
+    """
     for name, member in members.items():
+        if member.facts.is_step and name != added:
+            raise ValueError(
+                f"{what}: {name!r} emits the whole step from the parameters that it reads, so nothing may change it. "
+                "Make it the last link; only adam_tx.master_weights or stochastic_round may stand behind it."
+            )
         if member.facts.terminal:
             raise ValueError(
                 f"{what}: {name!r} emits the difference to the new parameters, to the last bit, so nothing may change "

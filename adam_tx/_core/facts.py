@@ -47,6 +47,8 @@ class Facts:
         may change it, not even a rounding to their dtype.
       keeps_new_params: the names of what it keeps of the parameters as its updates make them, so
         that nothing may change these.
+      is_step: whether what it emits is the whole step from the parameters that it read: nothing may change it but a
+        terminal link, which adds it.
       holds_back: whether there are links inside that may not see every update.
       looks_ahead: whether something has to be known before a step is made.
       branches: whether a link inside may run in a branch of the program, out of which nothing can be taken.
@@ -62,6 +64,7 @@ class Facts:
     elementwise: bool = True
     terminal: bool = False
     keeps_new_params: tuple[str, ...] = ()
+    is_step: bool = False
     holds_back: bool = False
     looks_ahead: bool = False
     branches: bool = False
@@ -85,6 +88,7 @@ def combined(members: Sequence[Facts], *, in_turn: bool = False) -> Facts:
         elementwise=all(member.elementwise for member in members),
         terminal=any(member.terminal for member in (members[-1:] if in_turn else members)),
         keeps_new_params=tuple(_each_once([name for member in members for name in member.keeps_new_params])),
+        is_step=any(member.is_step for member in members),
         holds_back=any(member.holds_back for member in members),
         looks_ahead=any(member.looks_ahead for member in members),
         branches=any(member.branches for member in members),

@@ -205,7 +205,7 @@ class LeafStep:
         unknown = [name for name in names if name not in self.known]
         if unknown and self._rule.numbers is None:
             raise TypeError(
-                f"{self._name}: its rule reads {unknown}; it may read now, updates, grad, params, noise, and the "
+                f"{self._name}: its rule reads {unknown}; it may read now, updates, grad, params, noise, path, and the "
                 f"slots, numbers and statistics of the link, {sorted(self.known - {'now', *INPUTS})}."
             )
         return names
@@ -245,7 +245,7 @@ class LeafStep:
 
     def write(self, now: Now, numbers: Row, leaf: Leaf, kept: Slots, row: Row) -> tuple[jax.Array, Slots]:
         """Apply the rule to what was read, and encode what is to be kept."""
-        values: dict[str, Any] = {**row, "now": now, **numbers}
+        values: dict[str, Any] = {"path": leaf.path, **row, "now": now, **numbers}
         if self._of_leaf:
             for name, statistic in self._of_leaf.items():
                 reduced = functools.partial(self.reduced, name, statistic)

@@ -79,8 +79,9 @@ class Leafwise(AbstractLink):
                 if slot.decay is not None
             ),
             corrects=tuple(Correction(kind, decay, name) for kind, name, decay in corrects if decay is not None),
-            elementwise=rule.elementwise and not rule.statistics and not rule.shape,
+            elementwise=rule.elementwise and not (rule.statistics or rule.shape or "path" in self.step.reads),
             terminal=rule.terminal,
+            is_step=rule.is_step,
             looks_ahead=any(storage.looks_ahead for storage in self.storage.values()),
             keeps=bool(self._type._fields) or self.is_open,  # an open one is asked for a state, and refuses
         )

@@ -18,8 +18,10 @@ from adam_tx._core.masks import Mask
 from adam_tx._core.storage import StorageLike
 
 KINDS = ("gradient", "square", "params", "residual")
-INPUTS = ("updates", "grad", "params", "noise")
-RESERVED = {"count", "index", "now", "scales", *INPUTS, *keyword.kwlist}
+INPUTS = ("updates", "grad", "params", "noise", "path")
+RESERVED = {"count", "index", "now", "scales", *INPUTS, *keyword.kwlist} - {
+    "path"
+}  # links may have a slot of that name
 
 
 class Slot(NamedTuple):
@@ -87,8 +89,8 @@ class Rule:
       apply: `(now, …) -> updates`, or `-> (updates, *slots)` for a link with slots, in
         their order: a pure function of arrays in working precision. Its parameters
         after `now` are named after what it reads: `updates`, `grad` (the raw gradient),
-        `params`, slots, statistics, numbers of the state, and `noise`: 32 random bits for
-        every element.
+        `params`, slots, statistics, numbers of the state, `noise`: 32 random bits for
+        every element, and `path`: a function that gives the leaf's, such as `['dense']['kernel']`.
       formula: what the link emits, in one line.
       debias: the decays whose weight the rule reads as `now.<decay>.weight`.
       dtype: what the slots are stored as, or a mapping by name: a dtype, a `Storage`, or
@@ -108,8 +110,10 @@ class Rule:
         proportional to the average of a "gradient" slot, or to one over the root of that
         of a "square" slot.
       elementwise: whether the rule of an element depends on that element alone; a rule
-        with statistics is known not to be.
+        with statistics, or that reads the path, is known not to be.
       terminal: whether what is emitted has to be added to the parameters as it is.
+      is_step: whether what is emitted is the step from the parameters that the rule read, all in all: nothing may
+        scale it or add to it. Only a link that is terminal may stand behind it in a chain.
       changes_gradient: whether the link changes the gradient itself, as clipping does.
       passes_gradient: whether what it makes of a gradient is the gradient still. That of a
         link that changes or corrects it is, and that of one that multiplies it.
@@ -135,6 +139,7 @@ class Rule:
     correctable: bool = False
     elementwise: bool = True
     terminal: bool = False
+    is_step: bool = False
     changes_gradient: bool = False
     passes_gradient: bool = False
     corrects: Mapping[str, str] = field(default_factory=dict)
