@@ -29,7 +29,9 @@ from adam_tx.links.decay_to_start import add_decay_to_start, decay_to_start
 from adam_tx.links.delayed_rms import fourth_root, scale_by_delayed_rms
 from adam_tx.links.eigenbasis import Eigenbasis, in_eigenbasis, matrix_axes
 from adam_tx.links.gradient_difference import add_gradient_change, gradient_difference
+from adam_tx.links.gradient_norm import scale_by_gradient_norm
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
+from adam_tx.links.hyperball import step_on_hyperball
 from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.lion_momentum import scale_by_lion_momentum
 from adam_tx.links.master_weights import (
@@ -41,9 +43,12 @@ from adam_tx.links.master_weights import (
 from adam_tx.links.max_norm import scale_by_max_norm
 from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.orthogonalization import scale_by_orthogonalization
 from adam_tx.links.rectified_rms import scale_by_rectified_rms
 from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import largest_axes, last_axes, scale_by_row_column_rms
+from adam_tx.links.schedule_free import schedule_free_weights, step_schedule_free
+from adam_tx.links.shape import scale_by_shape
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.surprise import scale_by_surprise
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
@@ -146,25 +151,31 @@ __all__ = [
     "scale_by_caution",
     "scale_by_centered_rms",
     "scale_by_delayed_rms",
+    "scale_by_gradient_norm",
     "scale_by_heavy_ball",
     "scale_by_learning_rate",
     "scale_by_lion_momentum",
     "scale_by_max_norm",
     "scale_by_max_rms",
     "scale_by_momentum",
+    "scale_by_orthogonalization",
     "scale_by_rectified_rms",
     "scale_by_rms",
     "scale_by_row_column_rms",
+    "scale_by_shape",
     "scale_by_summed_rms",
     "scale_by_surprise",
     "scale_by_trust_ratio",
     "scale_by_yogi_rms",
+    "schedule_free_weights",
     "schedules",
     "second_moment",
     "split_float32_weights",
     "stacked",
     "state_sharding",
     "step",
+    "step_on_hyperball",
+    "step_schedule_free",
     "stochastic_round",
     "storage",
     "summary",

@@ -121,6 +121,8 @@ OPTIMIZERS = {
     ),
     "lion": lambda: adam_tx.lion(1e-3),
     "momentum": lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.9, nesterov=True)),
+    "schedule_free_adamw": lambda: adam_tx.schedule_free_adamw(1e-3, 5, weight_decay=0.1),
+    "schedule_free_sgd": lambda: adam_tx.schedule_free_sgd(1e-2, r=1.0),
 }
 """Name -> factory of a transformation whose updates are ready for `optax.apply_updates`."""
 
@@ -138,6 +140,13 @@ PER_TENSOR = {
     "soap": lambda: adam_tx.soap(1e-3, every=2),
     "soap, some axes": lambda: adam_tx.soap(1e-3, every=3, axes=lambda _, shape: range(len(shape) - 1)),
     "cautious": lambda: adam_tx.cautious(adam_tx.adamw(1e-3)),
+    "muon": lambda: adam_tx.muon(1e-2, weight_decay=0.1),
+    "muon, by AdamW's rate": lambda: adam_tx.muon(
+        1e-3, "polar_express", consistent_rms=0.2, others=adam_tx.lion(1e-4), dtype=jnp.bfloat16
+    ),
+    "normuon": lambda: adam_tx.normuon(1e-2, adam_tx.adamw(1e-3), weight_decay=0.1),
+    "adamh": lambda: adam_tx.adamh(1e-2, adam_tx.adam(1e-3)),
+    "muonh": lambda: adam_tx.muonh(1e-2, adam_tx.adam(1e-3)),
 }
 """Those whose rule of an element depends on its whole tensor."""
 

@@ -168,3 +168,17 @@ def cooldown(count, schedule, begin, steps, shape="linear", end=0.0, held=True):
         return schedule(count)
     left = part_left(shape, min((count - begin) / steps, 1.0))
     return end + (schedule(begin if held else count) - end) * left
+
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+"""The coefficients of Newton and Schulz's iteration that Jordan et al. published for Muon."""
+
+
+def newton_schulz(u, coefficients, *, eps=1e-7, min_norm=0.0, adaptive=False):
+    """A matrix whose singular values were brought near one: by the polynomials of the values themselves."""
+    norm = max(np.sqrt(np.sum(np.abs(u) ** 2)) + eps, min_norm)
+    left, values, right = np.linalg.svd(u, full_matrices=False)
+    s = values / norm
+    for a, b, c in coefficients:
+        s = a * s + b * s**3 + c * s**5
+    return (left * s) @ right * (np.sum(values * s) if adaptive else 1.0)

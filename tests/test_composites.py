@@ -111,6 +111,7 @@ PROBES = {
     "elementwise": CLIP,
     "terminal": TERMINAL,
     "keeps_new_params": adam_tx.average_weights(ONE),
+    "is_step": adam_tx.step_on_hyperball(0.1),
     "holds_back": adam_tx.guard(M(0.9)),
     "looks_ahead": M(0.9, dtype=adam_tx.storage.EightBit()),
     "branches": adam_tx.in_basis(M(0.9), Unturned()),
@@ -170,6 +171,10 @@ REFUSED = {
     ("OnDecayedWeights", "terminal"): "cannot see decayed ones",
     ("InBasis", "terminal"): "reads the parameters",
     ("Surprise", "terminal"): "nothing may change",
+    ("Parallel", "is_step"): "nothing may change",
+    ("OnDecayedWeights", "is_step"): "cannot see decayed ones",
+    ("InBasis", "is_step"): "reads the parameters",
+    ("Surprise", "is_step"): "nothing may change",
 }
 """By class and fact, why it takes no link of which that is so."""
 

@@ -21,7 +21,13 @@ import adam_tx
 
 OPTIMIZERS = {name: getattr(adam_tx, name) for name in adam_tx.optimizers.__all__}
 ARGUMENTS = {"cautious": (adam_tx.adam(1e-2),)}
-OPTIONS = {"adamc": {"max_learning_rate": 1e-2}, "adafactor": {"min_dim_size_to_factor": 2}, "soap": {"every": 4}}
+OTHERS = {name: {"others": adam_tx.adamw(1e-2)} for name in ("adamh", "muonh", "normuon")}
+OPTIONS = {
+    "adamc": {"max_learning_rate": 1e-2},
+    "adafactor": {"min_dim_size_to_factor": 2},
+    "soap": {"every": 4},
+    **OTHERS,
+}
 STEPS = 15
 KERNEL, BIAS = jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), jnp.array([0.5, -0.5])
 X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3)), jnp.float32)
@@ -241,14 +247,19 @@ def test_every_state_can_be_exported():
 
 INJECTED = [name for name in OPTIMIZERS if name not in ("cautious", "adamc")]
 STATIC = {"adafactor": ("min_dim_size_to_factor", "dtype_momentum"), "soap": ("every", "axes"), "adam_mini": ("block",)}
+STATIC |= {"muon": ("ns_coeffs", "ns_steps"), "muonh": ("steps",), "normuon": ("steps",)}
 
 
 @pytest.mark.parametrize("name", INJECTED)
 def test_an_injected_optimizer_has_the_state_of_the_plain_one(name):
     """Compared as Optax compares its own: relative to each number, and to nothing else."""
     params = {"kernel": KERNEL, "bias": BIAS}
-    injected = optax.inject_hyperparams(OPTIMIZERS[name], static_args=STATIC.get(name, ()))(1e-2)
-    options = {} if name != "ademamix" else {"b3": float(np.float32(0.9999))}  # 1 - b3 has four digits in float32
+    injected = optax.inject_hyperparams(OPTIMIZERS[name], static_args=STATIC.get(name, ()))(
+        1e-2, **OTHERS.get(name, {})
+    )
+    options = (
+        OTHERS.get(name, {}) if name != "ademamix" else {"b3": float(np.float32(0.9999))}
+    )  # 1 - b3 has four digits in float32
     tx = OPTIMIZERS[name](1e-2, **options)
     states = injected.init(params), tx.init(params)
     for _ in range(2):
@@ -270,9 +281,10 @@ def test_adafactor_is_injected_as_optax_injects_its_own():
     np.testing.assert_array_less(jnp.sqrt(jnp.mean(updates["kernel"] ** 2)), 0.51e-2)
 
 
+SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
 MOMENTS = {
-    "mu_dtype": [n for n in OPTIMIZERS if n not in ("sgd", "adagrad", "adafactor", "cautious")],
-    "nu_dtype": [n for n in OPTIMIZERS if n not in ("sgd", "lion", "cautious")],
+    "mu_dtype": [n for n in OPTIMIZERS if n not in ("sgd", "adagrad", "adafactor", "cautious", *SCHEDULE_FREE)],
+    "nu_dtype": [n for n in OPTIMIZERS if n not in ("sgd", "lion", "cautious", "muon", "muonh", SCHEDULE_FREE[1])],
 }
 
 

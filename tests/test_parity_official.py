@@ -53,7 +53,21 @@ def common(o):
     return o["lr"], o["b1"], o["b2"], o["eps"], o["weight_decay"]
 
 
+def normuon(o):
+    """The weights of a layer are (outputs, inputs) there."""
+    options = {"weight_decay": o["weight_decay"], "axes": {"*": (1, 0)}}
+    return adam_tx.normuon(o["lr"], optax.identity(), o["b1"], o["b2"], **options)
+
+
+def averaging(o):
+    names = ("warmup_steps", "r", "weight_lr_power", "weight_decay", "eps", "b1", "b2")
+    return {name: o[name] for name in names if name in o}
+
+
 MEMBERS = {
+    "normuon": normuon,
+    "schedule_free_adamw": lambda o: adam_tx.schedule_free_adamw(o["lr"], **averaging(o)),
+    "schedule_free_sgd": lambda o: adam_tx.schedule_free_sgd(o["lr"], **averaging(o)),
     "soap": lambda o: adam_tx.soap(*common(o), every=o["precondition_frequency"]),
     "mars_adamw": lambda o: adam_tx.mars_adamw(*common(o), gamma=o["gamma"]),
     "cautious": cautious,
@@ -69,15 +83,19 @@ MEMBERS = {
 
 def name(record):
     options = record["options"].items()
-    shown = (f"{k}={v}" for k, v in options if k in ("weight_decay", "name", "grad_scale", "precondition_frequency"))
+    shown = (
+        f"{k}={v}" for k, v in options if k in ("weight_decay", "name", "grad_scale", "precondition_frequency", "r")
+    )
     return " ".join([record["member"], record["problem"], *shown])
 
 
 def problem(record):
     """What tells the problem of a record from others, and its parameters and gradients."""
     shape, scale = np.shape(record["params"]), record["options"].get("grad_scale", 1.0)
-    params, grads = oracles.matrix_problem(shape=shape) if record["problem"] == "matrix" else oracles.problem()
-    return (record["problem"], shape, scale), params, scale * grads
+    steps = record["options"].get("steps", 100)
+    matrix = record["problem"] == "matrix"
+    params, grads = oracles.matrix_problem(steps, shape) if matrix else oracles.problem(steps)
+    return (record["problem"], shape, scale, steps), params, scale * grads
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +114,18 @@ def ends():
 def test_a_hundred_float64_steps_agree_with_the_official_code_to_1e_10(number, ends):
     _, params, _ = problem(RECORDS[number])
     assert run.relative_error(ends[number], np.array(RECORDS[number]["params"]), params) <= 1e-10
+
+
+def test_the_average_of_schedule_free_learning_is_that_of_its_authors_to_1e_10(x64):
+    record = next(r for r in RECORDS if r["member"] == "schedule_free_adamw" and r["options"].get("r"))
+    tx = MEMBERS["schedule_free_adamw"](record["options"])
+    _, params, grads = problem(record)
+
+    def step(carry, grad):
+        updates, state = tx.update(grad, carry[1], carry[0])
+        return (carry[0] + updates, state), None
+
+    end = jax.jit(lambda p, g: jax.lax.scan(step, (p, tx.init(p)), g)[0])(params, grads)
+    average = np.asarray(adam_tx.schedule_free_weights(*end))
+    assert run.relative_error(average, np.array(record["average"]), params) <= 1e-10
+    assert run.relative_error(np.asarray(end[0]), average, params) > 1e-3

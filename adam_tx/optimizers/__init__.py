@@ -35,6 +35,7 @@ from adam_tx.optimizers._adam_mini import adam_mini as adam_mini
 from adam_tx.optimizers._adamax import adamax as adamax
 from adam_tx.optimizers._adamaxw import adamaxw as adamaxw
 from adam_tx.optimizers._adamc import adamc as adamc
+from adam_tx.optimizers._adamh import adamh as adamh
 from adam_tx.optimizers._adamw import adamw as adamw
 from adam_tx.optimizers._ademamix import ademamix as ademamix
 from adam_tx.optimizers._adopt import adopt as adopt
@@ -44,11 +45,16 @@ from adam_tx.optimizers._lamb import lamb as lamb
 from adam_tx.optimizers._laprop import laprop as laprop
 from adam_tx.optimizers._lion import lion as lion
 from adam_tx.optimizers._mars_adamw import mars_adamw as mars_adamw
+from adam_tx.optimizers._muon import muon as muon
+from adam_tx.optimizers._muonh import muonh as muonh
 from adam_tx.optimizers._nadam import nadam as nadam
 from adam_tx.optimizers._nadamw import nadamw as nadamw
+from adam_tx.optimizers._normuon import normuon as normuon
 from adam_tx.optimizers._novograd import novograd as novograd
 from adam_tx.optimizers._radam import radam as radam
 from adam_tx.optimizers._rmsprop import rmsprop as rmsprop
+from adam_tx.optimizers._schedule_free_adamw import schedule_free_adamw as schedule_free_adamw
+from adam_tx.optimizers._schedule_free_sgd import schedule_free_sgd as schedule_free_sgd
 from adam_tx.optimizers._sgd import sgd as sgd
 from adam_tx.optimizers._soap import soap as soap
 from adam_tx.optimizers._stable_adamw import stable_adamw as stable_adamw
@@ -64,6 +70,7 @@ __all__ = [
     "adamax",
     "adamaxw",
     "adamc",
+    "adamh",
     "adamw",
     "ademamix",
     "adopt",
@@ -73,11 +80,16 @@ __all__ = [
     "laprop",
     "lion",
     "mars_adamw",
+    "muon",
+    "muonh",
     "nadam",
     "nadamw",
+    "normuon",
     "novograd",
     "radam",
     "rmsprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "sgd",
     "soap",
     "stable_adamw",

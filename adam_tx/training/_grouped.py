@@ -70,7 +70,7 @@ class Groups(AbstractLink):
         if optimizer.maker is None and optimizer.shared:
             raise TypeError(f"groups: {sorted(optimizer.shared)} are arguments of no optimizer; give optimizer= too.")
         self.overlap = overlap
-        self.patterns = [Pattern(of) for of, _ in pairs]
+        self.patterns = [of if isinstance(of, Pattern) else Pattern(of) for of, _ in pairs]
         self.members = members = dict[str, AbstractLink]()
         keys: dict[Hashable, str] = {}
         labels: dict[str, Group] = {}

@@ -1,8 +1,9 @@
 """Record what the official optimizers do: `python tests/goldens/record_official.py CLONES` writes official.json.
 
 CLONES holds a clone of each repository in SOURCES, at its commit, in a directory named `<owner>+<name>`.
-Float64, a hundred steps on `oracles.problem` ("vector") or `oracles.matrix_problem` ("matrix", of the
-shape of the recorded parameters), lr 0.01 and, wherever there is one, an eps of 1e-2 so that its place shows.
+Float64, a hundred steps, or as many as an option says, on `oracles.problem` ("vector") or
+`oracles.matrix_problem` ("matrix", of the shape of the recorded parameters), lr 0.01 and, wherever there is
+one, an eps of 1e-2 so that its place shows.
 
 The options are named in our words; `epsilon_hat` says that eps is added to the root before the bias correction.
 """
@@ -66,6 +67,17 @@ SOURCES = {
         "a419916505bfb5d6a55f6b7b0ae14eb401b3be12",
         {"laprop.py": "88663f000f5ceb066f3bfd8f8f2a67981a7f465a"},
     ),
+    "zichongli5/NorMuon": (
+        "d45c9a4280d758e2cf0b2b8333765d040e953937",
+        {"normuon.py": "8598c7e5c5646d443c5be36e58ee3b2044d97c67"},
+    ),
+    "facebookresearch/schedule_free": (
+        "70785b53e778d0e872c0bbb75ff4ee54ee10c291",
+        {
+            "schedulefree/adamw_schedulefree.py": "e8f5a5d52f497577fa229b3c4341feca251bb6e9",
+            "schedulefree/sgd_schedulefree.py": "f1cc44e4304e749002c2c0556c21ab6f199394ea",
+        },
+    ),
     "apple/ml-ademamix": (
         "c3d73c09f1287e5c33b95189bb0aa7de0a5a7667",
         {"pytorch/ademamix.py": "e7d3aa37fbb4a26222478ede3ffbbb1160081865"},
@@ -111,6 +123,34 @@ def ademamix(module, weights, o):
     return module.AdEMAMix([weights], **special, **usual(o))
 
 
+def normuon(module, weights, o):
+    """The weights of a layer are (outputs, inputs) there."""
+    names = {"momentum": "b1", "beta2": "b2", "lr": "lr", "weight_decay": "weight_decay"}
+    return module.SingleDeviceNorMuon([weights], **{there: o[here] for there, here in names.items()})
+
+
+def schedule_free(module, weights, o):
+    """In the mode in which it trains."""
+    optimizer = module.AdamWScheduleFree([weights], **averaging(o), **usual(o))
+    optimizer.train()
+    return optimizer
+
+
+def schedule_free_sgd(module, weights, o):
+    """That of gradient descent is in a file beside it."""
+    beside = importlib.import_module(module.__name__.replace("adamw", "sgd"))
+    optimizer = beside.SGDScheduleFree(
+        [weights], lr=o["lr"], momentum=o["b1"], weight_decay=o["weight_decay"], **averaging(o)
+    )
+    optimizer.train()
+    return optimizer
+
+
+def averaging(o):
+    """How the authors of schedule-free learning average."""
+    return {name: o[name] for name in ("warmup_steps", "r", "weight_lr_power") if name in o}
+
+
 def usual(o):
     """What all of them call the same."""
     betas = tuple(o[name] for name in ("b1", "b2", "b3") if name in o)
@@ -129,6 +169,10 @@ MINI = EPS | DECAY | NO_HAT
 STABLE = EPS | DECAY | NO_HAT | {"b2": [0.99], "max_rms": [1.0], "clip_decay_too": [True]}
 ATAN2 = LR | DECAY | {"b2": [0.99], "a": [1.27], "b": [1.0]}
 RADAM = EPS | HAT | {"b2": [0.9, 0.999], "rho_min": [5], "degenerated_to_sgd": [False, True]}
+NORMUON = LR | DECAY | {"b1": [0.95], "b2": [0.9]}
+FREE = EPS | DECAY | {"steps": [200]}
+WARM = {"warmup_steps": [50], "r": [0.5], "weight_lr_power": [1.0]}
+FREE_SGD = LR | DECAY | WARM | {"lr": [1e-4], "steps": [200]}
 MIX = EPS | DECAY | NO_HAT | {"b3": [0.999], "alpha": [2.0]}
 
 # Member, repository, constructor, shape of the problem, grid of options.
@@ -159,6 +203,11 @@ CASES = [
     ("adam_atan2", "lucidrains/adam-atan2-pytorch", adam_atan2, (12,), ATAN2),
     ("radam", "LiyuanLucasLiu/RAdam", radam, (12,), RADAM),
     ("laprop", "Z-T-WANG/LaProp-Optimizer", laprop, (12,), EPS | NO_HAT),
+    ("normuon", "zichongli5/NorMuon", normuon, (5, 4), NORMUON),
+    ("normuon", "zichongli5/NorMuon", normuon, (4, 6), NORMUON),
+    ("schedule_free_adamw", "facebookresearch/schedule_free", schedule_free, (12,), FREE),
+    ("schedule_free_adamw", "facebookresearch/schedule_free", schedule_free, (12,), FREE | WARM),
+    ("schedule_free_sgd", "facebookresearch/schedule_free", schedule_free_sgd, (12,), FREE_SGD),
     ("ademamix", "apple/ml-ademamix", ademamix, (12,), MIX | {"b3_warmup": [None], "alpha_warmup": [None]}),
     ("ademamix", "apple/ml-ademamix", ademamix, (12,), MIX | {"b3_warmup": [50], "alpha_warmup": [50]}),
 ]
@@ -188,30 +237,38 @@ def stub_package(folder):
 
 
 @contextlib.contextmanager
-def float_keeps_float64():
-    """Let `Tensor.float` return a float64 tensor as it is.
+def float64_is_kept():
+    """Let `Tensor.float` and `Tensor.bfloat16` return a float64 tensor as it is.
 
-    SOAP decomposes its matrices in float32 and RAdam does all in float32. The goldens are to compare
-    rules, not roundings.
+    SOAP decomposes its matrices in float32, RAdam does all in float32, and NorMuon its products in bfloat16. The
+    goldens are to compare rules, not roundings.
     """
-    original = torch.Tensor.float
-    torch.Tensor.float = lambda tensor: tensor if tensor.dtype == torch.float64 else original(tensor)
+    originals = {name: getattr(torch.Tensor, name) for name in ("float", "bfloat16")}
+    for name, original in originals.items():
+        setattr(torch.Tensor, name, lambda x, to=original: x if x.dtype == torch.float64 else to(x))
     try:
         yield
     finally:
-        torch.Tensor.float = original
+        for name, original in originals.items():
+            setattr(torch.Tensor, name, original)
 
 
 def run(module, build, shape, options):
-    """The parameters after the hundred steps."""
-    params, grads = oracles.problem(size=shape[0]) if len(shape) == 1 else oracles.matrix_problem(shape=shape)
+    """The parameters after the hundred steps, and where there is an average of them, that."""
+    steps = options.get("steps", 100)
+    vector = len(shape) == 1
+    params, grads = oracles.problem(steps, shape[0]) if vector else oracles.matrix_problem(steps, shape)
     weights = torch.tensor(params, requires_grad=True)
     optimizer = build(module, weights, options)
     for grad in grads * options.get("grad_scale", 1.0):
         weights.grad = torch.tensor(grad)
         optimizer.step()
     assert weights.dtype == torch.float64
-    return weights.tolist()
+    end = {"params": weights.tolist()}
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+        end["average"] = weights.tolist()
+    return end
 
 
 def record(directory):
@@ -227,7 +284,7 @@ def record(directory):
                     "source": f"{repository}@{SOURCES[repository][0]}",
                     "options": options,
                     "problem": "vector" if len(shape) == 1 else "matrix",
-                    "params": run(modules[repository], build, shape, options),
+                    **run(modules[repository], build, shape, options),
                 }
             )
     return records
@@ -238,5 +295,5 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     sys.dont_write_bytecode = True  # leave the clones as they are
     torch.set_default_dtype(torch.float64)
-    with float_keeps_float64():
+    with float64_is_kept():
         FILE.write_text(json.dumps({"records": record(pathlib.Path(sys.argv[1]))}, indent=1) + "\n")

@@ -33,6 +33,9 @@ LINKS = {
     "clip_by_rms": lambda: adam_tx.clip_by_rms(0.5),
     "clip_by_norm": lambda: adam_tx.clip_by_norm(0.5),
     "scale_by_caution": lambda: adam_tx.scale_by_caution(),
+    "scale_by_orthogonalization": lambda: adam_tx.scale_by_orthogonalization(),
+    "scale_by_shape": lambda: adam_tx.scale_by_shape(),
+    "scale_by_gradient_norm": lambda: adam_tx.scale_by_gradient_norm(),
     "scale_by_learning_rate": lambda: adam_tx.scale_by_learning_rate(0.1),
     "bias_correction": lambda: adam_tx.bias_correction(0.8, 0.9),
 }
@@ -60,6 +63,8 @@ READ_PARAMS = {
     "decay_to_start": (0.1,),
     "on_decayed_weights": (adam_tx.scale_by_learning_rate(0.1), 0.1),
     "scale_by_trust_ratio": (),
+    "step_on_hyperball": (0.1,),
+    "step_schedule_free": (0.1,),
     "master_weights": (),
     "stochastic_round": (),
 }
