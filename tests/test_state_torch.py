@@ -28,20 +28,21 @@ def state_dict_of(record):
 
 
 def read_of(record, params):
-    """What it kept half way; SGD keeps no step."""
+    """What it kept half way; SGD and Muon keep no step."""
     read = from_state_dict(state_dict_of(record), params, record["optimizer"], names=[""])
-    return read | {"count": 50} if record["optimizer"] == "SGD" else read
+    return read | {"count": 50} if record["optimizer"] in ("SGD", "Muon") else read
 
 
 @some_and_all
 def test_a_hundred_steps_of_which_torch_made_the_first_fifty_agree_with_torch_to_1e_12(records, x64):
-    start, grads = oracles.problem()
-    half = jnp.asarray(grads[50:])
-    begun = []
+    begun, problems = [], {1: oracles.problem(), 2: oracles.matrix_problem()}
+    halves = {ndim: jnp.asarray(grads[50:]) for ndim, (_, grads) in problems.items()}
     for record in records:
         tx, params = from_param_group(record["group"], record["optimizer"]), jnp.asarray(record["half"]["params"])
         begun.append((tx, params, adam_tx.import_state(tx, params, read_of(record, params))))
-    for record, end in zip(records, jax.jit(lambda: ends(begun, half))(), strict=True):
+    found = jax.jit(lambda: [ends([case], halves[case[1].ndim])[0] for case in begun])()
+    for record, end in zip(records, found, strict=True):
+        start, _ = problems[end[0].ndim]
         error = run.relative_error(np.asarray(end[0]), np.array(record["params"]), start)
         assert error <= 1e-12, (record["optimizer"], record["group"], error)
 

@@ -26,6 +26,7 @@ _SLOTS: Mapping[str, Mapping[str, Role]] = {
     "RMSprop": {"square_avg": roles.NU, "momentum_buffer": roles.TRACE.marked(["scaled"]), "grad_avg": roles.MEAN},
     "Adagrad": {"sum": roles.SUM_OF_SQUARES},
     "SGD": {"momentum_buffer": roles.TRACE},
+    "Muon": {"momentum_buffer": roles.MU},
 }
 """The slots of each class, in its order, and their roles."""
 _ONLY_IF = {"max_exp_avg_sq": "amsgrad", "momentum_buffer": "momentum", "grad_avg": "centered"}
@@ -37,7 +38,7 @@ _OF_OTHERS: Mapping[str, Sequence[str]] = {
     "RAdam": ("momentum_decay", "amsgrad"),
 }
 """Settings by which a group is known to be of another class, with slots of the same names."""
-_NUMBERS: Mapping[str, Collection[str]] = {"SGD": (), "NAdam": ("step", "mu_product")}
+_NUMBERS: Mapping[str, Collection[str]] = {"SGD": (), "Muon": (), "NAdam": ("step", "mu_product")}
 """What classes keep beside slots; the others keep a step."""
 _BETAS = (roles.MU, roles.NU)
 """The averages whose decays a pair of betas has."""
@@ -59,7 +60,7 @@ def from_state_dict(
         states and torchao's are decoded.
       params: our parameters, or their shapes.
       optimizer: the class that it is of: "Adam", "AdamW", "NAdam", "RAdam", "Adamax",
-        "RMSprop", "Adagrad" or "SGD".
+        "RMSprop", "Adagrad", "SGD" or "Muon".
       names: the paths of our parameters in the order of PyTorch's, or by PyTorch's names;
         None where the groups have `param_names`, which are our paths with dots for slashes.
       axes: where PyTorch has other axes than ours: by pattern of paths the numbers of its
@@ -70,8 +71,8 @@ def from_state_dict(
       debiased rightly under other decays, too. Of a parameter that has made no step in PyTorch,
       because it is frozen or in no group, there is nothing. There is `count/<path>` where
       parameters have made different numbers of steps, which asks for an optimizer that
-      counts them apart, such as `optax.partition`. PyTorch's SGD keeps no step, so there is no
-      count: add it, `exported | {"count": 1000}`.
+      counts them apart, such as `optax.partition`. PyTorch's SGD and Muon keep no step, so there is
+      no count: add it, `exported | {"count": 1000}`.
 
     Raises:
       ValueError: another class than said; a slot that is missing or of another shape; names
@@ -236,7 +237,9 @@ class _StateDict:
         slots = {
             slot: role
             for slot, role in self.roles.items()
-            if slot not in _ONLY_IF or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
+            if slot not in _ONLY_IF
+            or role == roles.MU
+            or group.get(_ONLY_IF[slot], entry is not None and slot in entry)
         }
         if self._optimizer == "Adamax" and group.get("eps") == 0:
             slots["exp_inf"] = roles.NU_INF
@@ -270,7 +273,9 @@ class _StateDict:
     def decays(self, group: Mapping[str, Any]) -> dict[Key, Any]:
         """The decays, numbers or schedules, that made averages: without them nothing is debiased rightly."""
         kept = self.roles.values()
-        if roles.MU not in kept:
+        if self._optimizer == "Muon":
+            given = {roles.MU: ("momentum", group.get("momentum"))}
+        elif roles.MU not in kept:
             given = {roles.NU: ("alpha", group.get("alpha"))}
         else:
             betas = group.get("betas")
@@ -287,7 +292,7 @@ class _StateDict:
 
     def numbers(self, entries: Entries, group: Mapping[str, Any], path: str) -> dict[str, Any]:
         """What an entry has beside its arrays: the step, and NAdam's product of decays."""
-        if self._optimizer == "SGD":
+        if not _NUMBERS.get(self._optimizer, ("step",)):
             return {}
         if (count := entries.get(Key(roles.COUNT, path))) is None or np.shape(count):
             raise ValueError(f"{self.what}: exported has no count; give what export_state gave.")

@@ -10,9 +10,11 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from adam_tx import _link, schedules
 from adam_tx._chain import chain
+from adam_tx._core.matrices import MatrixAxes
 from adam_tx._core.paths import PathPattern
 from adam_tx._core.public import shows
 from adam_tx._link import Link
@@ -28,9 +30,11 @@ from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.max_norm import scale_by_max_norm
 from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
+from adam_tx.links.orthogonalization import scale_by_orthogonalization
 from adam_tx.links.rectified_rms import scale_by_rectified_rms
 from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
+from adam_tx.links.shape import scale_by_shape
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
 from adam_tx.training._groups import groups as by_pattern
@@ -63,7 +67,9 @@ _OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
 
 
 @_link.optimizer
-def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Link:
+def from_param_group(
+    group: Mapping[str, object], optimizer: str = "Adam", *, axes: MatrixAxes = (1, 0), dtype: DTypeLike | None = None
+) -> Link:
     """Build one of PyTorch's optimizers from one of its parameter groups.
 
     For Adam and AdamW, with g the gradient, negated if `maximize`, and t the number
@@ -92,8 +98,12 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
         0.999)`, or `"momentum"`; PyTorch debiases by the beta of the moment to the power of
         the step, adam_tx by the product of all, which differ in the first steps.
       optimizer: the class the group comes from: "Adam", "AdamW", "NAdam", "RAdam",
-        "Adamax", "RMSprop", "Adagrad", "Adafactor" or "SGD". The group does not say; of Adam and AdamW only
-        `decoupled_weight_decay`, where it is there, and it must agree.
+        "Adamax", "RMSprop", "Adagrad", "Adafactor", "SGD" or "Muon". The group does not say; of Adam and
+        AdamW only `decoupled_weight_decay`, where it is there, and it must agree.
+      axes: of Muon, which axes of a matrix are inputs and outputs. PyTorch's weights are
+        (outputs, inputs); kernels of Flax are `(0, 1)`.
+      dtype: of Muon, that of the products; None for float32 or wider. PyTorch makes them in
+        bfloat16.
 
     Returns:
       A transformation for the parameters of that group; `update` needs `params`
@@ -124,7 +134,8 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
 
     decay = values["weight_decay"]
     rate = _learning_rate(values["lr"], cast(float, values.get("lr_decay", 0.0)))
-    links = (*kind.direction(values), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
+    direction = _muon(group, values, axes, dtype) if optimizer == "Muon" else kind.direction(values)
+    links = (*direction, scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
     tx = chain(*links, *([decay_weights(decay, times=rate)] if decay and decoupled else []))
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
     if decay and not decoupled:
@@ -134,7 +145,12 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
 
 @_link.optimizer
 def from_param_groups(
-    groups: Sequence[Mapping[str, object]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
+    groups: Sequence[Mapping[str, object]],
+    optimizer: str = "Adam",
+    *,
+    patterns: Sequence[PathPattern] | None = None,
+    axes: MatrixAxes = (1, 0),
+    dtype: DTypeLike | None = None,
 ) -> Link:
     """Build one of PyTorch's optimizers from all of its parameter groups.
 
@@ -145,6 +161,8 @@ def from_param_groups(
       patterns: for each group the pattern of the paths of its parameters, as for
         `adam_tx.groups`; None where the groups have `param_names` and the paths are these
         names, with slashes for dots. A pattern of "" stands for all that no other claims.
+      axes: of Muon, as for `from_param_group`.
+      dtype: of Muon, as for `from_param_group`.
 
     Returns:
       An `adam_tx.groups`; `update` needs `params` if there is weight decay.
@@ -170,7 +188,7 @@ def from_param_groups(
         patterns = [_names_of(group, what, position) for position, group in enumerate(groups)]
     if len(patterns) != len(groups):
         raise ValueError(f"{what}: patterns needs one for each of the {len(groups)} groups, got {len(patterns)}.")
-    made = [from_param_group(group, optimizer) for group in groups]
+    made = [from_param_group(group, optimizer, axes=axes, dtype=dtype) for group in groups]
     pairs = [(pattern, (optimizer.lower(), tx)) for pattern, tx in zip(patterns, made, strict=True)]
     rest = [setting for pattern, setting in pairs if pattern == ""]
     if len(rest) > 1:
@@ -213,7 +231,7 @@ def _values(group: Mapping[str, object], keys: Sequence[str], what: str) -> Sett
             values["eps_scale"] = number(what, key, scale, 0.0)
         elif key == "beta2_decay":
             values["exponent"] = -number(what, key, value, -math.inf, 0.0)
-        else:
+        elif key not in _OF_MUON:
             values[key] = _number(what, key, value) if key in ("lr", "momentum") else number(what, key, value, 0.0)
         check_scheduled(what, group, key)
     return values
@@ -235,7 +253,7 @@ def _is_decoupled(group: Mapping[str, object], optimizer: str, what: str) -> boo
     """Whether weight decay bypasses the moments. The class decides; for NAdam and RAdam a flag does."""
     if optimizer in ("NAdam", "RAdam"):
         return bool(group.get("decoupled_weight_decay", False))
-    decoupled = optimizer in ("AdamW", "Adafactor")
+    decoupled = optimizer in ("AdamW", "Adafactor", "Muon")
     if (flag := group.get("decoupled_weight_decay", decoupled)) != decoupled:
         other = "Adam" if decoupled else "AdamW"
         raise unsupported(what, "decoupled_weight_decay", flag, f"that is {other}; pass optimizer={other!r}.")
@@ -294,6 +312,25 @@ def _sgd(values: Settings) -> Links:
     return (scale_by_heavy_ball(values["momentum"], dampening=dampening, nesterov=bool(values["nesterov"])),)
 
 
+def _muon(group: Mapping[str, object], values: Settings, axes: MatrixAxes, dtype: DTypeLike | None) -> Links:
+    coefficients, steps, adjustment = (group[key] for key in _OF_MUON)
+    factors = {None: ("width", 1.0), "original": ("width", 1.0), "match_rms_adamw": ("rms", 0.2)}
+    if adjustment not in factors:
+        raise unsupported("torch.optim.Muon", "adjust_lr_fn", adjustment, f"it must be one of {list(factors)}.")
+    return (
+        scale_by_momentum(values["momentum"], nesterov=bool(values["nesterov"])),
+        scale_by_orthogonalization(
+            cast(int, steps),
+            0.0,
+            min_norm=values["eps"],
+            coefficients=tuple(cast(Sequence[float], coefficients)),
+            axes=axes,
+            dtype=dtype,
+        ),
+        scale_by_shape(*factors[cast(str, adjustment)], axes=axes),
+    )
+
+
 class _Class(NamedTuple):
     """The keys of a class beside the common ones, its direction, and whether its rate is bounded by 1 / sqrt(t)."""
 
@@ -303,6 +340,8 @@ class _Class(NamedTuple):
 
 
 _COMMON = ("lr", "weight_decay", "maximize")
+_OF_MUON = ("ns_coefficients", "ns_steps", "adjust_lr_fn")
+"""Keys of Muon that are no numbers between bounds; its links check them."""
 _CLASSES = {
     "Adam": _Class(("betas", "eps", "amsgrad"), _adam),
     "AdamW": _Class(("betas", "eps", "amsgrad"), _adam),
@@ -313,4 +352,5 @@ _CLASSES = {
     "Adagrad": _Class(("eps", "lr_decay", "initial_accumulator_value"), _adagrad),
     "Adafactor": _Class(("eps", "beta2_decay", "d"), _adafactor, bounded=True),
     "SGD": _Class(("momentum", "dampening", "nesterov"), _sgd),
+    "Muon": _Class(("momentum", "nesterov", "eps", *_OF_MUON), lambda _: ()),
 }

@@ -8,6 +8,7 @@ import itertools
 import json
 import pathlib
 import sys
+from unittest import mock
 
 import torch
 
@@ -30,11 +31,20 @@ CASES = {
     "SGD": {"lr": [0.01], "momentum": [0, 0.9], "dampening": [0, 0.5]} | FLAGS,
     "Adafactor": ADAFACTOR | FLAGS,
     "Adafactor matrix": ADAFACTOR | FLAGS,
+    "Muon matrix": {
+        "lr": [0.01],
+        "momentum": [0.95],
+        "weight_decay": [0.0, 0.1],
+        "nesterov": [True, False],
+        "eps": [1e-2],
+        "adjust_lr_fn": [None, "match_rms_adamw"],
+    },
     "SGD nesterov": {"lr": [0.01], "momentum": [0.9], "nesterov": [True]} | FLAGS,
 }
-CARRIED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "SGD")
+CARRIED = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "SGD", "Muon")
 
 
+@mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.clone)  # in which Muon would make its products
 def record():
     """One record a combination: optimizer, its param group as a state_dict has it, the last parameters.
 
