@@ -36,12 +36,19 @@ CHECKED = {
     "stable_adamw": "optimi 1e-10",
     "mars_adamw": "official code 1e-10",
     "soap": "official code 1e-10",
+    "muon": "Optax 1e-10; PyTorch 1e-12, Keras 1e-10 by `interop`",
+    "normuon": "official code 1e-10",
+    "adamh": "its formula, Levanter's, 1e-10",
+    "muonh": "its formula, Levanter's, 1e-10",
+    "schedule_free_adamw": "official code 1e-10, its average too; Keras 1e-10 by `interop`",
+    "schedule_free_sgd": "official code 1e-10",
     "cautious": "official C-AdamW 1e-10 by `scale_by_caution`",
     "rmsprop": "Optax 1e-10; PyTorch, Keras 1e-12 by `interop`",
     "adagrad": "Optax 1e-10; PyTorch, Keras 1e-12 by `interop`",
     "sgd": "Optax 1e-10; PyTorch, Keras 1e-12 by `interop`",
 }
 BOUND = {"adamc": {"max_learning_rate": 1e-3}, "adafactor": {"min_dim_size_to_factor": 2}}
+BOUND |= {name: {"others": adam_tx.adamw(1e-3)} for name in ("normuon", "adamh", "muonh")}
 
 # Code of an optimizer, and what its state costs in exactness; test_readme.py measures the numbers.
 SMALL = {"rounded": "storage.StochasticBFloat16()", "eight_bit": "storage.EightBit()"}  # by the names in the table
@@ -92,6 +99,8 @@ def chain(tx):
         parts.append(f"{shown} ({chain(link)})" if link.links else shown)
     if list(tx.links) == ["inner"]:  # a chain in a wrapper
         return chain(tx.links["inner"])
+    if "matrices" in tx.links:
+        return f"{chain(tx.links['matrices'])}; others: {chain(tx.links['others'])}"
     return (" + " if tx.name == "parallel" else " → ").join(parts)
 
 

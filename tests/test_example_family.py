@@ -18,6 +18,10 @@ from adam_tx import optimizers
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "family.py"
 SAME_WITHOUT_DECAY = {"adamw": "adam", "adamc": "adam", "nadamw": "nadam", "adamaxw": "adamax"}
+OF_MATRICES = {"muon", "normuon", "adamh", "muonh"}
+"""Of points, as the functions have, they leave all to another optimizer."""
+SCHEDULE_FREE = {"schedule_free_adamw", "schedule_free_sgd"}
+"""Schedule-free learning takes part as Optax writes it, around Adam."""
 RACERS = ("sgd", "adam")
 
 
@@ -55,8 +59,9 @@ def panel(figure, title):
     return ax
 
 
-def test_every_optimizer_takes_part_or_is_another_one_without_its_decay():
-    assert set(optimizers.__all__) - set(family.FAMILY) == set(SAME_WITHOUT_DECAY)
+def test_every_optimizer_takes_part_or_is_another_one_without_its_decay_or_is_for_matrices():
+    left_out = set(optimizers.__all__) - set(family.FAMILY)
+    assert left_out == {*SAME_WITHOUT_DECAY, *OF_MATRICES, *SCHEDULE_FREE}
     params = jnp.array([1.0, -2.0])
     for name, twin in SAME_WITHOUT_DECAY.items():
         options = {"max_learning_rate": 0.1} if name == "adamc" else {}

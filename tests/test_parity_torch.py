@@ -154,3 +154,40 @@ def test_groups_without_a_name_or_a_pattern_are_refused():
         interop.torch.from_param_groups(group)
     with pytest.raises(ValueError, match="patterns has '' for 2 groups"):
         interop.torch.from_param_groups([group, group], patterns=["", ""])
+
+
+COARSE = 3.4445**4 * 2.0**-9
+"""What a rounding to bfloat16 in the first of five steps may become: each of the others multiplies it by 3.4445."""
+MUON = next(record["group"] for record in RECORDS if record["optimizer"] == "Muon")
+
+
+def test_muon_takes_kernels_as_flax_has_them_and_products_as_pytorch_makes_them():
+    grad = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    theirs, of_flax, coarse = (
+        interop.torch.from_param_group(MUON | own, "Muon") for own in ({}, {"axes": (0, 1)}, {"dtype": jnp.bfloat16})
+    )
+    first, turned, rounded = (
+        np.asarray(tx.update(g, tx.init(g), g)[0]) for tx, g in ((theirs, grad), (of_flax, grad.T), (coarse, grad))
+    )
+    np.testing.assert_allclose(turned.T, first, rtol=1e-5)
+    assert 0 < np.abs(rounded - first).max() < COARSE * np.abs(first).max()
+
+
+def test_an_adjustment_of_muon_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="adjust_lr_fn='mine' cannot be honoured: it must be one of"):
+        interop.torch.from_param_group(MUON | {"adjust_lr_fn": "mine"}, "Muon")
+
+
+@pytest.mark.torch
+def test_muon_of_torch_itself_in_bfloat16_is_as_near_as_bfloat16_is():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal((8, 5)).astype(np.float32), rng.standard_normal((20, 8, 5)).astype(np.float32)
+    weights = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.Muon([weights], lr=0.01)
+    for grad in grads:
+        weights.grad = torch.tensor(grad)
+        optimizer.step()
+    (group,) = optimizer.state_dict()["param_groups"]
+    ours = run.trajectory(interop.torch.from_param_group(group, "Muon"), start, grads)[-1]
+    assert run.relative_error(ours, weights.detach().numpy(), start) < COARSE

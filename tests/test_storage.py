@@ -326,6 +326,7 @@ SMALL = {
 }
 SLOW = {"ademamix": {"b3": 0.99}}  # a slow average of signed numbers is refused
 LEARNING_RATE = {"adamc": {"max_learning_rate": 0.01}}
+LEARNING_RATE |= {name: {"others": adam_tx.adamw(0.01)} for name in ("adamh", "muonh", "normuon")}
 
 
 def small(name, storage):

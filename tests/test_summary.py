@@ -100,6 +100,8 @@ class Hiding:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_the_rows_add_up_to_the_bytes_of_the_state(wrapper):
     for name, make in CATALOGUE.items():
+        if wrapper == "in a chain of ours" and adam_tx.as_link(make()).implementation.facts.is_step:
+            continue  # a chain refuses a link behind it
         tx = WRAPPERS[wrapper](make())
         each, total = added_up(adam_tx.summary(tx, PARAMS))
         assert min(each) > 0, name

@@ -84,7 +84,8 @@ def is_default(given: object, parameter: inspect.Parameter) -> bool:
     if parameter.kind is parameter.VAR_POSITIONAL or parameter.kind is parameter.VAR_KEYWORD:
         return not given
     default = parameter.default
-    simple = type(given) is type(default) and isinstance(given, int | float | str)
+    parts = given if isinstance(given, tuple) else (given,)
+    simple = type(given) is type(default) and all(isinstance(part, int | float | str) for part in parts)
     return given is default or (simple and given == default)
 
 

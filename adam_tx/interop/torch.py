@@ -5,16 +5,14 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 
 from adam_tx import _link, schedules
 from adam_tx._chain import chain
-from adam_tx._core.matrices import MatrixAxes
 from adam_tx._core.paths import PathPattern
 from adam_tx._core.public import shows
 from adam_tx._link import Link
@@ -60,16 +58,14 @@ _IRRELEVANT = (
     *SCHEDULERS,  # a number that a scheduler has set is refused below
     "decoupled_weight_decay",  # checked against the class below
 )
-_LACKING = {"maximize": False, "amsgrad": False}
-"""The flags that older groups lack, as PyTorch fills them in. Groups of bitsandbytes and torchao lack them, too."""
+_LACKING = {"maximize": False, "amsgrad": False, "axes": (1, 0), "dtype": None}
+"""The keys that older groups lack, as PyTorch fills them in. Groups of bitsandbytes and torchao lack them, too."""
 _OF_ADEMAMIX = ("alpha", "t_alpha", "t_beta3")
 """Keys in all groups of bitsandbytes that only its AdEMAMix uses."""
 
 
 @_link.optimizer
-def from_param_group(
-    group: Mapping[str, object], optimizer: str = "Adam", *, axes: MatrixAxes = (1, 0), dtype: DTypeLike | None = None
-) -> Link:
+def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Link:
     """Build one of PyTorch's optimizers from one of its parameter groups.
 
     For Adam and AdamW, with g the gradient, negated if `maximize`, and t the number
@@ -97,13 +93,13 @@ def from_param_group(
         scheduler varies momentum as well, as OneCycleLR does, give `"betas": (schedule,
         0.999)`, or `"momentum"`; PyTorch debiases by the beta of the moment to the power of
         the step, adam_tx by the product of all, which differ in the first steps.
+
+        To a group of Muon may be added `"axes": (0, 1)`, where kernels are those of Flax and
+        not (outputs, inputs) as PyTorch's weights are, and `"dtype": jnp.bfloat16`, in which
+        PyTorch makes the products; without it they are made in float32 or wider.
       optimizer: the class the group comes from: "Adam", "AdamW", "NAdam", "RAdam",
         "Adamax", "RMSprop", "Adagrad", "Adafactor", "SGD" or "Muon". The group does not say; of Adam and
         AdamW only `decoupled_weight_decay`, where it is there, and it must agree.
-      axes: of Muon, which axes of a matrix are inputs and outputs. PyTorch's weights are
-        (outputs, inputs); kernels of Flax are `(0, 1)`.
-      dtype: of Muon, that of the products; None for float32 or wider. PyTorch makes them in
-        bfloat16.
 
     Returns:
       A transformation for the parameters of that group; `update` needs `params`
@@ -134,7 +130,7 @@ def from_param_group(
 
     decay = values["weight_decay"]
     rate = _learning_rate(values["lr"], cast(float, values.get("lr_decay", 0.0)))
-    direction = _muon(group, values, axes, dtype) if optimizer == "Muon" else kind.direction(values)
+    direction = _muon(group, values) if optimizer == "Muon" else kind.direction(values)
     links = (*direction, scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
     tx = chain(*links, *([decay_weights(decay, times=rate)] if decay and decoupled else []))
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
@@ -145,12 +141,7 @@ def from_param_group(
 
 @_link.optimizer
 def from_param_groups(
-    groups: Sequence[Mapping[str, object]],
-    optimizer: str = "Adam",
-    *,
-    patterns: Sequence[PathPattern] | None = None,
-    axes: MatrixAxes = (1, 0),
-    dtype: DTypeLike | None = None,
+    groups: Sequence[Mapping[str, object]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
 ) -> Link:
     """Build one of PyTorch's optimizers from all of its parameter groups.
 
@@ -161,8 +152,6 @@ def from_param_groups(
       patterns: for each group the pattern of the paths of its parameters, as for
         `adam_tx.groups`; None where the groups have `param_names` and the paths are these
         names, with slashes for dots. A pattern of "" stands for all that no other claims.
-      axes: of Muon, as for `from_param_group`.
-      dtype: of Muon, as for `from_param_group`.
 
     Returns:
       An `adam_tx.groups`; `update` needs `params` if there is weight decay.
@@ -188,7 +177,7 @@ def from_param_groups(
         patterns = [_names_of(group, what, position) for position, group in enumerate(groups)]
     if len(patterns) != len(groups):
         raise ValueError(f"{what}: patterns needs one for each of the {len(groups)} groups, got {len(patterns)}.")
-    made = [from_param_group(group, optimizer, axes=axes, dtype=dtype) for group in groups]
+    made = [from_param_group(group, optimizer) for group in groups]
     pairs = [(pattern, (optimizer.lower(), tx)) for pattern, tx in zip(patterns, made, strict=True)]
     rest = [setting for pattern, setting in pairs if pattern == ""]
     if len(rest) > 1:
@@ -312,22 +301,22 @@ def _sgd(values: Settings) -> Links:
     return (scale_by_heavy_ball(values["momentum"], dampening=dampening, nesterov=bool(values["nesterov"])),)
 
 
-def _muon(group: Mapping[str, object], values: Settings, axes: MatrixAxes, dtype: DTypeLike | None) -> Links:
-    coefficients, steps, adjustment = (group[key] for key in _OF_MUON)
+def _muon(group: Mapping[str, Any], values: Settings) -> Links:
+    adjustment, axes = group["adjust_lr_fn"], group["axes"]
     factors = {None: ("width", 1.0), "original": ("width", 1.0), "match_rms_adamw": ("rms", 0.2)}
     if adjustment not in factors:
         raise unsupported("torch.optim.Muon", "adjust_lr_fn", adjustment, f"it must be one of {list(factors)}.")
     return (
         scale_by_momentum(values["momentum"], nesterov=bool(values["nesterov"])),
         scale_by_orthogonalization(
-            cast(int, steps),
+            group["ns_steps"],
             0.0,
             min_norm=values["eps"],
-            coefficients=tuple(cast(Sequence[float], coefficients)),
+            coefficients=tuple(group["ns_coefficients"]),
             axes=axes,
-            dtype=dtype,
+            dtype=group["dtype"],
         ),
-        scale_by_shape(*factors[cast(str, adjustment)], axes=axes),
+        scale_by_shape(*factors[adjustment], axes=axes),
     )
 
 
@@ -340,8 +329,8 @@ class _Class(NamedTuple):
 
 
 _COMMON = ("lr", "weight_decay", "maximize")
-_OF_MUON = ("ns_coefficients", "ns_steps", "adjust_lr_fn")
-"""Keys of Muon that are no numbers between bounds; its links check them."""
+_OF_MUON = ("ns_coefficients", "ns_steps", "adjust_lr_fn", "axes", "dtype")
+"""Keys of Muon that are no numbers between bounds; its links check them. The last two are ours."""
 _CLASSES = {
     "Adam": _Class(("betas", "eps", "amsgrad"), _adam),
     "AdamW": _Class(("betas", "eps", "amsgrad"), _adam),

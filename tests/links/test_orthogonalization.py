@@ -113,7 +113,8 @@ def test_products_may_be_made_in_bfloat16():
     exact, coarse = (adam_tx.scale_by_orthogonalization(dtype=dtype) for dtype in (None, jnp.bfloat16))
     (a, _), (b, _) = (tx.update(grad, tx.init(grad)) for tx in (exact, coarse))
     assert b.dtype == jnp.float32
-    assert 0 < np.abs(a - b).max() < 8 * 2.0**-8  # each of some rounded products may be off by a 256th
+    # each step may multiply by 3.4445 what the first has rounded
+    assert 0 < np.abs(a - b).max() < 3.4445**4 * 2.0**-9
 
 
 def test_products_are_as_exact_as_a_device_can_make_them_unless_a_dtype_is_given():
