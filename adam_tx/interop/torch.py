@@ -130,7 +130,7 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
 
     decay = values["weight_decay"]
     rate = _learning_rate(values["lr"], cast(float, values.get("lr_decay", 0.0)))
-    direction = _muon(group, values) if optimizer == "Muon" else kind.direction(values)
+    direction = kind.direction(values) if kind.direction else _muon(group, values)
     links = (*direction, scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate))
     tx = chain(*links, *([decay_weights(decay, times=rate)] if decay and decoupled else []))
     front: dict[str, optax.GradientTransformation] = {"maximize": optax.scale(-1.0)} if group["maximize"] else {}
@@ -324,7 +324,7 @@ class _Class(NamedTuple):
     """The keys of a class beside the common ones, its direction, and whether its rate is bounded by 1 / sqrt(t)."""
 
     keys: tuple[str, ...]
-    direction: Callable[[Settings], Links]
+    direction: Callable[[Settings], Links] | None
     bounded: bool = False
 
 
@@ -341,5 +341,5 @@ _CLASSES = {
     "Adagrad": _Class(("eps", "lr_decay", "initial_accumulator_value"), _adagrad),
     "Adafactor": _Class(("eps", "beta2_decay", "d"), _adafactor, bounded=True),
     "SGD": _Class(("momentum", "dampening", "nesterov"), _sgd),
-    "Muon": _Class(("momentum", "nesterov", "eps", *_OF_MUON), lambda _: ()),
+    "Muon": _Class(("momentum", "nesterov", "eps", *_OF_MUON), None),
 }

@@ -298,10 +298,9 @@ class InBasis(Wrapper):
             of_leaf = tuple(column[i] for column in columns[: len(shape)])
             kept = [column[i] for column in columns]
             wrong = len(columns) < len(shape) or any(m is not None for m in kept[len(shape) :])
-            if wrong or any(
-                m is not None and m.shape[: len(numbers) + 1] != (*numbers, n)
-                for n, m in zip(shape, of_leaf, strict=True)
-            ):
+            expected = [(*numbers, n) for n in shape]
+            wrong |= any(m is not None and m.shape[: len(e)] != e for e, m in zip(expected, of_leaf, strict=True))
+            if wrong:
                 raise ValueError(
                     f"leaf {leaves.path(i)} has shape {whole}, but its basis is that of another. Give update the "
                     "gradient of the params that init was given, or call init anew."
