@@ -41,7 +41,9 @@ def kept_by(link: Leafwise, leaves: Leaves, fields: Fields) -> Iterator[Kept]:
     for name, slot in link.declaration.slots.items():
         if slot.decay is not None:
             column = [
-                link.step.decoded(name, x, leaves.dtypes[i], leaves.layers_of(i)) if isinstance(x, Stored) else None
+                link.step.decoded(name, x, leaves.dtypes[i], leaves.layers_of(i))
+                if isinstance(x, Stored) and i in leaves.present
+                else None
                 for i, x in enumerate(stored[name])
             ]
             weighed = slot.decay in link.rule.debias

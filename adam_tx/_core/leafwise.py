@@ -180,20 +180,9 @@ class Leafwise(AbstractLink):
 
     def _leaf(self, leaves: Leaves, i: int, updates: Column, columns: Mapping[str, Any]) -> tuple[Leaf, Slots]:
         """A leaf as its step reads it, and what is kept of it, once it is known to be of its shape."""
-        dtype = leaves.dtypes[i]
-        update = updates[i]
-        slots = {name: column[i] for name, column in columns.items()}
-        for name, stored in slots.items():
-            if isinstance(stored, optax.MaskedNode):
-                raise ValueError(
-                    f"{self.name}: the mask marks leaf {leaves.path(i)}, of which the state keeps no {name}. Give the "
-                    "mask that the state was made with, or make a new one with adam_tx.migrate."
-                )
-            if stored is not None and (stored.values.shape != update.shape or dtype.kind == "c"):
-                self._check_slot(leaves, i, name, stored)
         leaf = Leaf(
-            dtype,
-            update,
+            leaves.dtypes[i],
+            updates[i],
             None if leaves.grad is None else leaves.grad[i],
             None if leaves.params is None else leaves.params[i],
             leaves.count,
@@ -207,21 +196,28 @@ class Leafwise(AbstractLink):
             leaves.ahead,
             layers=leaves.layers_of(i),
         )
+        slots = {name: column[i] for name, column in columns.items()}
+        self._check_slots(leaves, i, slots)
         return leaf, slots
+
+    def _check_slots(self, leaves: Leaves, i: int, slots: Mapping[str, Any]) -> None:
+        """Refuse what is kept of a leaf that is stepped, but is not of its shape."""
+        for name, stored in slots.items():
+            if isinstance(stored, optax.MaskedNode):
+                raise ValueError(
+                    f"{self.name}: the mask marks leaf {leaves.path(i)}, of which the state keeps no {name}. Give the "
+                    "mask that the state was made with, or make a new one with adam_tx.migrate."
+                )
+            if stored is not None and (stored.values.shape != leaves.updates[i].shape or leaves.dtypes[i].kind == "c"):
+                self._check_slot(leaves, i, name, stored)
 
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """Parameters joined with their residuals."""
-        residuals = [name for name, slot in self.declaration.slots.items() if slot.kind == "residual"]
-        if not residuals or leaves.params is None:
+        slots = self.declaration.slots.values()
+        if leaves.params is None or all(slot.kind != "residual" for slot in slots):
             return leaves
-        columns = self.stored(leaves, self._checked(state))
-        params = list(leaves.params)
-        for i in leaves.present:
-            slots = {name: columns[name][i] for name in residuals}
-            for name, stored in slots.items():
-                if stored is not None:
-                    self._check_slot(leaves, i, name, stored)
-            params[i] = self.full_precision_of(params[i], slots)
+        kept = self.kept_of_leaves(leaves, state)
+        params = [self.full_precision_of(x, kept[i]) if i in leaves.present else x for i, x in enumerate(leaves.params)]
         return leaves.replace(params=params)
 
     def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
@@ -268,8 +264,13 @@ class Leafwise(AbstractLink):
 
     def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
         """What is stored of every slot, for each leaf."""
-        columns = self.stored(leaves, cast(Fields, state))
-        return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
+        columns = self.stored(leaves, self._checked(state) if self.facts.keeps else cast(Fields, state))
+        kept: list[Any] = [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
+        ways = self.ways(leaves)
+        for i in leaves.present:
+            if ways[i] is not False:
+                self._check_slots(leaves, i, kept[i])
+        return kept
 
     def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The state in which this is kept."""
