@@ -8,17 +8,20 @@ not be Adam; hence the monoliths. Here the gradient is an argument of its own.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
 import optax
 
-from adam_tx._core import hyperparams
+from adam_tx._core import front, hyperparams
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
 from adam_tx._core.facts import check_gradient, combined
+from adam_tx._core.front import FRONT, Fronted
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.provenance import Provenance, Run
@@ -123,6 +126,7 @@ class Chain(AbstractLink):
         return updates, new
 
     def _checked(self, state: State) -> Mapping[str, State]:
+        state = front.before(state)
         if state is None and not self._keys:
             return {}
         if not isinstance(state, Mapping):
@@ -144,6 +148,41 @@ class Chain(AbstractLink):
         """Those that the last link may move."""
         return self.members[self._last].moved(leaves)
 
+    @functools.cached_property
+    def _first(self) -> Collection[str]:
+        """The members from elsewhere that stand before all of ours: they step all leaves before one is stepped."""
+        *others, _ = self.members.items()
+        return [name for name, _ in itertools.takewhile(_goes_first, others)]
+
+    def _others(self, way: Any = None) -> list[tuple[str, AbstractLink, Hashable]]:
+        """The other members, and how each treats a leaf."""
+        ways = [None] * len(self.members) if way is None else way
+        each = zip(self.members, self.members.values(), ways, strict=True)
+        return [(name, member, own) for name, member, own in each if name not in self._first]
+
+    @property
+    def front(self) -> Sequence[Any]:
+        """Those that are from elsewhere, and what the next one begins with."""
+        (_, following, _), *_ = self._others()
+        return [*(self.members[name] for name in self._first), *following.front]
+
+    def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
+        """Those make their steps."""
+        kept = dict(self._checked(state))
+        known = leaves.replace(grad=updates)
+        full = self.full_precision_params(known, kept)
+        new: dict[str, State] = {}
+        for name in self._first:
+            updates, new[name] = self.members[name].update_leaves(full.within(name), updates, kept.get(name))
+        (name, following, _), *_ = self._others()
+        if following.front:
+            known = known if following.facts.terminal else full
+            kept[name] = following.run_front(known.within(name), updates, kept.get(name))
+        if not new:
+            return kept
+        names = [name for name in new if name in self._keys]
+        return Fronted.of(kept, updates, {name: kept[name] for name in names}, {name: new[name] for name in names})
+
     def ways(self, leaves: Leaves) -> list[Hashable]:
         """Those of its members, in their order."""
         of_members = [member.ways(leaves) for member in self.members.values()]
@@ -151,14 +190,12 @@ class Chain(AbstractLink):
 
     def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
         """Those of its members."""
-        for member, own in zip(self.members.values(), self._each(way), strict=True):
+        for k, (_, member, own) in enumerate(self._others(way)):
             yield from member.fusing_obstacles(own, tiled=tiled)
+            if k and member.front:
+                yield f"{member.name} runs {member.front[0].name} on all leaves together, behind another link"
         if len(surveying := [name for name, member in self.members.items() if member.surveys]) > 1:
             yield f"{self.name} has {' and '.join(surveying)}, which look at all leaves one after the other"
-
-    def _each(self, way: Any) -> Sequence[Hashable]:
-        """How each member treats a leaf."""
-        return [None] * len(self.members) if way is None else way
 
     def numbers_at(
         self, count: jax.Array, state: State, found: Any = None
@@ -167,21 +204,22 @@ class Chain(AbstractLink):
         kept = self._checked(state)
         of_member = found or {}
         both = {
-            name: member.numbers_at(count, kept.get(name), of_member.get(name)) for name, member in self.members.items()
+            name: member.numbers_at(count, kept.get(name), of_member.get(name)) for name, member, _ in self._others()
         }
-        return {name: numbers for name, (numbers, _) in both.items()}, {name: new for name, (_, new) in both.items()}
+        after = {name: new for name, (_, new) in both.items()}
+        return {name: numbers for name, (numbers, _) in both.items()}, after | front.taken(state)
 
     def numbers_of(self, state: State) -> dict[str, object]:
         """Those of its members by name."""
         kept = self._checked(state)
-        return {name: member.numbers_of(kept.get(name)) for name, member in self.members.items()}
+        return {name: member.numbers_of(kept.get(name)) for name, member, _ in self._others()} | front.left(state)
 
     def leaf_survey(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> dict[str, Any]:
         """That of the member which has one, behind the steps of those before it."""
         slots: Any = kept
         full = self._full_precision(leaf, kept)
-        updates = leaf.updates
-        for (name, member), way in zip(self.members.items(), self._each(leaf.way), strict=True):
+        updates = slots.get(FRONT, leaf.updates)
+        for name, member, way in self._others(leaf.way):
             known = self._known_to(name, leaf, updates, full)._replace(way=way)
             if member.surveys:
                 return {name: member.leaf_survey(numbers[name], known, slots[name])}
@@ -192,9 +230,9 @@ class Chain(AbstractLink):
         """Every member in turn: the fused step of one leaf."""
         slots: Any = kept
         full = self._full_precision(leaf, kept)
-        updates = leaf.updates
-        new: dict[str, object] = {}
-        for (name, member), way in zip(self.members.items(), self._each(leaf.way), strict=True):
+        updates = slots.get(FRONT, leaf.updates)
+        new: dict[str, object] = dict(slots)
+        for name, member, way in self._others(leaf.way):
             known = self._known_to(name, leaf, updates, full)._replace(way=way)
             updates, new[name] = member.leaf_step(numbers[name], known, slots[name])
         return updates, new
@@ -217,18 +255,20 @@ class Chain(AbstractLink):
     def kept_of_leaves(self, leaves: Leaves, state: State) -> list[KeptOfLeaf]:
         """What its members keep, by name."""
         parts = self._checked(state)
-        columns = {name: member.kept_of_leaves(leaves, parts.get(name)) for name, member in self.members.items()}
+        columns = {name: member.kept_of_leaves(leaves, parts.get(name)) for name, member, _ in self._others()}
+        columns |= front.emitted(state)
         return [{name: column[i] for name, column in columns.items()} for i in range(len(leaves))]
 
     def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The states of its members by name."""
         before = self._checked(state)
         by_name: Sequence[Any] = kept
-        return {
+        new = {
             name: member.with_kept(before.get(name), leaves.within(name), numbers[name], [of[name] for of in by_name])
-            for name, member in self.members.items()
+            for name, member, _ in self._others()
             if name in self._keys
         }
+        return {**front.kept(state, numbers), **new}
 
     def trace(self, run: Run, updates: Provenance, grad: Provenance) -> Provenance:
         """Every member in turn, to which what entered here is the gradient."""
@@ -237,6 +277,7 @@ class Chain(AbstractLink):
 
     def count_of(self, state: State) -> jax.Array:
         """The count in the dict."""
+        state = front.before(state)
         if not isinstance(state, Mapping) or "count" not in state:
             raise self._of_another(state)
         return state["count"]
@@ -265,6 +306,10 @@ def _closed(members: Mapping[str, AbstractLink]) -> dict[str, AbstractLink]:
             member = as_link(link_of(member.closed(of_before)), **member.relabelled).implementation
         closed[name] = member
     return closed
+
+
+def _goes_first(named: tuple[str, AbstractLink]) -> bool:
+    return named[1].goes_first
 
 
 def init_members(members: Mapping[str, AbstractLink], leaves: Leaves) -> dict[str, State]:

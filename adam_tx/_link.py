@@ -23,8 +23,9 @@ import optax
 
 from adam_tx._core import hyperparams
 from adam_tx._core.abstract_link import AbstractLink, implementation_of
-from adam_tx._core.call import Call
+from adam_tx._core.call import Call, is_optax, maker_name
 from adam_tx._core.foreign import Foreign
+from adam_tx._core.foreign_chain import ForeignChain
 from adam_tx._core.leafwise import Leafwise
 from adam_tx._core.rule import Declaration, Rule, Slot
 from adam_tx.describe import closures, source
@@ -223,7 +224,9 @@ def as_link(
     implementation = implementation_of(transformation)
     if implementation is None:
         held = [implementation_in(inside) for inside in closures.held(transformation)]
-        return link_of(Foreign(transformation, name, formula, call, held, elementwise=elementwise))
+        in_turn = held and is_optax(transformation) and maker_name(transformation) == "chain"
+        make = ForeignChain if in_turn else Foreign
+        return link_of(make(transformation, name, formula, call, held, elementwise=elementwise))
     if elementwise:
         raise TypeError(
             f"as_link: {implementation.name} is a link of adam_tx, which says itself whether it steps each element by "

@@ -94,7 +94,10 @@ COMPOSITES = {
 }
 """By the name of a class, how it is made around a link; all that it is made with changes no update where it can."""
 
-LEAVES = {"Leafwise": "made from a rule, it holds no link"}
+LEAVES = {
+    "Leafwise": "made from a rule, it holds no link",
+    "ForeignChain": "it has the facts of Foreign, where optax.chain is tried",
+}
 MAKE = {name: make for of_class in COMPOSITES.values() for name, make in of_class.items()}
 CLASS = {name: of_class for of_class, made in COMPOSITES.items() for name in made}
 OURS = [name for name in MAKE if CLASS[name] != "Foreign"]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from adam_tx._core.leaf_step import Leaf
-from adam_tx._core.leaves import Leaves
+from adam_tx._core.leaves import Column, Leaves
 from adam_tx._core.states import State
 from adam_tx._core.storage import Storage, Stored
 
@@ -40,11 +40,13 @@ class AbstractLeafStep:
       name: the key of its state in a chain.
       members: the links inside by name.
       divides: whether each leaf has links of its own.
+      goes_first: whether it is from elsewhere, and steps all leaves before the links behind it step one.
     """
 
     name: str = ""
     members: Mapping[str, Any] = {}
     divides: bool = False
+    goes_first: bool = False
 
     def ways(self, leaves: Leaves) -> list[Hashable]:
         """How it treats each leaf, where it does not treat all alike: what its `leaf_step` finds as `Leaf.way`."""
@@ -61,14 +63,34 @@ class AbstractLeafStep:
         yield f"{self.name} runs what is inside it on all leaves together"
 
     @property
+    def stepping(self) -> Mapping[str, Any]:
+        """The links inside that step a leaf, by name."""
+        return self.members
+
+    @property
+    def front(self) -> Sequence[Any]:
+        """The links inside that have to step all leaves before one is stepped: those from elsewhere that are first."""
+        return ()
+
+    def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
+        """The state in which those have made their step: see `front.Fronted`."""
+        del leaves, updates
+        return state
+
+    @property
     def surveys(self) -> bool:
         """Whether it has to know something of all leaves before one of them is stepped."""
-        return any(member.surveys for member in self.members.values())
+        return any(member.surveys for member in self.stepping.values())
 
     @property
     def reduces(self) -> bool:
         """Whether it needs numbers that are reduced over all leaves, in a survey or in the step."""
-        return self.surveys or any(member.reduces for member in self.members.values())
+        return self.surveys or any(member.reduces for member in self.stepping.values())
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether no leaf can be stepped but together with all others, by whomever."""
+        return self.reduces or bool(self.front)
 
     def leaf_survey(self, numbers: Any, leaf: Leaf, kept: KeptOfLeaf) -> Mapping[str, Any]:
         """What of a leaf, or a tile of one, has to be known before any is stepped: terms, by name and by member.
@@ -107,7 +129,7 @@ class AbstractLeafStep:
     def stored_of(self, kept: KeptOfLeaf) -> Iterator[StoredSlot]:
         """Every slot in what is kept of one leaf, those of members included."""
         of_members: Any = kept
-        for name, member in self.members.items():
+        for name, member in self.stepping.items():
             if name in of_members:
                 yield from member.stored_of(of_members[name])
 

@@ -43,6 +43,8 @@ class Foreign(AbstractLink):
       elementwise: whether somebody has said that it steps each element by itself.
     """
 
+    goes_first = True
+
     def __init__(
         self,
         transformation: optax.GradientTransformation,

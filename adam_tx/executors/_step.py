@@ -11,8 +11,8 @@ import jax
 import optax
 from jax.core import Tracer
 
-from adam_tx._core.abstract_link import AbstractLink, implementation_of
-from adam_tx._core.boxes import leaves_with_paths
+from adam_tx._core import boxes
+from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.leaves import WATCH, Leaves, is_absent
 from adam_tx._core.paths import slashed
 from adam_tx.describe import closures
@@ -20,7 +20,7 @@ from adam_tx.describe.table import alike
 from adam_tx.executors import around, plan, tile
 from adam_tx.executors.cpu.executor import CPU
 from adam_tx.executors.pallas.executor import Pallas
-from adam_tx.executors.run import leaves_of, run_link
+from adam_tx.executors.run import planned, run_link
 
 Executor = Literal["auto", "xla", "cpu", "pallas"]
 
@@ -51,9 +51,10 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     every storage, with master weights, in groups and under masks; not of a norm of a tensor.
     A `monitor` around it adds up its figures in the same pass. A `guard` has to know all of
     a step before it is taken, so it reads everything once more; with `watch="gradient"` it
-    reads the gradient alone. XLA runs a monitor around `groups`, and a guard around frozen
-    ones. What stands before the last member of an `optax.chain`, such as
-    `optax.clip_by_global_norm`, runs before it. Hyperparameters may be injected by Optax, or
+    reads the gradient alone. XLA runs a monitor around `groups`. It also runs what stands
+    before the last member of an `optax.chain`, and the transformations of Optax at the
+    beginning of a chain, such as `optax.clip_by_global_norm`; what they emit is written down
+    and read again, also inside a guard. Hyperparameters may be injected by Optax, or
     be arguments of the function around. One pass needs `pip install 'adam_tx[cpu]'`.
 
     A step is compiled, also where nobody calls it in `jax.jit`: a schedule must be one that
@@ -74,7 +75,7 @@ def step(tx: optax.GradientTransformation, executor: Executor = "auto") -> Step:
     Returns:
       A function `(grads, state, params) -> (params, state)`, for plain loops, `jax.jit` and
       `jax.lax.scan`, with a method `summary(params)`. What else `tx.update` takes it takes by
-      name, and then XLA runs all leaves.
+      name, and then XLA runs all leaves, as `summary(params, value=0.0)` says.
 
     Raises:
       TypeError: what is no transformation.
@@ -133,12 +134,26 @@ class Step:
         """The parameters and the state after this gradient."""
         if params is None:
             raise ValueError("step: it needs params, which it changes, but None came; call step(grads, state, params).")
-        arrays = jax.tree.leaves((grads, state, params))
-        if extra or self._obstacle_at(arrays) is not None:
+        given = grads, state, params
+        plain = boxes.unboxed(given)
+        if jax.tree.structure(plain) != jax.tree.structure(given):  # nnx.Optimizer keeps a state in boxes of its own
+            new_params, new_state = self(*plain, **extra)
+            return boxes.boxed_like(new_params, params), boxes.boxed_like(new_state, state)
+        arrays = jax.tree.leaves(given)
+        if self._obstacle_at(arrays, extra) is not None:
             run = functools.partial(self._by_xla, **extra)
         else:
             run = self._in_one_pass if any(isinstance(array, Tracer) for array in arrays) else self._jitted
-        return run(grads, state, params)
+        try:
+            return run(*given)
+        except (TypeError, ValueError) as error:
+            error.add_note("This is adam_tx.step, which is given step(grads, state, params), and not update.")
+            if jax.tree.structure(state) != jax.tree.structure(grads):
+                raise
+            raise ValueError(
+                "step: a tree like the gradients came as the state, which is not that of tx, and may be the params. "
+                "Call step(grads, state, params)."
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what it has compiled, which cannot be pickled."""
@@ -149,17 +164,18 @@ class Step:
         """Why no leaf is run in one pass, whatever the parameters are; None where some may be."""
         if self.executor == "xla":
             return "executor='xla' was asked for"
-        last = around.last(self.tx)
-        return next(plan.obstacles(self._makes_one_pass, implementation_of(last), last), None)
+        return next(plan.obstacles(self._makes_one_pass, self.tx, around.last(self.tx)), None)
 
     @property
     def _makes_one_pass(self) -> plan.Executor:
         return _EXECUTORS[self.executor]
 
-    def _obstacle_at(self, arrays: Sequence[Any]) -> str | None:
-        """Why no leaf of these arrays is run in one pass."""
+    def _obstacle_at(self, arrays: Sequence[Any], extra: Mapping[str, Any]) -> str | None:
+        """Why no leaf of these arrays is run in one pass, with what else is given by name."""
         if self.obstacle is not None:
             return self.obstacle
+        if extra:
+            return f"only tx.update takes {', '.join(extra)}"
         if WATCH.get() is not None:
             return "somebody watches every link"
         if self.executor == "auto" and any(map(_may_be_spread, arrays)):
@@ -180,14 +196,15 @@ class Step:
             return self._by_xla(grads, state, params)
         return around.run(self.tx, functools.partial(run_link, self._makes_one_pass), grads, state, params)
 
-    def summary(self, params: optax.Params) -> str:
+    def summary(self, params: optax.Params, **extra: Any) -> str:
         """A line for each way in which leaves are run: by whom, which, and why XLA.
 
         Args:
           params: the tree of parameters: arrays or `jax.ShapeDtypeStruct`.
+          **extra: what the step is given by name, such as `value=`.
         """
         by_reason: dict[str, list[str]] = {}
-        for path, reason in self.reasons(params).items():
+        for path, reason in self.reasons(params, **extra).items():
             by_reason.setdefault(reason, []).append(path)
         return "\n".join(
             f"xla  {', '.join(alike(paths))}: {reason}"
@@ -196,23 +213,24 @@ class Step:
             for reason, paths in by_reason.items()
         )
 
-    def reasons(self, params: optax.Params) -> dict[str, str]:
+    def reasons(self, params: optax.Params, **extra: Any) -> dict[str, str]:
         """Why each leaf is run by XLA, by its path; empty where it is run in one pass."""
         found: dict[str, str] = {}
 
         def see_link(link: AbstractLink, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-            leaves = leaves_of(link, grads, state, params)
-            choices = plan.plan(self._makes_one_pass, link, leaves, state, link.kept_of_leaves(leaves, state))
+            leaves, *_, choices = planned(self._makes_one_pass, link, grads, state, params)
             found.update((leaves.paths[i], choices[i].reason) for i in leaves.present)
             return params, state
 
         def see(params: Any) -> None:
-            why = self._obstacle_at([])
+            why = self._obstacle_at([], extra)
             if why is None:
                 around.run(self.tx, see_link, params, self.tx.init(params), params)
             else:
                 found.update(
-                    (slashed(path), why) for path, leaf in leaves_with_paths(params, is_absent) if not is_absent(leaf)
+                    (slashed(path), why)
+                    for path, leaf in boxes.leaves_with_paths(params, is_absent)
+                    if not is_absent(leaf)
                 )
 
         jax.eval_shape(see, params)

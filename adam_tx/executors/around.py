@@ -53,7 +53,7 @@ def last(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         inside = last(made_by.args[-1])
     elif made_by is not None and (injected := _injected(made_by)) is not None:
         inside = last(injected.args[0](*made_by.args, **made_by.kwargs))
-    return tx if implementation_of(inside) is None else inside
+    return inside
 
 
 def _is_chain(made_by: Call) -> bool:

@@ -100,10 +100,16 @@ def run(equations: Sequence[Equation], values: Mapping[Any, Any]) -> dict[Any, A
 def explicit(function: Callable[..., Any], *arguments: Any) -> tuple[Callable[..., Any], Sequence[Any]]:
     """The same function with what it has from outside as its first argument, and that."""
     called, described = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    structure = jax.tree.structure(described)
+
+    def evaluate(constants: Sequence[Any], *arguments: Any) -> Any:
+        return core.jaxpr_as_fun(called.replace(consts=list(constants)))(*jax.tree.leaves(arguments))
+
+    # traced once more, because JAX keeps what is returned here, and a jaxpr may keep its constants
+    free = jax.make_jaxpr(evaluate)(called.consts, *arguments)
 
     def of_constants(constants: Sequence[Any], *arguments: Any) -> Any:
-        evaluate = core.jaxpr_as_fun(called.replace(consts=list(constants)))
-        return jax.tree.unflatten(jax.tree.structure(described), evaluate(*jax.tree.leaves(arguments)))
+        return jax.tree.unflatten(structure, core.jaxpr_as_fun(free)(*constants, *jax.tree.leaves(arguments)))
 
     return of_constants, called.consts
 

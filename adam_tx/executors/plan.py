@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from adam_tx._core import manual
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
-from adam_tx._core.abstract_link import AbstractLink
+from adam_tx._core.abstract_link import AbstractLink, implementation_of
 from adam_tx._core.call import is_optax
 from adam_tx._core.leaves import Leaves
 from adam_tx._core.states import State
@@ -87,17 +87,23 @@ class Choice(NamedTuple):
     survey: Fused | None = None
 
 
-def obstacles(executor: Executor, link: AbstractLink | None, tx: Any) -> Iterator[str]:
-    """Why no leaf can be run in one pass, whatever the parameters are."""
+def obstacles(executor: Executor, tx: Any, last: Any) -> Iterator[str]:
+    """Why no leaf can be run in one pass by a transformation whose last member is this, whatever the parameters are."""
+    link = implementation_of(last)
     if link is None:
-        made_by = getattr(tx.update, "__qualname__", "").partition(".")[0] or type(tx).__name__
-        yield f"{'optax.' * is_optax(tx)}{made_by} is not a link of adam_tx"
+        yield f"{_name(last)} is not a link of adam_tx" + ("" if last is tx else f", and stands last in {_name(tx)}")
         return
     yield from link.fusing_obstacles(tiled=True)
     if link.reduces and not executor.reduces:
         yield f"{link.name} needs sums over all leaves, which {executor.name} does not form"
     if (why := executor.obstacle()) is not None:
         yield why
+
+
+def _name(tx: Any) -> str:
+    """The name of what made a transformation."""
+    made_by = getattr(tx.update, "__qualname__", "").partition(".")[0] or type(tx).__name__
+    return f"{'optax.' * is_optax(tx)}{made_by}"
 
 
 def plan(
@@ -129,15 +135,15 @@ def plan(
         if recipe not in made:
             made[recipe] = of_recipe(recipe, leaves.path(i), ways[i])
         choices[i] = made[recipe]
-    return _together(link, leaves, ways, choices) if link.reduces else choices
+    return _together(link, leaves, ways, choices) if link.needs_all else choices
 
 
 def _together(link: AbstractLink, leaves: Leaves, ways: Sequence[Hashable], choices: list[Choice]) -> list[Choice]:
-    """The choices of a link that needs sums over all leaves: if one cannot be run without the others, none is."""
+    """The choices of a link that needs all leaves: if one cannot be run with the others, leaf by leaf, none is."""
     for i in leaves.present:
         for why in link.fusing_obstacles(ways[i]):
             return [
-                Choice(f"{link.name} needs sums over all leaves, and {leaves.paths[i]} is not stepped with them: {why}")
+                Choice(f"{link.name} needs all leaves, and {leaves.paths[i]} is not stepped with the others: {why}")
             ] * len(leaves)
     return choices
 

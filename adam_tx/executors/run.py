@@ -20,22 +20,41 @@ from adam_tx.executors.plan import Choice, Executor
 from adam_tx.executors.tile import Task
 
 
+class Planned(NamedTuple):
+    """Who runs each leaf of an update.
+
+    Attributes:
+      leaves: the leaves.
+      state: the state before, and what those have made that step all leaves first.
+      kept: what is kept of each leaf.
+      choices: who runs it.
+    """
+
+    leaves: Leaves
+    state: State
+    kept: Sequence[KeptOfLeaf]
+    choices: Sequence[Choice]
+
+
 def run_link(executor: Executor, link: AbstractLink, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
     """New parameters and state."""
-    leaves = leaves_of(link, grads, state, params)
-    kept = link.kept_of_leaves(leaves, state)
-    choices = plan.plan(executor, link, leaves, state, kept)
+    leaves, fronted, kept, choices = planned(executor, link, grads, state, params)
     if not any(choice.fused for choice in choices):
         updates, state = link.update(grads, state, params)
         return tile.applied(params, updates), state
-    new, state = _run(link, leaves, state, kept, choices)
+    new, state = _run(link, leaves, fronted, kept, choices)
     given = leaves.treedef.flatten_up_to(params)  # a parameter whose gradient is absent stays
     return leaves.tree([new[i] if i in leaves.present else node for i, node in enumerate(given)]), state
 
 
-def leaves_of(link: AbstractLink, grads: Any, state: Any, params: Any) -> Leaves:
-    """The leaves of an update of this link."""
-    return Leaves(grads, None, params, count=link.count_of(state), positions=link.positions)
+def planned(executor: Executor, link: AbstractLink, grads: Any, state: Any, params: Any) -> Planned:
+    """Who runs each leaf, once what has to be run before is."""
+    if link.facts.reads_grad:
+        link.update(grads, state, params)  # which says what is missing
+    leaves = Leaves(grads, None, params, count=link.count_of(state), positions=link.positions)
+    state = link.run_front(leaves, leaves.updates, state)
+    kept = link.kept_of_leaves(leaves, state)
+    return Planned(leaves, state, kept, plan.plan(executor, link, leaves, state, kept))
 
 
 def _run(
@@ -57,7 +76,7 @@ def _run(
             new[i] = of_leaf
         for place, of_leaves in each[0][-1].items():
             told.setdefault(place, []).append((members, of_leaves))
-    if rest and not link.reduces:
+    if rest and not link.needs_all:
         emitted, state = leaves.only(rest).run_member("", link, leaves.updates, state)
         after = link.kept_of_leaves(leaves, state)
         lowered = leaves.treedef.flatten_up_to(leaves.lower(emitted, exact=link.facts.terminal))
@@ -95,32 +114,36 @@ class _Passes(NamedTuple):
     def each(self, task: Task) -> Iterator[tuple[Sequence[int], Outline, Passed]]:
         """The numbers of leaves that are run together, and what is made of them.
 
-        What XLA runs is run with the others only if something is reduced over all.
+        What XLA runs is run with the others only if all are needed.
         """
         task = task._replace(elements=plan.elements(self.leaves))
         for choice, members in plan.calls(self.choices, {i: leaf[0].size for i, leaf in self.given.items()}):
             fused: Any = choice.survey if task.is_survey else choice.fused
             made = self._in_one_pass(task, fused, members, choice.way)
             yield members, fused.outline, _over_devices(fused.outline, made, *self.given[members[0]][:2])
-        if self.link.reduces:
+        if self.link.needs_all:
             ways = self.link.ways(self.leaves)
             for i, leaf in self.given.items():
                 if self.choices[i].fused is None:
-                    alone = self._by_xla(task, i, ways[i], self.state, leaf)
+                    alone = _by_xla(task, self.link, self.state, leaf, self._known_of(i, ways[i]))
                     yield [i], alone.outline, _over_devices(alone.outline, Passed.of([alone], task.elements), *leaf[:2])
 
-    def _by_xla(self, task: Task, i: int, way: Hashable, state: Any, leaf: Any) -> Apart:
-        """One leaf's, as a whole."""
-        return apart(tile.run(task, self.link, state, *leaf, number=i, path=self.leaves.path(i), way=way))
+    def _known_of(self, i: int, way: Hashable) -> dict[str, Any]:
+        """What is known of a leaf that is no array."""
+        return {"number": i, "path": self.leaves.path(i), "way": way}
 
     def _in_one_pass(self, task: Task, fused: Any, members: Sequence[int], way: Hashable) -> Passed:
         """That of some leaves of a recipe; under `jax.vmap` and derivatives, by XLA."""
+        # JAX keeps this function, so no array of the step may be in it
+        link = self.link
+        known = [self._known_of(i, way) for i in members]
+        without = task._replace(found=None)
 
         def one_by_one(hyperparams: Sequence[Any], state: Any, found: Any, leaves: Any) -> Any:
             del hyperparams
-            given = task._replace(found=found)
-            each = [self._by_xla(given, i, way, state, leaf) for i, leaf in zip(members, leaves, strict=True)]
-            return Passed.of(each, task.elements)
+            given = without._replace(found=found)
+            each = [_by_xla(given, link, state, leaf, of_leaf) for leaf, of_leaf in zip(leaves, known, strict=True)]
+            return Passed.of(each, without.elements)
 
         given = self.state, task.found, [self.given[i] for i in members]
         by_xla: Callable[..., Any] = one_by_one
@@ -132,6 +155,11 @@ class _Passes(NamedTuple):
             return fused.step(scalars, members, leaves)
 
         return _or_by_xla(step, by_xla)(fused.scalars(self.state, task.found), hyperparams, *given)
+
+
+def _by_xla(task: Task, link: AbstractLink, state: Any, leaf: Sequence[Any], known: Mapping[str, Any]) -> Apart:
+    """What is made of one leaf, as a whole."""
+    return apart(tile.run(task, link, state, *leaf, **known))
 
 
 def _or_by_xla(step: Callable[..., Any], by_xla: Callable[..., Any]) -> Callable[..., Any]:

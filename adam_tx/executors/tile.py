@@ -28,7 +28,7 @@ from adam_tx._core.states import State
 from adam_tx._core.storage import Storage
 from adam_tx.executors import jaxprs
 from adam_tx.executors.jaxprs import Equation
-from adam_tx.executors.made import Apart, Outline, apart
+from adam_tx.executors.made import Outline, apart
 
 TILE = 4096
 """The elements of a tile where nothing is kept in blocks."""
@@ -186,9 +186,9 @@ def _block(link: AbstractLink) -> int:
 
 
 def storages(link: AbstractLink) -> Iterator[Storage]:
-    """How each slot of a link, and of the links in it, is kept."""
+    """How each slot of a link, and of the links in it that step a leaf, is kept."""
     yield from link.storage.values()
-    for member in link.members.values():
+    for member in link.stepping.values():
         yield from storages(member)
 
 
@@ -213,12 +213,12 @@ def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str, ta
         jax.ShapeDtypeStruct(whole, recipe.update),
         jax.tree.unflatten(recipe.structure, kept),
     )
-    traced: list[Apart] = []
+    outlines: list[tuple[Outline, int]] = []  # and no tracers, which must not outlive their trace
 
     def of_tile(state: Any, found: Any, number: Any, start: Any, *of_leaf: Any) -> Any:
         given = task._replace(found=found)
         made = apart(run(given, link, state, *of_leaf, number=number, path=path, start=start, way=recipe.way))
-        traced.append(made)
+        outlines.append((made.outline, max([sample.every(task.elements) for sample in made.samples], default=0)))
         return made.arrays, [term.reduced() for term in made.terms], [sample.values for sample in made.samples]
 
     equations = jaxprs.inlined(of_tile, *arguments)
@@ -226,12 +226,55 @@ def tile_program(link: AbstractLink, state: State, recipe: Recipe, path: str, ta
     of_state = equations.inputs[:count]
     number, start, *arrays = equations.inputs[count:]
     ahead, body, scalars = jaxprs.split(equations, of_state, recipe.block)
-    made = traced[0]
+    outline, every = outlines[0]
     outputs = iter(equations.outputs)
-    written, reduced, sampled = (list(itertools.islice(outputs, len(part))) for part in made[:3])
-    every = made.samples[0].every(task.elements) if made.samples else 0
+    counts = outline.kinds.count("array"), len(outline.hows), outline.kinds.count("sample")
+    written, reduced, sampled = (list(itertools.islice(outputs, number)) for number in counts)
     of_program = (recipe, of_state, equations.constants, ahead, scalars, number, start, arrays, body)
-    return TileProgram(*of_program, written, reduced, sampled, every, made.outline)
+    return TileProgram(*of_program, written, reduced, sampled, every, outline)
+
+
+def check_sizes(program: TileProgram) -> None:
+    """Refuse equations of anything but a tile's elements, or one number of it."""
+    size = program.recipe.block
+    for equation in program.body:
+        sizes = {atom.aval.size for atom in (*equation.invars, *equation.outvars)}
+        if len(equation.outvars) != 1 or not sizes <= {1, size}:
+            raise Unsupported(f"{equation.primitive.name} makes arrays of other shapes than the leaf's")
+        if sizes == {1, size} and equation.outvars[0].aval.size == 1 and not is_reduction(equation, size):
+            raise Unsupported(f"{equation.primitive.name} makes one number of many")
+    for variable, name in _of_tile(program).items():
+        if is_of_elements(variable, size) or any(variable is out for out in program.outputs):
+            raise Unsupported(f"{name} is not over a block of what is kept")
+
+
+def _of_tile(program: TileProgram) -> dict[Any, str]:
+    """What depends on a reduction over a tile that is no block, and which reduction that is."""
+    found: dict[Any, str] = {}
+    for equation in program.body:
+        names = [found[variable] for variable in jaxprs.variables(equation) if variable in found]
+        if is_reduction(equation, program.recipe.block) and not _is_of_block(equation, program):
+            names.append(equation.primitive.name)
+        if names:
+            found.update(dict.fromkeys(equation.outvars, names[0]))
+    return found
+
+
+def _is_of_block(equation: Equation, program: TileProgram) -> bool:
+    """Whether it reduces the last axis, where that is a block."""
+    shape = equation.invars[0].aval.shape
+    return program.recipe.is_blocks and equation.params["axes"] == (len(shape) - 1,) and len(shape) > 1
+
+
+def is_of_elements(atom: Any, size: int) -> bool:
+    """Whether it has a value for every element of a tile of this size."""
+    return atom.aval.size == size
+
+
+def is_reduction(equation: Equation, size: int) -> bool:
+    """Whether it makes one number of a tile's elements."""
+    reduces = equation.primitive.name.startswith("reduce_") and "axes" in equation.params
+    return reduces and is_of_elements(equation.invars[0], size)
 
 
 def _described(array: jax.Array) -> jax.ShapeDtypeStruct:
@@ -278,7 +321,7 @@ def run(
     leaf = Leaf(
         leaves.dtypes[0],
         leaves.updates[0],
-        leaves.updates[0],
+        leaves.updates[0] if link.gives_gradient else None,
         None if leaves.params is None else leaves.params[0],
         leaves.count,
         number,

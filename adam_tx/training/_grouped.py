@@ -242,7 +242,7 @@ class Groups(AbstractLink):
         if way is not None:
             label, inside = way
             if label not in running:
-                yield "it is frozen"
+                yield from ["it is frozen"] * tiled  # so it stays where it is, and nobody reads it
             elif self.facts.terminal and not running[label].facts.terminal:
                 yield "groups keep master weights of others, and not of it"
             else:
@@ -289,9 +289,11 @@ class Groups(AbstractLink):
         """The step of the leaf's group."""
         label, way = cast(tuple[str, Hashable], leaf.way)
         group = next(group for group in self.groups if group.label == label)
+        if group.link is None:
+            return -jnp.zeros_like(leaf.updates), kept
         known = leaf._replace(way=way, place=(*leaf.place, label))
         slots: Any = kept
-        emitted, new = self.running()[label].leaf_step(numbers(label), known, slots[group.key])
+        emitted, new = group.link.leaf_step(numbers(label), known, slots[group.key])
         return emitted, {**kept, group.key: new}
 
     def full_precision_of(self, param: jax.Array, kept: KeptOfLeaf) -> jax.Array:
@@ -354,6 +356,8 @@ def _obstacles(link: AbstractLink, way: Hashable = None, *, tiled: bool) -> Iter
     """Why the link of a group cannot step one of its leaves without the others."""
     if link.reduces:
         yield f"{link.name} needs sums over the leaves of its group"
+    for first in link.front:
+        yield f"{first.name} steps the leaves of its group together"
     yield from link.fusing_obstacles(way, tiled=tiled)
 
 

@@ -189,6 +189,11 @@ class Guard(Wrapper):
 
     # One leaf's step without the tree: a survey of all leaves, and then their step.
 
+    def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
+        """Those of the link inside make their step, which is not yet taken."""
+        _, inside = self._entered(leaves, updates, self.fields(state))
+        return super().run_front(inside, inside.updates, state)
+
     @property
     def surveys(self) -> bool:
         """All leaves have to be looked at before one is stepped."""
@@ -207,6 +212,8 @@ class Guard(Wrapper):
         yield from self.inner.fusing_obstacles(way, tiled=tiled)
         if "loss" in self._held_to:
             yield f"{self.name} holds the loss to a limit, and a step in one pass is given none"
+        if self._holds and (keeps := [member.name for member in self.inner.front if member.facts.keeps]):
+            yield f"{self.name} holds numbers one by one, also those that {' and '.join(keeps)} keeps of all leaves"
         if self.inner.surveys:
             yield f"{self.name} stands around {self.inner.name}, which looks at all leaves, too"
 
@@ -231,7 +238,7 @@ class Guard(Wrapper):
         after = {
             "own": own,
             "inner": jax.tree.map(jnp.where, taken_of, new, old),
-            "count": jnp.where(ok, increment(before), before),
+            "count": None if before is None else jnp.where(ok, increment(before), before),
             "held": held,
         }
         return numbers._replace(ok=ok), after
@@ -258,7 +265,7 @@ class Guard(Wrapper):
         stored = {id(slot.new): slot.where(ok, chosen) for slot in step.slots}
 
         def held(new: Stored) -> Stored:
-            return stored[id(new)]
+            return stored.get(id(new), new)
 
         new = jax.tree.map(held, step.kept, is_leaf=_is_stored)
         return jnp.where(chosen, step.emitted, nothing), new
@@ -314,8 +321,12 @@ class Guard(Wrapper):
 
 
 def _chosen(ok: Any, new: Any, old: Any) -> Any:
-    """The new tree if a step is taken, else the old one, array by array."""
-    return jax.tree.map(functools.partial(jnp.where, ok), new, old)
+    """The new tree if a step is taken, else the old one, array by array; what no step changes stays as it is."""
+
+    def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
+        return new if new is old else jnp.where(ok, new, old)
+
+    return jax.tree.map(chosen, new, old)
 
 
 def _stays_finite(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -213,6 +213,12 @@ class Monitor(Wrapper):
     def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[_Numbers, dict[str, Any]]:
         """What the link inside has in common for all leaves; and whether figures are due."""
         fields = self.fields(state)
+        for name, shape in {name: jnp.shape(figure) for name, figure in fields.metrics.items()}.items():
+            if shape:
+                raise ValueError(
+                    f"{self.name}: the figure {name} in its state must be a number, but came with the shape {shape}. "
+                    "Give step the state that init returned; restore checkpoints into tx.init(params)."
+                )
         inside, new = self.inner.numbers_at(count, fields.inner, found)
         due = jnp.ones((), bool) if self._every == 1 else increment(count) % self._every == 0
         return _Numbers(fields.inner, inside, new), {
@@ -280,7 +286,7 @@ class Monitor(Wrapper):
 
 
 def _has_groups(link: AbstractLeafStep) -> bool:
-    return link.divides or any(map(_has_groups, link.members.values()))
+    return link.divides or any(map(_has_groups, link.stepping.values()))
 
 
 STATES = [states.state_type("monitor", (*counted, "metrics", "inner")) for counted in ((), ("count",))]

@@ -26,6 +26,17 @@ def adamw():
     return adam_tx.adamw(1e-2, weight_decay=0.1)
 
 
+def clipped(tx=None):
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw() if tx is None else tx)
+
+
+def rounded_at_random():
+    """Two links of one name, of which each draws bits of its own."""
+    return adam_tx.chain(
+        problems.STORAGES["16 bits at random"](), adam_tx.scale_by_momentum(0.5, dtype=problems.ROUNDED)
+    )
+
+
 def infinite_once(count):
     """A learning rate by which the second step is infinite, whatever the gradient."""
     return jnp.where(count == 1, jnp.inf, 1e-2)
@@ -52,6 +63,17 @@ OTHERS = {
     "the gradient": lambda: GRADIENT(adamw()),
     "the gradient, and an infinite step": lambda: GRADIENT(adam_tx.adam(infinite_once)),
     "the gradient, in eight bits": lambda: GRADIENT(problems.STORAGES["eight bits"]()),
+    "around a clip of Optax's": lambda: adam_tx.guard(clipped()),
+    "around a clip of Optax's, eight bits": lambda: adam_tx.guard(clipped(problems.STORAGES["eight bits"]())),
+    "around a state of Optax's": lambda: adam_tx.guard(optax.chain(optax.trace(0.5), clipped())),
+    "the gradient before a clip of Optax's": lambda: GRADIENT(clipped()),
+    "a guard behind a clip of Optax's": lambda: adam_tx.monitor(clipped(adam_tx.guard(adamw()))),
+    "a clip in a chain": lambda: adam_tx.chain(optax.trace(0.5), optax.clip(1.0), adam_tx.guard(adamw())),
+    "a clip in a chain in a chain": lambda: adam_tx.guard(
+        adam_tx.chain(optax.clip(1.0), optax.chain(optax.trace(0.5), rounded_at_random()))
+    ),
+    "a loss scale around a clip": lambda: adam_tx.guard(clipped(), loss_scale=adam_tx.LossScale(8.0, every=2)),
+    "figures behind a clip of Optax's": lambda: adam_tx.monitor(clipped()),
     "some figures": lambda: adam_tx.monitor(adamw(), every=2),
     "figures and a mask": lambda: adam_tx.monitor(adam_tx.adamw(1e-2, mask=adam_tx.matching("matrix"))),
 }
@@ -116,6 +138,25 @@ def test_a_spike_is_one_for_a_kernel_too():
 @pytest.mark.parametrize("name", OTHERS)
 def test_all_that_is_reduced_is_as_in_update(name):
     assert_steps_alike(OTHERS[name](), jnp.float32, ["good", "good", "nan", "good", "tiny"])
+
+
+def test_what_an_optax_chain_does_first_is_judged_and_left_out_as_in_update():
+    tx = adam_tx.guard(optax.chain(optax.trace(0.5), clipped()))
+    state = assert_steps_alike(tx, jnp.float32, ["good", "nan", "good", "infinite", "good"])
+    assert int(state.skipped) == 2
+
+
+@pytest.mark.exhaustive
+def test_what_an_optax_chain_keeps_of_a_finite_gradient_may_be_infinite_and_is_not_taken():
+    def update(updates, state, params=None):
+        return updates, jnp.where(state == 2, jnp.inf, state + 1)
+
+    seldom_finite = optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+    tx = adam_tx.guard(optax.chain(seldom_finite, adamw()))
+    assert float(assert_steps_alike(tx, jnp.float32, ["good"] * 4).inner[0]) == 2.0
+    watching = adam_tx.guard(optax.chain(optax.trace(0.5), adamw()), watch="gradient")
+    reasons = adam_tx.step(watching).reasons({"w": jnp.ones(3)})
+    assert reasons == {"w": "guard holds numbers one by one, also those that trace keeps of all leaves"}
 
 
 def test_what_becomes_infinite_behind_a_watched_gradient_is_held_and_counted():
@@ -217,14 +258,28 @@ def test_all_devices_decide_together_in_shard_map(make):
             assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("frozen", [{"m*": adamw(), "!m*": "freeze"}])
-def test_a_guard_around_what_one_leaf_is_not_stepped_by_is_xla_and_says_so(frozen):
-    tx = adam_tx.guard(adam_tx.groups(frozen))
+@pytest.mark.parametrize(
+    ("group", "why"),
+    [
+        pytest.param(
+            adam_tx.lion(1e-2),
+            "guard needs all leaves, and b is not stepped with the others: scale_by_sign runs what",
+            marks=pytest.mark.exhaustive,
+        ),
+        ("freeze", "it is frozen"),
+    ],
+)
+def test_a_guard_around_a_group_that_is_xlas_says_so(group, why):
+    tx = adam_tx.guard(adam_tx.groups({"m*": adamw(), "!m*": group}))
     params = problems.tree({"matrix": (3, 5), "b": (3,)}, jnp.float32)
     reasons = adam_tx.step(tx).reasons(params)
-    assert set(reasons.values()) == {"guard needs sums over all leaves, and b is not stepped with them: it is frozen"}
-    state = tx.init(params)
-    assert_same(adam_tx.step(tx)(params, state, params), problems.updated(tx, params, state, params))
+    assert reasons["b"].startswith(why)
+    assert reasons["matrix"] == ("" if group == "freeze" else reasons["b"])
+    ours = theirs = params, tx.init(params)
+    for grads in (params, {**params, "b": params["b"] * jnp.nan}):
+        ours = adam_tx.step(tx)(grads, ours[1], ours[0])
+        theirs = problems.updated(tx, grads, theirs[1], theirs[0])
+        assert_same(ours, theirs)
 
 
 def test_clipping_before_a_guard_runs_before_it():

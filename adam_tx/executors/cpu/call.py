@@ -13,9 +13,8 @@ from jax import lax
 
 from adam_tx.executors.cpu import engine
 from adam_tx.executors.cpu.kernel import kernel
-from adam_tx.executors.cpu.phases import is_of_elements
 from adam_tx.executors.made import Passed
-from adam_tx.executors.tile import TileProgram
+from adam_tx.executors.tile import TileProgram, is_of_elements
 
 _DTYPES = {
     "bool": 1,
@@ -33,6 +32,10 @@ _HOWS = {"sum": 0, "largest": 1}
 """What `handler.c` calls the ways in which numbers of tiles become one of a leaf."""
 
 
+_PREFIX = "adam_tx_kernel_of_this_process_use_executor_xla_to_export_a_step"
+"""How names of kernels begin: `jax.export`, which cannot write them down, shows one, and nothing else, to its user."""
+
+
 def compiled(program: TileProgram) -> str:
     """The name under which XLA calls a program's kernel.
 
@@ -42,7 +45,7 @@ def compiled(program: TileProgram) -> str:
     compiler = engine.engine()
     of = kernel(program, compiler.instructions.lanes)
     text = f"{of.text}{_description(program, of.name)}"
-    target = f"adam_tx_{hashlib.sha256(text.encode()).hexdigest()[:16]}_{compiler.instructions.name}"
+    target = f"{_PREFIX}_{hashlib.sha256(text.encode()).hexdigest()[:16]}_{compiler.instructions.name}"
     compiler.tell_xla(target, f"{text}{_CALL.format(target=target)}")
     return target
 

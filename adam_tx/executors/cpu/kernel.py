@@ -19,6 +19,7 @@ It is `void kernel(ptr arrays, ptr scalars, i32 number, i64 row, i64 first, i64 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -26,9 +27,9 @@ from typing import Any, NamedTuple
 from adam_tx.executors import jaxprs
 from adam_tx.executors.cpu import operations
 from adam_tx.executors.cpu.code import Code, Value, constant, in_memory
-from adam_tx.executors.cpu.phases import Phase, is_of_elements, loops
+from adam_tx.executors.cpu.phases import Phase, loops
 from adam_tx.executors.jaxprs import Equation
-from adam_tx.executors.tile import TileProgram, Unsupported
+from adam_tx.executors.tile import TileProgram, Unsupported, is_of_elements
 
 _SIGNATURE = "ptr %arrays, ptr %scalars, i32 %number, i64 %row, i64 %first, i64 %end"
 _START = {("reduce_max", "float32"): -math.inf, ("reduce_max", "int32"): -(2**31), ("reduce_sum", "float32"): 0.0}
@@ -110,7 +111,10 @@ class _Tiles:
         count = len(program.arrays) + len(made) + len(program.sampled)
         addresses = [code.let(f"load ptr, ptr {code.address('ptr', '%arrays', str(k))}") for k in range(count)]
         self.pointers = dict(zip(program.arrays, addresses, strict=False))
-        self.written_to = list(zip(made, addresses[len(program.arrays) :], strict=False))
+        # a result lies where its operand does, so what is as it was is there already
+        before = [program.arrays[0], *program.arrays[2:]] if program.outputs else []
+        each = itertools.zip_longest(made, addresses[len(program.arrays) :], before)
+        self.written_to = [(atom, address) for atom, address, was in each if atom is not None and atom is not was]
         self.sample = addresses[-1]
         for k, scalar in enumerate(program.scalars):
             self.known[scalar] = self._scalar(k, str(scalar.aval.dtype), scalar.aval.size)

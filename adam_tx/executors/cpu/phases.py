@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from adam_tx.executors import jaxprs
 from adam_tx.executors.jaxprs import Equation
-from adam_tx.executors.tile import TileProgram, Unsupported
+from adam_tx.executors.tile import TileProgram, check_sizes, is_of_elements, is_reduction
 
 
 class Loops(NamedTuple):
@@ -51,7 +51,7 @@ class Phase(NamedTuple):
 def loops(program: TileProgram) -> Loops:
     """A tile's equations by the loop in which each stands."""
     size = program.recipe.block
-    check(program)
+    check_sizes(program)
     levels = _levels(program.body, size)
     last = max((level for variable, level in levels.items() if is_of_elements(variable, size)), default=0)
     at = _first_needed(program, levels, last)
@@ -72,49 +72,6 @@ def loops(program: TileProgram) -> Loops:
         later.update(variable for variable in (*program.outputs, *program.sampled) if number < last)
         phase.kept.extend(out for equation in phase.each for out in equation.outvars if out in later)
     return Loops(found, after)
-
-
-def check(program: TileProgram) -> None:
-    """Refuse equations of anything but a tile's elements, or one number of it."""
-    size = program.recipe.block
-    for equation in program.body:
-        sizes = {atom.aval.size for atom in (*equation.invars, *equation.outvars)}
-        if len(equation.outvars) != 1 or not sizes <= {1, size}:
-            raise Unsupported(f"{equation.primitive.name} makes arrays of other shapes than the leaf's")
-        if sizes == {1, size} and equation.outvars[0].aval.size == 1 and not is_reduction(equation, size):
-            raise Unsupported(f"{equation.primitive.name} makes one number of many")
-    for variable, name in _of_tile(program).items():
-        if is_of_elements(variable, size) or any(variable is out for out in program.outputs):
-            raise Unsupported(f"{name} is not over a block of what is kept")
-
-
-def _of_tile(program: TileProgram) -> dict[Any, str]:
-    """What depends on a reduction over a tile that is no block, and which reduction that is."""
-    found: dict[Any, str] = {}
-    for equation in program.body:
-        names = [found[variable] for variable in jaxprs.variables(equation) if variable in found]
-        if is_reduction(equation, program.recipe.block) and not _is_of_block(equation, program):
-            names.append(equation.primitive.name)
-        if names:
-            found.update(dict.fromkeys(equation.outvars, names[0]))
-    return found
-
-
-def _is_of_block(equation: Equation, program: TileProgram) -> bool:
-    """Whether it reduces the last axis, where that is a block."""
-    shape = equation.invars[0].aval.shape
-    return program.recipe.is_blocks and equation.params["axes"] == (len(shape) - 1,) and len(shape) > 1
-
-
-def is_of_elements(atom: Any, size: int) -> bool:
-    """Whether it has a value for every element of a tile of this size."""
-    return atom.aval.size == size
-
-
-def is_reduction(equation: Equation, size: int) -> bool:
-    """Whether it makes one number of a tile's elements."""
-    reduces = equation.primitive.name.startswith("reduce_") and "axes" in equation.params
-    return reduces and is_of_elements(equation.invars[0], size)
 
 
 def _levels(body: Sequence[Equation], size: int) -> dict[Any, int]:

@@ -18,10 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from adam_tx.executors import jaxprs
-from adam_tx.executors.cpu.phases import check as check_sizes
-from adam_tx.executors.cpu.phases import is_of_elements
 from adam_tx.executors.jaxprs import Equation, Equations
-from adam_tx.executors.tile import TileProgram, Unsupported
+from adam_tx.executors.tile import TileProgram, Unsupported, check_sizes, is_of_elements
 
 _ELEMENTWISE = {
     "abs",
