@@ -166,7 +166,9 @@ def test_an_export_refuses_the_kernel_aloud_and_takes_xla():
     tx = adamw()
     params, grads = problem()
     arguments = grads, tx.init(params), params
-    with pytest.raises(ValueError, match="custom call"):
+    with pytest.raises(
+        ValueError, match="custom_call @adam_tx_kernel_of_this_process_use_executor_xla_to_export_a_step"
+    ):
         jax.export.export(jax.jit(adam_tx.step(tx, "cpu").__call__))(*arguments)
     exported = jax.export.export(jax.jit(adam_tx.step(tx, "xla").__call__))(*arguments)
     close(exported.call(*arguments), problems.updated(tx, *arguments))
@@ -211,6 +213,48 @@ def test_a_tree_may_be_a_module_of_flax_or_equinox_or_of_numpy():
         assert not problems.differing(jax.jit(step)(params, state, params), expected)
 
 
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_state_of_nnx_optimizer_is_taken_as_it_is_and_given_back_in_its_boxes():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.w = nnx.Param(jnp.ones((3, 5)))
+
+    model = Model()
+    tx = adamw()
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = nnx.state(model, nnx.Param)
+    grads = jax.tree.map(jnp.ones_like, params)
+    expected = problems.updated(tx, grads, tx.init(params), params)
+    new, state = adam_tx.step(tx, "cpu")(grads, optimizer.opt_state, params)
+    assert jax.tree.structure((new, state)) == jax.tree.structure((params, optimizer.opt_state))
+    close((new, state), expected)
+    nnx.update(model, new)
+    nnx.update(optimizer.opt_state, nnx.state(state))
+    optimizer.update(model, grads)
+    close(optimizer.opt_state, problems.updated(tx, grads, expected[1], expected[0])[1])
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "make",
+    [
+        adamw,
+        pytest.param(lambda: adam_tx.guard(adam_tx.monitor(adamw())), marks=pytest.mark.exhaustive),
+        pytest.param(lambda: optax.inject_hyperparams(adam_tx.adam)(1e-2), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_no_array_of_a_step_outlives_its_trace(make):
+    params, grads = problem()
+    tx = make()
+    step = adam_tx.step(tx, "cpu")
+    state = tx.init(params)
+    with jax.checking_leaks():
+        jax.jit(lambda *given: step(*given)).lower(grads, state, params)
+        assert "cpu" in step.summary(params)
+
+
 def test_what_update_takes_beside_the_gradient_is_given_to_it():
     seen = []
 
@@ -222,6 +266,13 @@ def test_what_update_takes_beside_the_gradient_is_given_to_it():
     params = jnp.ones(3)
     adam_tx.step(tx)(params, tx.init(params), params, value=3.0)
     assert seen == [3.0]
+
+
+@needs_llvmlite
+def test_the_summary_knows_that_what_update_takes_by_name_sends_all_to_xla():
+    step = adam_tx.step(adamw())
+    assert step.summary({"w": jnp.ones(3)}) == "cpu  w"
+    assert step.summary({"w": jnp.ones(3)}, value=1.0) == "xla  w: only tx.update takes value"
 
 
 def test_a_step_is_pickled_with_its_optimizer():
@@ -314,6 +365,14 @@ REASONS = {
         lambda: adam_tx.groups({"*": adam_tx.guard(adamw())}),
         "guard needs sums over the leaves of its group",
     ),
+    "a clip of a group": (
+        lambda: adam_tx.groups({"*": optax.chain(optax.clip_by_global_norm(1.0), adamw())}),
+        "clip_by_global_norm steps the leaves of its group together",
+    ),
+    "a clip behind a link": (
+        lambda: adam_tx.chain(adam_tx.scale_by_momentum(0.9), optax.chain(optax.clip(1.0), adamw())),
+        "chain runs clip on all leaves together, behind another link",
+    ),
     "figures of groups": (
         lambda: adam_tx.monitor(adamw(), groups={"all": "*"}),
         "monitor has groups, of which each has a sample of its own",
@@ -323,10 +382,14 @@ REASONS = {
         "monitor stands around groups, of which each has links of its own",
     ),
     "of Optax, injected": (
-        lambda: optax.inject_hyperparams(optax.adam)(1e-2),
-        "optax.inject_hyperparams is not a link",
+        lambda: optax.inject_hyperparams(optax.sgd)(1e-2),
+        "is not a link of adam_tx, and stands last in optax.inject_hyperparams",
     ),
-    "of Optax": (lambda: optax.adam(1e-2), "optax.chain is not a link of adam_tx"),
+    "of Optax, behind a link": (
+        lambda: optax.chain(adamw(), optax.scale(0.5)),
+        "optax.scale is not a link of adam_tx, and stands last in optax.chain",
+    ),
+    "of Optax": (lambda: optax.scale_by_adam(), "optax.scale_by_adam is not a link of adam_tx"),
     "of Optax, inside": (lambda: adam_tx.lion(1e-2), "scale_by_sign runs what is inside it on all leaves together"),
     "a norm of a tensor": (lambda: adam_tx.lamb(1e-2), "does not step each element by itself"),
     "a sine": (scale_by_sine, "it computes sin"),
@@ -426,6 +489,26 @@ def test_a_parameter_whose_gradient_is_absent_stays_as_it_is(executor):
         assert (new["w"] < 1).all()
 
 
+@needs_llvmlite
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: adam_tx.chain(optax.trace(0.5), adamw()),
+        pytest.param(lambda: adam_tx.monitor(problems.STORAGES["eight bits"]()), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_an_absent_gradient_is_absent_to_what_stands_around_and_before_too(make):
+    tx = make()
+    params, grads = problem()
+    state = tx.init(params)
+    absent = {**grads, "w": None}
+    new, after = adam_tx.step(tx, "cpu")(absent, state, params)
+    updates, expected = jax.jit(tx.update)(absent, state, params)
+    close(new, {**optax.apply_updates({"b": params["b"]}, {"b": updates["b"]}), "w": params["w"]})
+    close(after, expected)
+
+
 def test_a_step_is_no_transformation_and_says_what_to_write_instead():
     step = adam_tx.step(adamw())
     for name in ("init", "update"):
@@ -462,12 +545,37 @@ def test_a_state_of_another_length_is_refused_as_a_chain_of_optax_refuses_it():
 
 
 @needs_llvmlite
-def test_slots_of_another_shape_are_refused_as_update_refuses_them():
+@pytest.mark.parametrize("around", [lambda tx: tx, adam_tx.guard, adam_tx.monitor])
+def test_slots_of_another_shape_are_refused_as_update_refuses_them(around):
+    params, grads = problem()
+    tx = around(adamw())
+    state = tx.init({"w": params["w"], "b": jnp.ones(9)})
+    for run in (tx.update, adam_tx.step(tx, "cpu")):
+        with pytest.raises(
+            ValueError, match=r"leaf \['b'\] must have one shape, but came with updates \(7,\), mu \(9,\)"
+        ):
+            run(grads, state, params)
+
+
+@needs_llvmlite
+def test_figures_of_another_shape_are_refused_by_their_names():
+    params, grads = problem()
+    tx = adam_tx.monitor(adamw())
+    state = tx.init(params)
+    state = state._replace(metrics={name: figure[None] for name, figure in state.metrics.items()})
+    with pytest.raises(ValueError, match=r"monitor: the figure \w+ .* came with the shape \(1,\)"):
+        adam_tx.step(tx, "cpu")(grads, state, params)
+
+
+def test_state_and_params_in_each_others_place_are_told_apart_by_step():
     params, grads = problem()
     tx = adamw()
-    state = tx.init({"w": params["w"], "b": jnp.ones(9)})
-    with pytest.raises(ValueError, match=r"leaf \['b'\] must have one shape"):
-        adam_tx.step(tx, "cpu")(grads, state, params)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"may be the params. Call step\(grads, state, params\)"):
+        adam_tx.step(tx)(grads, params, state)
+    with pytest.raises(ValueError, match="different trees") as caught:
+        adam_tx.step(tx)({"w": grads["w"]}, state, params)
+    assert any("step(grads, state, params), and not update" in note for note in caught.value.__notes__)
 
 
 def test_importing_adam_tx_imports_no_compiler():
