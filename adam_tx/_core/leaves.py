@@ -69,6 +69,7 @@ class Leaves:
       ahead: what is known ahead of this step; None if nobody looks ahead.
       told: what links have to say of a step that was made, by place, where leaves were stepped one by one.
       layers: the layers of each leaf in which several are stacked, by number.
+      is_alone: whether it is one leaf, or a tile of one, taken out of a tree that is not known.
     """
 
     updates: Column
@@ -84,6 +85,7 @@ class Leaves:
     ahead: Ahead | None = None
     told: Mapping[tuple[str, ...], "Told"] = MappingProxyType({})
     layers: Mapping[int, Layers] = MappingProxyType({})
+    is_alone: bool = False
     treedef: Any
     _results: list[jnp.dtype]
     _watch: Watch | None = None

@@ -330,7 +330,7 @@ def run(
         leaves.param_dtypes[0],
         positions=link.positions,
         way=way,
-        alone=leaves,
+        alone=leaves.replace(is_alone=True),
     )
     if task.is_survey:
         return link.leaf_survey(numbers, leaf._replace(ahead=Ahead()), kept)

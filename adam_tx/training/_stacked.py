@@ -122,7 +122,6 @@ class _Way(NamedTuple):
 class Stacked(AbstractLink):
     """A link to which each layer of some leaves is a leaf of its own."""
 
-    formula = "inner(u), of each layer by itself"
     emits_last = True
 
     def __init__(self, inner: optax.GradientTransformation, patterns: Mapping[PathPattern, tuple[int, ...]]) -> None:
@@ -132,9 +131,13 @@ class Stacked(AbstractLink):
         self.facts = self.inner.facts
         self.gives_gradient = self.inner.gives_gradient
         self._patterns = [(Pattern(pattern), axes) for pattern, axes in patterns.items()]
+        said = [f"layers of {p.text} along {', '.join(map(str, axes))}" for p, axes in self._patterns]
+        self.formula = "; ".join(["inner(u), of each layer by itself", *said])
 
     def leaves_inside(self, leaves: Leaves) -> Leaves:
         """The leaves with the layers that are stacked in them, and with those that are known from outside."""
+        if leaves.is_alone:
+            return leaves
         named = list(zip(leaves.paths, leaves.nodes, strict=True))
         for pattern, _ in self._patterns:
             pattern.check("stacked", named, of_updates=leaves.given("updates") is not None)
@@ -226,8 +229,10 @@ class Stacked(AbstractLink):
         return ways
 
     def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
-        """Those of the link inside."""
-        return self.inner.fusing_obstacles(_inside(way), tiled=tiled)
+        """Those of the link inside; scales that are not of rows, and so not of a layer, where several are given."""
+        yield from self.inner.fusing_obstacles(_inside(way), tiled=tiled)
+        if isinstance(way, _Way) and _mixes(self.inner, way.layers):
+            yield "what is stored of its layers has to be told apart"
 
     def numbers_at(self, count: jax.Array, state: State, found: Any = None) -> tuple[object, object]:
         """Those of the link inside."""
@@ -264,7 +269,7 @@ class Stacked(AbstractLink):
 
     def with_kept(self, state: State, leaves: Leaves, numbers: Any, kept: Sequence[KeptOfLeaf]) -> State:
         """The state in which the link inside keeps this."""
-        return self.inner.with_kept(state, self.leaves_inside(leaves).within("inner"), numbers, kept)
+        return self.inner.with_kept(state, leaves.within("inner"), numbers, kept)
 
 
 def _of_leaf(path: str, shape: tuple[int, ...], axes: tuple[int, ...], known: Layers) -> Layers:
@@ -280,6 +285,12 @@ def _of_leaf(path: str, shape: tuple[int, ...], axes: tuple[int, ...], known: La
 
 def _inside(way: Hashable) -> Hashable:
     return way.inside if isinstance(way, _Way) else way
+
+
+def _mixes(link: AbstractLink, layers: Layers) -> bool:
+    """Whether a storage of it, or of a link inside, takes numbers of several layers together."""
+    own = any(layers.cross(storage) for storage in link.storage.values())
+    return own or any(_mixes(member, layers) for member in link.members.values())
 
 
 def _obstacle(part: visit.Part, leaves: Leaves, *, is_in_ours: bool) -> str:
