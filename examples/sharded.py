@@ -1,4 +1,4 @@
-"""Data-parallel training in three layouts: all replicated, ZeRO-1 and FSDP, on one host or several.
+"""Data-parallel training in four layouts: replicated, ZeRO-1, FSDP, FSDP with the state on the host.
 
 Eight virtual CPU devices train a small character model. Every layout ends at the same
 weights to the last bit; what differs is how many bytes each device keeps. The same
@@ -45,13 +45,20 @@ class Layout(NamedTuple):
     Attributes:
       split: whether parameters are split over the devices, or whole on each.
       zero1: the axis of the mesh that the state is split over beside them.
+      memory_kind: where what is kept of parameters lies between two steps.
     """
 
     split: bool = False
     zero1: str | None = None
+    memory_kind: str = "device"
 
 
-LAYOUTS = {"replicated": Layout(), "ZeRO-1": Layout(zero1="data"), "FSDP": Layout(split=True)}
+LAYOUTS = {
+    "replicated": Layout(),
+    "ZeRO-1": Layout(zero1="data"),
+    "FSDP": Layout(split=True),
+    "FSDP, state on the host": Layout(split=True, memory_kind="pinned_host"),
+}
 
 
 def create_params(key: jax.Array) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def place_params(shapes: Any, mesh: Mesh | AbstractMesh, layout: Layout, min_siz
 Step = Callable[[Any, Any, Any], tuple[Any, Any, jax.Array]]
 
 
-def make_step(tx: optax.GradientTransformation, mesh: Mesh, places: Any) -> Step:
+def make_step(tx: optax.GradientTransformation, mesh: Mesh, places: Any, on_device: Any) -> Step:
     """A jitted `(params, state, windows) -> (params, state, loss)` that leaves everything where it lies."""
 
     # XLA adds up gradients in an order that depends on how devices talk to each other. Here they are gathered first and
@@ -117,7 +124,8 @@ def make_step(tx: optax.GradientTransformation, mesh: Mesh, places: Any) -> Step
     @partial(jax.jit, out_shardings=(*places, None), donate_argnums=(0, 1))
     def step(params: Any, state: Any, windows: jax.Array) -> tuple[Any, Any, jax.Array]:
         value, grads = gradient(params, windows)
-        updates, state = tx.update(grads, state, params)
+        grads, state = lax.optimization_barrier((grads, state))  # a state is not fetched before there are gradients
+        updates, state = tx.update(grads, jax.device_put(state, on_device), params)
         return optax.apply_updates(params, updates), state, value
 
     return step
@@ -129,12 +137,14 @@ class Run(NamedTuple):
     Attributes:
       loss: of the last step.
       params, state: bytes on each device.
+      on_host: bytes of the state on its host, for each device.
       digest: SHA-256 of all weights and of the state.
     """
 
     loss: float
     params: int
     state: int
+    on_host: int
     digest: str
 
 
@@ -143,22 +153,25 @@ def train(layout: Layout, mesh: Mesh, seed: int, steps: int) -> Run:
     tx = adam_tx.adamw(3e-3, weight_decay=0.1)
     create = partial(create_params, jax.random.key(seed))
     shapes = place_params(jax.eval_shape(create), mesh, layout, min_size=2**14)
-    places = jax.tree.map(lambda x: x.sharding, shapes), adam_tx.state_sharding(tx, shapes, zero1=layout.zero1)
+    place_state = partial(adam_tx.state_sharding, tx, shapes, zero1=layout.zero1)
+    places = jax.tree.map(lambda x: x.sharding, shapes), place_state(memory_kind=layout.memory_kind)
     params = jax.jit(create, out_shardings=places[0])()
     state = jax.jit(tx.init, out_shardings=places[1])(params)
-    step, value = make_step(tx, mesh, places), math.nan
+    step, value = make_step(tx, mesh, places, place_state(memory_kind="device")), math.nan
     share = BATCH // jax.process_count()
     own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     for windows in draw_windows(seed, steps):
         batch = jax.make_array_from_process_local_data(NamedSharding(mesh, P("data")), windows[own])
         params, state, new = step(params, state, batch)
         value = float(new)  # waits for the step: virtual devices that are at different ones may block each other
-    return Run(value, bytes_here(params), bytes_here(state), digest(params, state))
+    on_host = bytes_here(state, "pinned_host")
+    return Run(value, bytes_here(params), bytes_here(state) - on_host, on_host, digest(params, state))
 
 
-def bytes_here(tree: Any) -> int:
-    """What the first device of this process has of it."""
-    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+def bytes_here(tree: Any, memory_kind: str | None = None) -> int:
+    """What the first device of this process has of it, in all memories or in one."""
+    arrays = [x for x in jax.tree.leaves(tree) if memory_kind in (None, x.sharding.memory_kind)]
+    return sum(x.addressable_shards[0].data.nbytes for x in arrays)
 
 
 def digest(params: Any, state: Any) -> str:
@@ -172,10 +185,10 @@ def digest(params: Any, state: Any) -> str:
 def render_runs(runs: Mapping[str, Run]) -> Table:
     """The table of what was trained."""
     table = Table(title=f"The same training on {DEVICES} devices")
-    for column in ("", "loss", "parameters", "state", "SHA-256"):
-        table.add_column(column, justify="right" if column in ("loss", "parameters", "state") else "left")
+    for column in ("", "loss", "parameters", "state", "on the host", "SHA-256"):
+        table.add_column(column, justify="left" if column in ("", "SHA-256") else "right")
     for name, of in runs.items():
-        table.add_row(name, f"{of.loss:.4f}", f"{of.params:,}", f"{of.state:,}", of.digest[:16])
+        table.add_row(name, f"{of.loss:.4f}", f"{of.params:,}", f"{of.state:,}", f"{of.on_host:,}", of.digest[:8])
     table.caption = "Bytes on each device between two steps, and what all weights and the whole state hash to."
     return table
 
@@ -233,15 +246,17 @@ def measure_share(of: Llama, recipe: str, layout: Layout, devices: int) -> Share
     tx, mesh = make(), AbstractMesh((devices,), ("data",))
     # the scales of normalisation, of which there are up to 655,360 in a stack, stay whole
     params = place_params(llama_shapes(of, dtype), mesh, layout, min_size=2**20)
-    places = adam_tx.state_sharding(tx, params, zero1=layout.zero1, min_size=2**20)
+    split = {"zero1": layout.zero1, "min_size": 2**20, "memory_kind": layout.memory_kind}
+    places = adam_tx.state_sharding(tx, params, **split)
     return Share(bytes_of_shapes(params), bytes_of_shapes(jax.eval_shape(tx.init, params), places))
 
 
 def bytes_of_shapes(tree: Any, places: Any = None) -> int:
-    """What a device has of a tree of shapes."""
+    """What a device has of a tree of shapes in its own memory."""
     places = jax.tree.map(lambda x: x.sharding, tree) if places is None else places
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
-    return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in pairs)
+    own = [(x, place) for x, place in pairs if place.memory_kind != "pinned_host"]
+    return sum(math.prod(place.shard_shape(x.shape)) * x.dtype.itemsize for x, place in own)
 
 
 Shares = Mapping[tuple[str, int, str], Sequence[Share]]  # for each recipe, by model, number of devices and layout
@@ -289,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if jax.process_index() == 0:
         Console().print(render_runs(runs))
         for name, of in runs.items():
-            print(f"{name:<10} {of.digest}")
+            print(f"{name:<24} {of.digest}")
         if args.processes == 1:
             Console().print(render_shares(shares()))
 

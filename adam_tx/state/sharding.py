@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from adam_tx._core import hyperparams, numerics
 from adam_tx._core.blocks import Shape
 from adam_tx._core.leaves import Leaves, Tree
 from adam_tx.state.entries import LeafEntry, arrays_of
+from adam_tx.state.memory import DEVICE, memory_kinds
 from adam_tx.state.placement import Axes, MeshPlacement
 from adam_tx.state.reader import entries_of
 from adam_tx.state.roles import Role
@@ -28,6 +29,7 @@ def state_sharding(
     min_size: int = 2**14,
     specs: Tree = None,
     mesh: Mesh | AbstractMesh | None = None,
+    memory_kind: str | Mapping[str, str] | None = None,
 ) -> Tree:
     """Where every array of a state lies, from where the parameters lie.
 
@@ -50,6 +52,18 @@ def state_sharding(
     `min_size` elements is split so, or this raises. What lay split over the axis before, as
     in FSDP, stays as it is.
 
+    With `memory_kind="pinned_host"` what is kept of parameters lies in the memory of the
+    host, and numbers that all share on the devices. A step fetches it, and `out_shardings`
+    bring it back; nothing is computed in host memory::
+
+        places = state_sharding(tx, params, memory_kind="pinned_host")
+        on_device = state_sharding(tx, params, memory_kind="device")
+        ...
+        grads, state = jax.lax.optimization_barrier((grads, state))
+        updates, state = tx.update(grads, jax.device_put(state, on_device), params)
+
+    Without the barrier XLA fetches the state before it needs it, and nothing is saved.
+
     Args:
       tx: the transformation whose state it is, of adam_tx, of Optax or of both.
       params: the parameters; or their shapes, as `jax.ShapeDtypeStruct(..., sharding=...)`.
@@ -60,6 +74,10 @@ def state_sharding(
         have no shardings of their own.
       mesh: the mesh; by default that of the params, else that of `jax.set_mesh`. If it is
         given, params without a sharding count as whole on every device.
+      memory_kind: the memory in which what is kept of parameters lies: "pinned_host",
+        "device", or another of `device.addressable_memories()`; or that by patterns of roles
+        or whole keys, as for `migrate`: `{"mu|nu": "pinned_host"}`, `{"*/embed/*": …}`. All
+        else is then said to lie on the device. None says nothing of memories.
 
     Returns:
       A tree like `tx.init(params)` with a `NamedSharding` in the place of every array.
@@ -67,7 +85,8 @@ def state_sharding(
 
     Raises:
       ValueError: params of which it is not known where they lie; blocks that a parameter's
-        layout cuts; a `zero1` that cannot split a parameter, or would split none.
+        layout cuts; a `zero1` that cannot split a parameter, or would split none; a memory
+        that the devices do not have, a pattern that means nothing in the state.
 
     Reference: Rajbhandari et al., ZeRO, 2019 (https://arxiv.org/abs/1910.02054).
 
@@ -94,6 +113,9 @@ def state_sharding(
         place = placement.sharding(placement.fitting(axes[array.leaf], array.pieces), array.leaf)
         for number in array.numbers:
             found[number] = place
+    if memory_kind is not None:
+        kinds = memory_kinds(memory_kind, entries, placement)
+        found = [place.with_memory_kind(kinds.get(number, DEVICE)) for number, place in enumerate(found)]
     return treedef.unflatten(found)
 
 
