@@ -39,7 +39,7 @@ OPTIMIZERS = {
         jnp.float32,
     ),
     "soap": (lambda: adam_tx.soap(0.1, every=2), jnp.float32),
-    "optax": (lambda: optax.chain(optax.clip(1.0), optax.adafactor(0.1, min_dim_size_to_factor=2)), jnp.float32),
+    "optax": (lambda: optax.chain(optax.clip(1.0), optax.amsgrad(0.1)), jnp.float32),
 }
 
 
