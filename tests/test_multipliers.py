@@ -182,3 +182,44 @@ def test_multipliers_are_data_and_come_back_from_config_pickle_and_repr():
         assert_equal(after(other)[0], after(this)[0])
     schedule = adam_tx.adamw(adam_tx.schedules.scaled(RISING, 0.5))
     assert_equal(after(adam_tx.from_config(adam_tx.get_config(schedule)))[0], after(schedule)[0])
+
+
+def merged(**shared):
+    """Slow embeddings, no decay of biases, and the table in both."""
+    patterns = {EMBED: {"learning_rate": times(0.5)}, "*/table|*/bias": {"weight_decay": 0.0}}
+    shared = {"learning_rate": RISING, "weight_decay": 0.5} | shared
+    return adam_tx.groups(patterns, {}, optimizer=adam_tx.adamw, overlap="merge", **shared)
+
+
+def test_a_monitor_tells_the_figures_of_multiplied_groups_and_a_guard_holds_them():
+    tx = adam_tx.guard(adam_tx.monitor(merged(weight_decay=0.0), groups={"embed": EMBED, "dense": "dense/*"}))
+    weights = params()
+    ones = jax.tree.map(jnp.ones_like, weights)
+    _, state = tx.update(ones, tx.init(weights), weights)
+    told = adam_tx.metrics(state)
+    # the first step of Adam is the rate, whatever the gradient is
+    for group, rate in {"embed": 0.125, "dense": 0.25}.items():
+        assert told[f"{group}/learning_rate"] == rate
+        np.testing.assert_allclose(told[f"{group}/update_rms"], rate, 1e-6)
+    bad = ones | {"embed": {"table": ones["embed"]["table"] * jnp.nan}}
+    kept, _ = tx.update(bad, state, weights)
+    assert_equal(kept, jax.tree.map(jnp.zeros_like, kept))
+
+
+def test_a_state_of_multiplied_groups_is_exported_laid_out_and_compiled_ahead_as_any(standard_promotion):
+    tx, plain = merged(), adam_tx.adamw(RISING, weight_decay=0.5)
+    weights, state = after(tx)
+    exported = adam_tx.export_state(state, weights, tx)
+    assert exported.keys() == adam_tx.export_state(plain.init(weights), weights, plain).keys()
+    assert_equal(adam_tx.import_state(tx, weights, exported), state)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.tree.map(lambda w: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")), weights)
+    laid = adam_tx.state_sharding(tx, jax.tree.map(jax.device_put, weights, over))
+    assert jax.tree.structure(laid) == jax.tree.structure(state)
+    step = jax.export.export(jax.jit(tx.update))(weights, state, weights)
+    again = jax.export.deserialize(step.serialize())
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6),
+        again.call(weights, state, weights)[0],
+        tx.update(weights, state, weights)[0],
+    )

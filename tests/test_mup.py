@@ -100,8 +100,8 @@ def moved(optimizer, width, *, is_mup, rate=2.0**-10):
 
 
 def test_hidden_layers_and_the_output_learn_at_the_rate_over_the_width():
-    params = {name: {"kernel": np.zeros(1), "bias": np.zeros(1)} for name in ("input", "output")}
-    params["hidden"] = {name: {"kernel": np.zeros(1), "bias": np.zeros(1)} for name in "ab"}
+    params = {name: {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)} for name in ("input", "output")}
+    params["hidden"] = {name: {"kernel": jnp.zeros(1), "bias": jnp.zeros(1)} for name in "ab"}
     ones = jax.tree.map(jnp.ones_like, params)
     tx = mup(4 * BASE, 0.5)
     found = jax.tree.map(lambda x: float(-x.ravel()[0]), tx.update(ones, tx.init(params), params)[0])
