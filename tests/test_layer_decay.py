@@ -161,6 +161,7 @@ def test_torch_with_timms_groups_makes_the_same_steps_and_its_groups_come_over(x
     assert jax.tree.structure(back) == jax.tree.structure(state)
 
 
+@pytest.mark.exhaustive
 def test_layers_of_a_schedule_cost_no_kernel_and_no_byte_more_than_one_rate(usual_compiler, standard_promotion):
     shapes = {f"{n}/{leaf}": (64, 64) for n in range(3) for leaf in ("w", "v")} | {"0/bias": (64,)}
     schedule = optax.cosine_decay_schedule(1e-2, 100)

@@ -191,6 +191,7 @@ def merged(**shared):
     return adam_tx.groups(patterns, {}, optimizer=adam_tx.adamw, overlap="merge", **shared)
 
 
+@pytest.mark.exhaustive
 def test_a_monitor_tells_the_figures_of_multiplied_groups_and_a_guard_holds_them():
     tx = adam_tx.guard(adam_tx.monitor(merged(weight_decay=0.0), groups={"embed": EMBED, "dense": "dense/*"}))
     weights = params()
