@@ -161,6 +161,42 @@ def test_torch_with_timms_groups_makes_the_same_steps_and_its_groups_come_over(x
     assert jax.tree.structure(back) == jax.tree.structure(state)
 
 
+@adam_tx.link
+def scale_by_layer(layer_decay: adam_tx.Positive = 1.0):
+    """Multiplies what is emitted for layer l of L in front, which `jax.lax.scan` goes through, by decay^(L - l)."""
+
+    def rule(now, updates):
+        to_output = jnp.arange(len(updates), 0, -1).astype(updates.dtype)
+        factors = jnp.asarray(now.layer_decay, updates.dtype) ** to_output
+        return updates * factors.reshape(-1, *[1] * (updates.ndim - 1))
+
+    return adam_tx.Rule(rule, elementwise=False)
+
+
+@adam_tx.optimizer
+def adamw_of_layers(learning_rate: adam_tx.NonNegative, weight_decay: adam_tx.NonNegative, layer_decay=None):
+    adamw = adam_tx.adamw(learning_rate, weight_decay=weight_decay)
+    return adamw if layer_decay is None else adam_tx.chain(adamw, scale_by_layer(layer_decay))
+
+
+def test_stacked_layers_get_the_rates_of_layers_by_themselves_from_a_link_of_a_few_lines():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    apart = {"blocks": [{"w": draw(2, 3), "bias": draw(3)} for _ in range(3)], "embed": draw(4), "head": draw(4)}
+    together = apart | {"blocks": jax.tree.map(lambda *of: jnp.stack(of), *apart["blocks"])}
+    settings = {"optimizer": adamw_of_layers, "overlap": "merge", "learning_rate": 0.1, "weight_decay": 0.5}
+    no_decay = {"*/bias": {"weight_decay": 0.0}}
+    order = ["embed", "blocks/{n}/*", "head"]
+    layered = adam_tx.groups(layer_decay(0.5, order, apart) | no_decay, **settings)
+    stacked = adam_tx.groups(
+        {"embed": {"learning_rate": times(0.0625)}, "blocks/*": {"layer_decay": 0.5}} | no_decay, {}, **settings
+    )
+    updates, _ = layered.update(apart, layered.init(apart), apart)
+    theirs = updates | {"blocks": jax.tree.map(lambda *of: jnp.stack(of), *updates["blocks"])}
+    ours, _ = stacked.update(together, stacked.init(together), together)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), ours, theirs)
+
+
 @pytest.mark.exhaustive
 def test_layers_of_a_schedule_cost_no_kernel_and_no_byte_more_than_one_rate(usual_compiler, standard_promotion):
     shapes = {f"{n}/{leaf}": (64, 64) for n in range(3) for leaf in ("w", "v")} | {"0/bias": (64,)}

@@ -125,6 +125,21 @@ def test_the_first_pattern_that_matches_counts_whatever_its_setting_is():
     assert_trains(tx, {**frozen, "head/kernel": adamw(0.125), "head/bias": optax.sgd(0.5)})
 
 
+@pytest.mark.parametrize("absent", [None, optax.MaskedNode()], ids=repr)
+def test_a_pattern_may_lose_all_its_leaves_to_absent_gradients_in_an_update(absent):
+    tx = adam_tx.groups({"head/kernel": optax.sgd(0.5), "head/*": optax.sgd(0.25)}, "freeze", overlap="first")
+    weights = params()
+    gradient = weights | {"head": weights["head"] | {"bias": absent}}
+    updates, _ = tx.update(gradient, tx.init(weights), weights)
+    assert updates["head"]["bias"] == absent
+    np.testing.assert_array_equal(updates["head"]["kernel"], -0.5 * weights["head"]["kernel"])
+    # a pattern by shape does not know the leaf of which no gradient came
+    shapes = {(lambda path, shape: len(shape) == 2): optax.sgd(0.5), "head/*": optax.sgd(0.25), "*": "freeze"}
+    tx = adam_tx.groups(shapes, overlap="first")
+    gradient = weights | {"head": {"kernel": absent, "bias": absent}}
+    assert tx.update(gradient, tx.init(weights), weights)[0]["head"] == {"kernel": absent, "bias": absent}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -120,7 +120,9 @@ class Groups(AbstractLink):
                 self._refuse_leaf(path, claims)
             owned[self._by_claims.get(counted, 0)].add(i)
             claimed.append(claims)
-        if self.overlap == "first":
+        # of which no update came, or Optax has masked, a leaf may be any pattern's
+        is_whole = leaves.given("updates") is None and not any(isinstance(leaf, optax.MaskedNode) for _, leaf in arrays)
+        if self.overlap == "first" and is_whole:
             self._refuse_shadowed(claimed)
         return list(zip(self.groups, map(frozenset, owned), strict=True))
 
