@@ -1,14 +1,26 @@
 """A PyTorch run with a scheduler goes on under the schedule that it had, and is not frozen at its last rate."""
 
+import json
+import pathlib
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import run
+from catalogue import costly
 
 import adam_tx
-from adam_tx.interop.torch import from_param_group, from_param_groups, from_state_dict
+from adam_tx.interop.torch import from_param_group, from_param_groups, from_state_dict, with_schedules
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+RECORDED = json.loads((GOLDENS / "torch_schedulers.json").read_text())
+RECORDING = run.load_script(GOLDENS / "record_torch_schedulers.py")
+TOLD = {"LambdaLR": {"scheduler_class": "LambdaLR", "lr_lambda": RECORDING.shrinking}}
+"""What has to be said of a scheduler beside its state."""
+EVERY_RUN = "CosineAnnealingLR", "OneCycleLR", "SequentialLR of many", "ChainedScheduler"
 
 SCHEDULED = {"a.kernel": (3, 2), "b": (3,)}
 
@@ -91,7 +103,10 @@ def test_thirty_steps_under_a_scheduler_there_and_twenty_here_are_fifty_there(na
     params, given = tree(steps(grads[:30])), made.state_dict()
     with pytest.raises(ValueError, match=r"lr=.* cannot be honoured: a scheduler, which left \['initial_lr'"):
         from_param_groups(given["param_groups"], optimizer)
-    tx = from_param_groups([group | schedule(group) for group in given["param_groups"]], optimizer)
+    by_hand = from_param_groups([group | schedule(group) for group in given["param_groups"]], optimizer)
+    tx = from_param_groups(given["param_groups"], optimizer, scheduler=scheduled.state_dict())
+    for by, hand in zip(jax.tree.leaves(tx.init(params)), jax.tree.leaves(by_hand.init(params)), strict=True):
+        assert by.shape == hand.shape
     read = from_state_dict(given, params, optimizer) | ({"count": 30} if optimizer == "SGD" else {})
     state = adam_tx.import_state(tx, params, read)
 
@@ -109,6 +124,123 @@ def test_thirty_steps_under_a_scheduler_there_and_twenty_here_are_fifty_there(na
         np.testing.assert_allclose(mine, their, rtol=1e-12)
 
 
+def rates(schedule, epochs):
+    return np.asarray(jax.vmap(schedule)(jnp.asarray(epochs, jnp.int32)))
+
+
+@pytest.mark.parametrize("case", costly(list(RECORDED), EVERY_RUN))
+def test_a_scheduler_goes_on_as_pytorch_was_recorded(case, x64, standard_promotion):
+    """PyTorch computes most rates from the one before, over two hundred steps: some 1e-15 from the closed form."""
+    recorded = RECORDED[case]
+    groups = with_schedules(recorded["groups"], recorded["state"], **TOLD.get(case, {}))
+    epochs = recorded["epochs"]
+    theirs = np.asarray(recorded["rates"])
+    for position, group in enumerate(groups):
+        np.testing.assert_allclose(rates(group["lr"], epochs), theirs[:, position], 1e-12, 1e-13 * theirs.max())
+    b1 = groups[0]["betas"][0]
+    if callable(b1):
+        np.testing.assert_allclose(rates(b1, epochs), recorded["momenta"], 1e-12)
+    assert callable(b1) == (case == "OneCycleLR")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("case", costly(list(RECORDED), EVERY_RUN))
+def test_a_scheduler_goes_on_as_pytorch_does_from_its_start_and_from_the_middle(case, x64, standard_promotion):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    found, states = RECORDING.run(case, [0, 1, 61, 150])
+    theirs = np.asarray(found)
+    for groups, state in states.values():
+        for position, group in enumerate(with_schedules(groups, state, **TOLD.get(case, {}))):
+            mine = rates(group["lr"], range(len(found)))
+            np.testing.assert_allclose(mine, theirs[:, position, 0], 1e-12, 1e-13 * theirs[..., 0].max())
+
+
+@pytest.mark.torch
+def test_a_scheduler_may_be_given_itself_and_then_its_class_is_known():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    made = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler
+    warm = scheduler.LambdaLR(made, lambda epoch: (epoch + 1) / 5)
+    whole = scheduler.SequentialLR(made, [warm, scheduler.CosineAnnealingLR(made, 20)], [4])
+    groups = made.state_dict()["param_groups"]
+    (group,) = with_schedules(groups, whole, lr_lambda=lambda epoch: (epoch + 1) / 5)
+    named = {"scheduler_class": ["LambdaLR", None], "lr_lambda": lambda epoch: (epoch + 1) / 5}
+    (said,) = with_schedules(groups, whole.state_dict(), **named)
+    for schedule in (group["lr"], said["lr"]):
+        np.testing.assert_allclose(rates(schedule, [0, 3, 4, 14]), [0.02, 0.08, 0.1, 0.05], 1e-6)
+    with pytest.raises(ValueError, match=r"\['lr_lambdas'\] may be that of LambdaLR or MultiplicativeLR; say which"):
+        with_schedules(groups, whole.state_dict(), lr_lambda=lambda epoch: 1.0)
+
+
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+HALVED = {"gamma": 0.5, "step_size": 1, "base_lrs": [0.4, 0.8], "last_epoch": 2, "_last_lr": [0.1, 0.2]}
+GROUPS = [{"lr": lr, "initial_lr": 4 * lr, **ADAM} for lr in (0.1, 0.2)]
+
+
+def test_an_epoch_may_have_several_updates_and_a_fresh_state_counts_from_the_scheduler_on():
+    def found(counts, **told):
+        return [rates(group["lr"], counts).tolist() for group in with_schedules(GROUPS, HALVED, **told)]
+
+    once, twice = np.float32([0.4, 0.2, 0.1, 0.05]).tolist(), np.float32([0.8, 0.4, 0.2, 0.1]).tolist()
+    assert found([0, 1, 2, 3]) == [once, twice]
+    assert found([9, 19, 29, 30], steps_per_epoch=10) == [once, twice]
+    assert found([0, 1], updates_before=0) == [once[2:], twice[2:]]
+    assert (
+        found([24, 25, 34, 35], steps_per_epoch=10, updates_before=25)[0] == np.float32([0.2, 0.1, 0.1, 0.05]).tolist()
+    )
+
+
+def test_groups_under_a_scheduler_are_data_and_make_their_steps():
+    groups = json.loads(json.dumps(GROUPS))
+    tx = from_param_groups(groups, "AdamW", patterns=["", "b"], scheduler=HALVED)
+    again = adam_tx.from_config(json.loads(json.dumps(adam_tx.get_config(tx))))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    for made in (tx, again, pickle.loads(pickle.dumps(tx))):
+        state = made.init(params)
+        updates, _ = made.update(params, state, params)
+        np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.4, -0.8], 1e-6)
+
+
+REFUSED = {
+    "a class that is not known": (
+        {"patience": 10, "best": 1.0, "last_epoch": 2, "_last_lr": [0.1]},
+        {},
+        r"with \['best', 'patience'\] is not known as that of any scheduler; it must be of one of \['ChainedSch.*Give",
+    ),
+    "two classes": (HALVED | {"lr_lambdas": [None]}, {}, r"\['gamma', 'lr_lambdas', .* of any scheduler"),
+    "no closed form": (
+        {"lr_lambdas": [None] * 2, "base_lrs": [0.4, 0.8], "last_epoch": 2},
+        {"scheduler_class": "MultiplicativeLR"},
+        "MultiplicativeLR: .*has no closed form here. Give the group a schedule",
+    ),
+    "another class than its keys": (HALVED, {"scheduler_class": "LinearLR"}, "is not known as that of a LinearLR"),
+    "no function": (
+        {"lr_lambdas": [None] * 2, "base_lrs": [0.4, 0.8], "last_epoch": 2},
+        {"scheduler_class": "LambdaLR"},
+        "LambdaLR: its state does not say what it multiplies by; give lr_lambda=",
+    ),
+    "another moment": (
+        HALVED | {"last_epoch": 1},
+        {},
+        r"StepLR: groups\[0\]\['lr'\]=0.1 .* at epoch 1 it gives 0.2. Give the state_dict\(\) of optimizer and",
+    ),
+    "fewer groups": (HALVED | {"base_lrs": [0.4]}, {}, r"base_lrs=\[0.4\] .* one for each group, also for 1"),
+    "a number that is out of range": (
+        HALVED | {"step_size": 0},
+        {},
+        "step_size=0 cannot be honoured: it must be a whole",
+    ),
+    "no state": ([1.0], {}, r"scheduler: it must be scheduler.state_dict\(\), got list"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_gone_on_with_is_refused(case):
+    state, told, message = REFUSED[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        with_schedules(GROUPS, state, **told)
+
+
 def test_what_a_scheduler_has_set_is_refused_until_a_schedule_stands_in_its_place():
     adam = {"lr": 0.003, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
     sgd = {"lr": 0.003, "momentum": 0.9, "dampening": 0, "nesterov": False, "weight_decay": 0.0, "maximize": False}
@@ -116,7 +248,8 @@ def test_what_a_scheduler_has_set_is_refused_until_a_schedule_stands_in_its_plac
     schedule = optax.constant_schedule(0.003)
     for marks in ({"initial_lr": 0.01}, cycle, {"swa_lr": 0.05}):
         with pytest.raises(
-            ValueError, match=r"lr=0.003 .* group \| \{'lr': schedule\}.*constant_schedule\(0.003\) keeps"
+            ValueError,
+            match=r"lr=0.003 .*scheduler=.* \| \{'lr': schedule\}.*constant_schedule\(0.003\) keeps",
         ):
             from_param_group(adam | marks)
         from_param_group(adam | marks | {"lr": schedule})

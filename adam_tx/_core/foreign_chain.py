@@ -38,7 +38,7 @@ class ForeignChain(Foreign):
     """An `optax.chain`. Its last member makes a step as if it stood alone, of what the others have made of all leaves.
 
     Args:
-      transformation, name, formula, call: those of a `Foreign`.
+      transformation, name, formula, call, elementwise: those of a `Foreign`.
       held: its members.
     """
 
@@ -49,8 +49,10 @@ class ForeignChain(Foreign):
         formula: str | None,
         call: Call,
         held: Sequence[AbstractLink],
+        *,
+        elementwise: bool = False,
     ) -> None:
-        super().__init__(transformation, name, formula, call, held)
+        super().__init__(transformation, name, formula, call, held, elementwise=elementwise)
         *self._others, self._last = held
         self.goes_first = any(self._last.fusing_obstacles())
 

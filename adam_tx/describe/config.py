@@ -369,7 +369,7 @@ _FORMS: Mapping[str, _Form] = {
     "tuple": _Form(_is(tuple), _encoded_items, lambda items, at, _: tuple(_decoded_items(items, at))),
     "dict": _Form(_has_names, _encoded_dict, lambda named, at, _: _decoded_dict(_converted(dict, at, named), at)),
     "items": _Form(
-        _is(dict),
+        lambda value: type(value) in (dict, collections.Counter),  # as PyTorch keeps milestones
         lambda value, depth: [_encoded_items(pair, depth) for pair in value.items()],
         lambda items, at, _: _converted(dict[object, object], at, _decoded_items(items, at)),
     ),

@@ -76,7 +76,8 @@ def check_scheduled(what: str, group: Mapping[str, Any], key: str) -> None:
         what,
         key,
         group[key],
-        f"a scheduler, which left {marks} in the group, has set it, and it would stay so. Give the schedule, a "
+        f"a scheduler, which left {marks} in the group, has set it, and it would stay so. Give that to "
+        "from_param_groups(..., scheduler=scheduler.state_dict()) or with_schedules; or give the schedule, a "
         f"function of the number of earlier updates such as optax.cosine_decay_schedule makes: group | {{{key!r}: "
         f"{scheduled}}}. optax.constant_schedule({float(value)}) keeps what it is now.",
     )

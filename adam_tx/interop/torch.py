@@ -19,6 +19,7 @@ from adam_tx._link import Link
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes
 from adam_tx.interop._torch_averages import from_averaged_model, to_averaged_model
+from adam_tx.interop._torch_schedulers import with_schedules
 from adam_tx.interop._torch_state import from_state_dict, to_state_dict
 from adam_tx.links.bias_correction import bias_correction
 from adam_tx.links.centered_rms import scale_by_centered_rms
@@ -45,6 +46,7 @@ __all__ = [
     "from_state_dict",
     "to_averaged_model",
     "to_state_dict",
+    "with_schedules",
 ]
 __dir__ = shows(__all__)
 
@@ -141,17 +143,25 @@ def from_param_group(group: Mapping[str, object], optimizer: str = "Adam") -> Li
 
 @_link.optimizer
 def from_param_groups(
-    groups: Sequence[Mapping[str, object]], optimizer: str = "Adam", *, patterns: Sequence[PathPattern] | None = None
+    groups: Sequence[Mapping[str, object]],
+    optimizer: str = "Adam",
+    *,
+    patterns: Sequence[PathPattern] | None = None,
+    scheduler: object = None,
+    steps_per_epoch: int = 1,
 ) -> Link:
     """Build one of PyTorch's optimizers from all of its parameter groups.
 
     Args:
-      groups: `state_dict()["param_groups"]`; under a scheduler with the schedule in its
-        place, as for `from_param_group`: `[group | {"lr": schedule} for group in groups]`.
+      groups: `state_dict()["param_groups"]`; under a scheduler that is not given with the schedule
+        in its place, as for `from_param_group`: `[group | {"lr": schedule} for group in groups]`.
       optimizer: the class that they come from, as for `from_param_group`.
       patterns: for each group the pattern of the paths of its parameters, as for
         `adam_tx.groups`; None where the groups have `param_names` and the paths are these
         names, with slashes for dots. A pattern of "" stands for all that no other claims.
+      scheduler: `scheduler.state_dict()`, under whose schedule each group goes on. If more has to
+        be said, such as what a LambdaLR multiplies by, give `with_schedules(groups, ...)` as the groups.
+      steps_per_epoch: how many updates there were between two calls of `scheduler.step()`.
 
     Returns:
       An `adam_tx.groups`; `update` needs `params` if there is weight decay.
@@ -173,6 +183,8 @@ def from_param_groups(
     what = f"torch.optim.{optimizer}"
     if isinstance(groups, Mapping):
         raise TypeError(f"{what}: groups must be the list of param_groups, got one of them; use from_param_group.")
+    if scheduler is not None:
+        groups = with_schedules(groups, scheduler, steps_per_epoch=steps_per_epoch)
     if patterns is None:
         patterns = [_names_of(group, what, position) for position, group in enumerate(groups)]
     if len(patterns) != len(groups):
