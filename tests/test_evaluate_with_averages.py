@@ -19,7 +19,7 @@ STEPS = 5
 
 
 def optimizer():
-    return adam_tx.average_weights(adam_tx.adam(0.1), "uniform", start=1)
+    return adam_tx.average_weights(adam_tx.sgd(0.1), "uniform", start=1)
 
 
 def loss(weights, bias):
@@ -30,13 +30,11 @@ def loss(weights, bias):
 def expected():
     """The loss with the mean of the weights after each of a few steps, by hand."""
     with jax.numpy_dtype_promotion("standard"):
-        tx, params = adam_tx.adam(0.1), (jnp.array([0.3, -0.2]), jnp.array(0.1))
-        state, seen = tx.init(params), []
+        params, seen = [np.array([0.3, -0.2]), np.array(0.1)], []
         for _ in range(STEPS):
-            updates, state = tx.update(jax.grad(lambda params: loss(*params))(params), state, params)
-            params = optax.apply_updates(params, updates)
+            params = [x - 0.1 * np.asarray(g) for x, g in zip(params, jax.grad(loss, (0, 1))(*params), strict=True)]
             seen.append(params)
-        return float(loss(*jax.tree.map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *seen)))
+        return float(loss(*(np.mean(x, axis=0) for x in zip(*seen, strict=True))))
 
 
 def test_in_plain_jax_they_are_a_tree_like_the_parameters(expected):
