@@ -13,11 +13,13 @@ import optax
 import oracles
 import pytest
 import run
+from catalogue import costly
 
 import adam_tx
 from adam_tx.schedules import cooldown, inverse_sqrt, warmup_stable_decay
 
 RECORDED = json.loads((pathlib.Path(__file__).parent / "goldens" / "schedules.json").read_text())
+BIG = "big_vision rsqrt"
 MOST = 2**31 - 1
 SETTINGS = {
     "peak": 0.3,
@@ -58,16 +60,17 @@ OURS = {
     "MaxText WSD, cosine": lambda: optax.join_schedules(
         [warmup_stable_decay(0.3, 6, 39, 14, "cosine", end=0.03), optax.constant_schedule(0.0)], [60]
     ),
-    "big_vision rsqrt": lambda: cooldown(inverse_sqrt(0.3, 8, 12), 48, 16, held=False),
+    BIG: lambda: cooldown(inverse_sqrt(0.3, 8, 12), 48, 16, held=False),
 }
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize(
+    "name", costly(list(RECORDED), ["OLMo-core WSDS", "Levanter cycles", "MaxText WSD, cosine", BIG])
+)
 def test_a_schedule_is_that_of_the_training_stack(name, x64, standard_promotion):
     counts, rates = (np.asarray(RECORDED[name][key]) for key in ("counts", "rates"))
-    if name == "big_vision rsqrt":  # which is below zero behind the end of the run
-        counts, rates = counts[:65], rates[:65]
-    np.testing.assert_allclose(OURS[name]()(jnp.asarray(counts)), rates, rtol=1e-12, atol=1e-16)
+    rates = np.maximum(rates, 0.0)  # big_vision's is below zero behind the end of the run
+    np.testing.assert_allclose(OURS[name]()(jnp.asarray(counts, jnp.int32)), rates, rtol=1e-12, atol=1e-16)
 
 
 def drawn(rng):
@@ -84,8 +87,8 @@ def drawn(rng):
 
 
 def test_a_schedule_is_its_formula(x64):
-    rng, counts = np.random.default_rng(0), jnp.arange(60)
-    for _ in range(6):
+    rng, counts = np.random.default_rng(0), jnp.arange(72, dtype=jnp.int32)
+    for _ in range(3):
         wsd, root, falling = drawn(rng)
         pairs = [
             (warmup_stable_decay(**wsd), functools.partial(oracles.warmup_stable_decay, **wsd)),
@@ -96,7 +99,7 @@ def test_a_schedule_is_its_formula(x64):
             for made, oracle in pairs
         ]
         for made, oracle in pairs:
-            exact = [oracle(count) for count in range(60)]
+            exact = [oracle(count) for count in range(72)]
             np.testing.assert_allclose(made(counts), exact, rtol=1e-12, atol=1e-16)
 
 
@@ -109,7 +112,7 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("name", costly(list(LONG), ["1-sqrt"]))
 def test_a_schedule_is_as_exact_as_float32_at_any_count_that_can_be_counted(name):
     near = (0, 10_000, 2**24 + 3, 2**30, MOST - 2_020_000, MOST - 20_000, MOST)
     counts = [count + k for count in near for k in (-5_000, -2, -1, 0, 1, 2, 5_000) if 0 <= count + k <= MOST]
@@ -122,21 +125,21 @@ def test_a_schedule_is_as_exact_as_float32_at_any_count_that_can_be_counted(name
     np.testing.assert_allclose(found, exact, rtol=16 * 2**-24, atol=1e-38)
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", costly(list(RATES), ["warmup_stable_decay"]))
 def test_a_schedule_takes_any_count_and_may_be_jitted_and_mapped(name):
     schedule = RATES[name]
-    one_by_one = np.asarray([schedule(count) for count in range(30)])
+    one_by_one = np.asarray([schedule(count) for count in range(0, 30, 3)])
     assert one_by_one.dtype == np.float32
-    for counts in (jnp.arange(30), jnp.arange(30, dtype=jnp.uint32), np.arange(30), jnp.arange(30.0)):
-        np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(counts), one_by_one, rtol=1e-6)
+    counts = np.arange(0, 30, 3)
+    for given in (counts, counts.astype(np.uint32), counts.astype(np.float32)):
+        np.testing.assert_allclose(jax.jit(jax.vmap(schedule))(given), one_by_one, rtol=1e-6)
 
 
 def test_peaks_may_be_mapped_over_and_vary(standard_promotion):
-    counts = jnp.arange(12)
-    found = jax.vmap(lambda peak: warmup_stable_decay(peak, 2, 3, 4)(counts))(jnp.array([0.1, 0.3]))
-    np.testing.assert_allclose(found[1], 3 * found[0], rtol=1e-6)
+    found = jax.vmap(lambda peak: warmup_stable_decay(peak, 2, 3, 4)(7))(jnp.array([0.1, 0.3]))
+    np.testing.assert_allclose(found, [0.05, 0.15], rtol=1e-6)
     halved = warmup_stable_decay(optax.piecewise_constant_schedule(0.3, {9: 0.5}), 2, [3, 3], 4)
-    np.testing.assert_allclose([halved(8), halved(9)], [found[1][8], 0.15], rtol=1e-6)
+    np.testing.assert_allclose([halved(7), halved(9)], [0.15, 0.15], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RATES)

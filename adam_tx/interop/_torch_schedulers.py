@@ -146,11 +146,11 @@ class Scheduler:
 
     def number(self, key: str, low: float = -math.inf) -> float:
         """A setting that is a number."""
-        return number(self.what, key, self.state[key], low)
+        return number(self.what, key, self.state.get(key), low)
 
     def whole(self, key: str, low: int = 0) -> int:
         """A setting that is a whole number."""
-        return check_int(self.what, key, self.state[key], low)
+        return check_int(self.what, key, self.state.get(key), low)
 
     @property
     def epoch(self) -> int:
@@ -163,7 +163,7 @@ class Scheduler:
 
     def base(self, position: int) -> float:
         """The rate that a group began with."""
-        bases = self.state["base_lrs"]
+        bases = self.state.get("base_lrs", ())
         if not 0 <= position < len(bases):
             raise unsupported(self.what, "base_lrs", bases, f"it must have one for each group, also for {position}.")
         return number(self.what, "base_lrs", bases[position], 0.0)

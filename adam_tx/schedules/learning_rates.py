@@ -221,7 +221,7 @@ def cooldown(
     fall = _Ramp.checked(hyperparams.check_int("begin", begin, 0), hyperparams.check_int("steps", steps), shape)
 
     def cooled(count: jax.typing.ArrayLike) -> jax.Array:
-        reached = jnp.minimum(jnp.asarray(count), begin) if held else count
+        reached = jnp.minimum(jnp.asarray(count), fall.begin) if held else count
         return fall.blend(at_float(schedule, reached), at_float(end, count), count)
 
     return cooled
