@@ -188,8 +188,7 @@ class InBasis(Wrapper):
         shapes = [leaves.layers_of(i).shape(shape) for i, shape in enumerate(whole)]
 
         def of_leaf(i: int, axis: int) -> jax.Array | None:
-            made = make(shapes[i][axis], leaves.dtypes[i]) if axis in chosen[i] else None
-            if made is None:
+            if axis not in chosen[i] or (made := make(shapes[i][axis], leaves.dtypes[i])) is None:
                 return None
             of_layers = jnp.broadcast_to(made, (*leaves.layers_of(i).numbers(whole[i]), *made.shape))
             return manual.like(of_layers, jnp.asarray(leaves.initial[i]))
@@ -392,8 +391,7 @@ def _turned(leaf: jax.Array, place: jax.Array, basis: PerAxis, layers: Layers, *
                 layer = _along(layer, q if back else q.conj().T, axis)
         return layer
 
-    whole = layers.placed(layers.each(turned)(sharding.gathered(leaf), basis))
-    return sharding.placed_like(whole, place)
+    return sharding.placed_like(layers.placed(layers.each(turned)(sharding.gathered(leaf), basis)), place)
 
 
 for _name in ("in_basis", "in_eigenbasis"):
