@@ -82,7 +82,7 @@ class FirstValue(NamedTuple):
             if first.ndim - 1 in layers.axes and self.storage.block is not None:
                 raise ValueError(
                     f"params: leaf {path} of shape {first.shape} has its layers along its last axis, along which the "
-                    f"blocks of {self.storage!r} run. Leave its {self.slot} in float32, or stack layers along another one."
+                    f"blocks of {self.storage!r} run. Leave its {self.slot} in float32, or stack along another axis."
                 )
             share = sharding.share(param)
             self.storage.check_share(path, layers.shape(first.shape), share and layers.shape(share))

@@ -45,7 +45,8 @@ def stacked(
 
     `inner` sees a layer wherever a shape matters: a function given as `block`, `axes` or
     `mask`, and a pattern in `groups` inside, get the shape of a layer. So "no decay on what
-    has one axis" is right for stacked biases. Masks of `optax.masked` see whole arrays.
+    has one axis" is right for stacked biases. `optax.masked` and `optax.partition` see whole
+    arrays, and are refused where that makes a difference.
 
     Nothing is kept of this: the state is that of `inner`, so a checkpoint of a model with
     stacked layers fits before and after, where nothing is reduced over a tensor. What is
@@ -61,7 +62,7 @@ def stacked(
       patterns: which leaves are stacked, as in `groups`: "blocks/*"; or a dict from such
         patterns to their axes.
       axes: the axis, or axes, of a leaf that number its layers, counted from its end if
-        negative.
+        negative. MaxText's `param_scan_axis` is 1.
 
     Returns:
       A `Link` with the name and state of `inner`.
