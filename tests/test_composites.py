@@ -175,7 +175,6 @@ REFUSED = {
     ("InBasis", "terminal"): "reads the parameters",
     ("Surprise", "terminal"): "nothing may change",
     ("Parallel", "is_step"): "nothing may change",
-    ("OnDecayedWeights", "is_step"): "cannot see decayed ones",
     ("InBasis", "is_step"): "reads the parameters",
     ("Surprise", "is_step"): "nothing may change",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from unittest import mock
 
 import catalogue
 import jax
@@ -192,12 +193,17 @@ OTHERS = {
     "RMSprop centered": lambda **o: keras.optimizers.RMSprop(epsilon=1e-2, centered=True, **o),
     "Adagrad": lambda **o: keras.optimizers.Adagrad(epsilon=1e-2, **o),
     "Lion": lambda **o: keras.optimizers.Lion(**o),
+    "Muon": lambda **o: keras.optimizers.Muon(epsilon=1e-2, adam_lr_ratio=0.5, **o),
+    "Muon plain": lambda **o: keras.optimizers.Muon(nesterov=False, rms_rate=None, adam_weight_decay=0.0, **o),
+    "ScheduleFreeAdamW": lambda **o: keras.optimizers.ScheduleFreeAdamW(epsilon=1e-2, warmup_steps=30, **o),
     "SGD": lambda **o: keras.optimizers.SGD(**o),
     "SGD momentum": lambda **o: keras.optimizers.SGD(momentum=0.9, **o),
     "SGD nesterov": lambda **o: keras.optimizers.SGD(momentum=0.9, nesterov=True, **o),
 }
 
 
+ITERATED = ("Muon", "Muon plain", "ScheduleFreeAdamW")
+"""A rounding grows in the iteration of each step, and where the average is got from y and z."""
 PROBLEMS = {"vector": oracles.problem, "matrix": oracles.matrix_problem}
 OPTIONS = {"plain": {}, "decay": {"weight_decay": 0.1}, "decay and clip": {"weight_decay": 0.1, "clipnorm": 1.0}}
 CASES = list(itertools.product(OTHERS, OPTIONS, (False, True), PROBLEMS))
@@ -231,7 +237,8 @@ def ends(request):
         for problem, start in PROBLEMS.items():
             of = [case for case in cases if case[-1] == problem]
             makers = {repr(c): lambda c=c: interop.keras.from_config(optimizer_of(*c[:-1]).get_config()) for c in of}
-            theirs = jax.jit(lambda of=of, start=start: [kerass_end(optimizer_of(*c[:-1]), *start()) for c in of])()
+            with mock.patch("keras.src.ops.norm", jnp.linalg.norm):  # Keras's answers in float32 even to float64
+                theirs = jax.jit(lambda of=of, start=start: [kerass_end(optimizer_of(*c[:-1]), *start()) for c in of])()
             ours = run.ends(makers, *start())
             found |= {case: (ours[repr(case)], np.asarray(end)) for case, end in zip(of, theirs, strict=True)}
     return found
@@ -244,7 +251,7 @@ def test_a_hundred_float64_updates_of_the_other_classes_agree_with_keras_to_1e_1
     params, _ = PROBLEMS[problem]()
     ours, theirs = ends[name, options, scheduled, problem]
     # keras.ops.mean answers in float32 precision even to float64
-    limit = 1e-6 if name == "Adafactor" else 1e-12
+    limit = 1e-6 if name == "Adafactor" else 1e-10 if name in ITERATED else 1e-12
     assert run.relative_error(ours, theirs, params) <= limit
 
 

@@ -51,6 +51,10 @@ class Pattern:
         self._taken = [_compiled(a[1:]) for a in self._alternatives if a.startswith("!")]
         self._given = [_compiled(a) for a in self._alternatives if not a.startswith("!")]
 
+    def __call__(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether this leaf is meant: a pattern is a function, too."""
+        return self.matches(path, shape)
+
     def matches(self, path: str, shape: tuple[int, ...]) -> bool:
         """Whether this leaf is meant."""
         if self._meant is not None:

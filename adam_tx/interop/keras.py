@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from adam_tx._core.paths import slashed
 from adam_tx._core.public import shows
 from adam_tx._core.rule import Rule, Slot
 from adam_tx._link import Link
-from adam_tx.interop import _keras_schedules
+from adam_tx.interop import _keras_groups, _keras_schedules
 from adam_tx.interop._config import check_int, check_keys, is_settings, keras_inner, keras_settings, number, unsupported
 from adam_tx.interop._keras_files import read_file, write_file
 from adam_tx.interop._keras_state import from_variables, to_variables
@@ -38,6 +39,7 @@ from adam_tx.links.max_rms import scale_by_max_rms
 from adam_tx.links.momentum import scale_by_momentum
 from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
+from adam_tx.links.schedule_free import step_schedule_free
 from adam_tx.links.summed_rms import scale_by_summed_rms
 from adam_tx.links.trust_ratio import scale_by_trust_ratio
 from adam_tx.links.weight_decay import decay_weights, on_decayed_weights
@@ -62,9 +64,9 @@ def from_config(
 ) -> Link:
     """Build one of Keras's optimizers from its configuration.
 
-    Adam, AdamW, Nadam, Adamax, RMSprop, Adagrad, Lamb, Lion, Adafactor and SGD are
-    known, and LossScaleOptimizer around one of them. For Adam and AdamW, with g the
-    gradient and t the number of this update::
+    Adam, AdamW, Nadam, Adamax, RMSprop, Adagrad, Lamb, Lion, Adafactor, SGD, Muon and
+    ScheduleFreeAdamW are known, LossScaleOptimizer around one of them, and MultiOptimizer.
+    For Adam and AdamW, with g the gradient and t the number of this update::
 
         g  <- g / loss_scale_factor; mean over gradient_accumulation_steps; clip
         mu <- beta_1 · mu + (1 - beta_1) · g
@@ -79,7 +81,9 @@ def from_config(
     replaces the weights every `ema_overwrite_frequency` updates; without that key
     Keras replaces them at the end of `fit`, which is for the caller to do. A
     LossScaleOptimizer is `adam_tx.guard` with a `LossScale`, by whose `state.scale` the
-    loss has to be multiplied.
+    loss has to be multiplied. Muon and MultiOptimizer are `adam_tx.groups`; what they look
+    for in the paths of variables is looked for in the paths of our parameters. Of
+    ScheduleFreeAdamW `adam_tx.schedule_free_weights` gives the average.
 
     Args:
       config: `optimizer.get_config()`, or the serialised optimizer around it with
@@ -124,6 +128,9 @@ def from_config(
     what, name, settings = keras_settings(config, optimizer)
     if name == "lossscaleoptimizer":
         return _loss_scaled(settings, exclude_from_weight_decay)
+    if name == "multioptimizer":
+        inside = functools.partial(from_config, exclude_from_weight_decay=exclude_from_weight_decay)
+        return _keras_groups.multi_optimizer(settings, inside)
     kind = _CLASSES.get(name)
     if kind is None:
         raise ValueError(f"{what} is not known, only {sorted(_CLASSES)}; pass optimizer= if it is one by another name.")
@@ -163,7 +170,9 @@ def _decaying(excluded: Sequence[str]) -> Callable[[Tree], optax.Params]:
 
 def _decayed(kind: _Class, config: Settings, rate: optax.ScalarOrSchedule, mask: Mask) -> Link:
     """The class's chain. Parameters decay by the learning rate times the weight decay."""
-    links = [*kind.direction(config), scale_by_learning_rate(schedules.relative_step(rate) if kind.bounded else rate)]
+    if kind.whole is not None:
+        return kind.whole(config, rate, mask)
+    links = [*kind.direction(config), kind.step(config, schedules.relative_step(rate) if kind.bounded else rate)]
     if config.get("momentum"):  # the learning rate stands inside of it
         links.append(scale_by_heavy_ball(config["momentum"], nesterov=bool(config.get("nesterov"))))
     decay = config["weight_decay"]
@@ -221,6 +230,22 @@ def _sgd(config: Settings) -> Links:
     return ()
 
 
+def _schedule_free(config: Settings) -> Links:
+    """The root mean square; the average takes the momentum's place."""
+    return (scale_by_rms(config["beta_2"], config["epsilon"], debias=True),)
+
+
+def _plain_step(config: Settings, rate: optax.ScalarOrSchedule) -> Link:
+    return scale_by_learning_rate(rate)
+
+
+def _schedule_free_step(config: Settings, rate: optax.ScalarOrSchedule) -> Link:
+    """The average is a plain mean."""
+    return step_schedule_free(
+        rate, config["beta_1"], warmup_steps=cast(int, config["warmup_steps"]), weight_lr_power=0.0
+    )
+
+
 class _Class(NamedTuple):
     """The keys of a class beside the common ones, and its direction.
 
@@ -229,12 +254,16 @@ class _Class(NamedTuple):
       direction: the links before the learning rate.
       reads_params: whether the direction reads the weights.
       bounded: whether the learning rate is bounded by 1 / sqrt(t).
+      step: from the settings and the learning rate to the link behind the direction.
+      whole: all of it, from the settings, the learning rate and a mask of what decays.
     """
 
     keys: tuple[str, ...]
     direction: Callable[[Settings], Links]
     reads_params: bool = False
     bounded: bool = False
+    step: Callable[[Settings, optax.ScalarOrSchedule], Link] = _plain_step
+    whole: Callable[[Mapping[str, Any], optax.ScalarOrSchedule, Mask], Link] | None = None
 
 
 _OF_ADAFACTOR = ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step")
@@ -249,6 +278,10 @@ _CLASSES = {
     "adafactor": _Class(_OF_ADAFACTOR, _adafactor, reads_params=True, bounded=True),
     "lion": _Class(("beta_1", "beta_2"), _lion),
     "sgd": _Class(("momentum", "nesterov"), _sgd),
+    "muon": _Class(_keras_groups.OF_MUON, _sgd, whole=_keras_groups.muon),
+    "schedulefreeadamw": _Class(
+        ("beta_1", "beta_2", "epsilon", "warmup_steps"), _schedule_free, reads_params=True, step=_schedule_free_step
+    ),
 }
 
 

@@ -215,7 +215,7 @@ class OnDecayedWeights(Wrapper):
     def __init__(self, member: Link, weight_decay: ScalarOrSchedule, mask: Mask, times: ScalarOrSchedule) -> None:
         super().__init__(member, name="on_decayed_weights")
         self.hyperparams = {"weight_decay": weight_decay, "mask": mask, "times": times}
-        if self.facts.terminal or self.facts.is_step:
+        if self.facts.terminal:
             raise ValueError(
                 f"on_decayed_weights: {self.inner.name} emits the difference to the new parameters, to the last bit, "
                 "so it cannot see decayed ones. Put it behind, as the last link of the chain."

@@ -68,10 +68,6 @@ class Matrices(Pattern):
         self._apart = apart
         self._axes = axes
 
-    def __call__(self, path: str, shape: tuple[int, ...]) -> bool:
-        """Whether this leaf is one, as a pattern that is a function."""
-        return self.matches(path, shape)
-
     def matches(self, path: str, shape: tuple[int, ...]) -> bool:
         """Whether this leaf is one. A vector never is."""
         apart = any(pattern.matches(path, shape) for pattern in self._apart)

@@ -76,12 +76,11 @@ STEP = adam_tx.step_on_hyperball(0.01)
         lambda: adam_tx.chain(STEP, STEP),
         lambda: adam_tx.parallel(STEP, adam_tx.sgd(0.1)),
         lambda: adam_tx.cautious(adam_tx.chain(STEP)),
-        lambda: adam_tx.on_decayed_weights(STEP, 0.1),
         lambda: adam_tx.chain(adam_tx.schedule_free_sgd(0.1), adam_tx.decay_weights(0.1)),
     ],
 )
 def test_what_would_change_the_whole_step_is_refused(make):
-    with pytest.raises(ValueError, match=r"so (nothing may change it|it cannot see decayed ones)"):
+    with pytest.raises(ValueError, match="so nothing may change it"):
         make()
 
 
