@@ -61,6 +61,7 @@ from adam_tx.links.weight_decay import (
 )
 from adam_tx.links.yogi_rms import scale_by_yogi_rms
 from adam_tx.optimizers import *  # noqa: F403 - they are named there, once
+from adam_tx.probes._audit import audit
 from adam_tx.state import export_state, import_state, migrate, second_moment, state_sharding
 from adam_tx.training import (
     Explanation,
@@ -106,6 +107,7 @@ __all__ = [
     "add_decayed_weights",
     "add_gradient_change",
     "as_link",
+    "audit",
     "average_weights",
     "averaged_weights",
     "bias_correction",

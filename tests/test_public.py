@@ -24,7 +24,7 @@ def test_completion_offers_the_public_names_alone(module):
 
 def test_the_modules_of_other_frameworks_offer_what_is_meant():
     assert adam_tx.interop.torch.__all__ == [
-        *("flax_axes", "from_averaged_model", "from_param_group", "from_param_groups", "from_state_dict"),
+        *("audit", "flax_axes", "from_averaged_model", "from_param_group", "from_param_groups", "from_state_dict"),
         *("to_averaged_model", "to_state_dict", "with_schedules"),
     ]
     assert adam_tx.interop.keras.__all__ == [

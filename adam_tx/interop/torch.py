@@ -18,6 +18,7 @@ from adam_tx._core.public import shows
 from adam_tx._link import Link
 from adam_tx.interop._config import SCHEDULERS, check_keys, check_scheduled, number, unsupported
 from adam_tx.interop._parameters import flax_axes
+from adam_tx.interop._torch_audit import audit
 from adam_tx.interop._torch_averages import from_averaged_model, to_averaged_model
 from adam_tx.interop._torch_schedulers import with_schedules
 from adam_tx.interop._torch_state import from_state_dict, to_state_dict
@@ -39,6 +40,7 @@ from adam_tx.links.weight_decay import add_decayed_weights, decay_weights
 from adam_tx.training._groups import groups as by_pattern
 
 __all__ = [
+    "audit",
     "flax_axes",
     "from_averaged_model",
     "from_param_group",

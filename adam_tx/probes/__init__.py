@@ -1,0 +1,1 @@
+"""`audit`: which Adam a transformation is, found from what it does to gradients that were made to tell."""
