@@ -279,6 +279,48 @@ def one_pass_counts_and_trains_as_an_update_does(found):
         assert found["step"].summary(params) == "cpu  b, w"
 
 
+def the_whole_layer_learns_a_tenth_as_fast_and_biases_do_not_decay(found):
+    params, zeros = found["params"], jax.tree.map(jnp.zeros_like, found["params"])
+    ones = jax.tree.map(jnp.ones_like, params)
+    decayed, _ = found["tx"].update(zeros, found["tx"].init(ones), ones)
+    np.testing.assert_allclose(decayed["dense"]["kernel"], -1e-5, rtol=1e-6)
+    np.testing.assert_array_equal(decayed["dense"]["bias"], 0.0)
+    np.testing.assert_allclose(jnp.abs(found["updates"]["dense"]["bias"]), 1e-4, rtol=1e-3)
+
+
+def the_kernel_is_for_muon_and_the_bias_for_adamw(found):
+    updates = found["updates"]["dense"]
+    np.testing.assert_allclose(jnp.abs(updates["bias"]), 1e-3, rtol=1e-3)
+    assert np.linalg.matrix_rank(updates["kernel"], tol=1e-4) == 1  # all its rows have one gradient
+
+
+def each_layer_of_a_stack_takes_the_step_that_it_would_take_alone(found):
+    stack, lamb = found["stack"], adam_tx.lamb(1e-3)
+    for k, update in enumerate(found["updates"]["blocks"]["kernel"]):
+        layer = stack["blocks"]["kernel"][k]
+        alone, _ = lamb.update(layer, lamb.init(layer), layer)
+        np.testing.assert_allclose(update, alone, rtol=1e-6)
+
+
+def the_average_of_three_steps_is_still_near_the_start(found):
+    start, end, smooth = (found[name]["dense"]["kernel"] for name in ("params", "weights", "smooth"))
+    moved = jnp.abs(end - start)
+    assert (jnp.abs(smooth - start) < 0.01 * moved).all()
+    assert (smooth != start).any()
+
+
+def every_schedule_is_data(found):
+    assert "unknown" not in repr(adam_tx.get_config(found["tx"]))
+
+
+def what_is_frozen_has_no_state_and_the_start_is_kept(found):
+    frozen = found["lora"].init(found["params"])
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(frozen)) < 50
+    assert not np.asarray(found["updates"]["dense"]["kernel"]).any()
+    state = found["tx"].init(found["params"])
+    np.testing.assert_array_equal(state["decay_to_start"].start["dense"]["kernel"], found["params"]["dense"]["kernel"])
+
+
 def nothing_more(found):
     """What it prints is all that it claims, or that it runs at all."""
 
@@ -295,6 +337,12 @@ CHECKS = {
     "Give some parameters other settings": (
         groups_and_masks_decay_kernels_alone_and_forms_of_decay_shrink_by_their_factors
     ),
+    "Multiply a setting for some parameters": the_whole_layer_learns_a_tenth_as_fast_and_biases_do_not_decay,
+    "Train matrices with Muon, and the rest with AdamW": the_kernel_is_for_muon_and_the_bias_for_adamw,
+    "Train layers that are stacked for a scan": each_layer_of_a_stack_takes_the_step_that_it_would_take_alone,
+    "Average the weights": the_average_of_three_steps_is_still_near_the_start,
+    "End a run: schedules": every_schedule_is_data,
+    "Fine-tune: keep near the start, or freeze": what_is_frozen_has_no_state_and_the_start_is_kept,
     "Clip the gradient, also in Flax NNX": clipping_in_nnx_bounds_the_gradient_and_inside_a_chain_is_refused,
     "Log each step": the_log_has_the_rate_that_the_update_was_made_with_in_nnx_too,
     "Change a hyperparameter, or try many": an_injected_rate_is_the_one_of_the_next_update_and_compiles_nothing,
