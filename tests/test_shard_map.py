@@ -47,6 +47,7 @@ ELEMENTWISE = {
     "monitor": lambda: adam_tx.monitor(adam_tx.adamw(0.1), groups={"vectors": "bias"}),
     "both": lambda: adam_tx.guard(adam_tx.monitor(adam_tx.adam(0.1), every=2)),
     "guarded groups": lambda: adam_tx.guard(adam_tx.groups({"bias": "freeze"}, adam_tx.adam(0.1))),
+    "guarded averages": lambda: adam_tx.guard(adam_tx.average_weights(adam_tx.adam(0.1), debias=True, every=2)),
 }
 
 

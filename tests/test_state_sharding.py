@@ -55,6 +55,7 @@ AROUND = {
     "guard": lambda: adam_tx.guard(adam_tx.adamw(1e-3)),
     "monitor": lambda: adam_tx.monitor(adam_tx.adamw(1e-3)),
     "groups": lambda: adam_tx.groups({"w": eight_bit_adamw(), "b": adam_tx.lion(1e-3)}),
+    "averages": lambda: adam_tx.average_weights(adam_tx.adamw(1e-3), debias=True, every=2, start=1),
     "optax around": lambda: optax.chain(optax.clip(0.5), adam_tx.adamw(1e-3)),
 }
 ALL = OPTIMIZERS | SMALL_STATE | AROUND
