@@ -16,7 +16,6 @@ from run import apply_updates
 
 import adam_tx
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
 SPIKES = json.loads(pathlib.Path(__file__).with_name("goldens").joinpath("spikes.json").read_text())
 BOTH = {"loss": 6.0, "norm": 6.0}
 
@@ -154,6 +153,23 @@ def test_a_level_that_rises_ten_times_is_followed(rule, held):
         assert not found[-50:].any()
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_of_any_width_is_held_to_a_limit_under_x64(rule, dtype):
+    with jax.enable_x64(True):
+        tx, params = adam_tx.guard(adam_tx.sgd(0.1), deviations=BOTH, **RULES[rule]), jnp.ones(2, dtype)
+        _, state = tx.update(params, tx.init(params), params, value=jnp.asarray(2.0, dtype))
+        assert (state.loss.dtype, float(state.loss_mean)) == (jnp.float32, 2.0)
+
+
+def test_a_guard_with_a_window_is_injected(standard_promotion):
+    settings = {"deviations": {"loss": 3.0}, "window": adam_tx.Window(4)}
+    tx = optax.inject_hyperparams(adam_tx.guard, static_args=("inner", "window"))(adam_tx.sgd(0.1), **settings)
+    _, state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2), value=2.0)
+    assert state.inner_state.loss == 2.0
+
+
 def test_losses_that_are_as_large_as_can_be_lock_nothing():
     losses = np.r_[np.ones(200), 3e38, np.ones(5), -3e38, np.ones(200)]
     for settings in RULES.values():
@@ -272,7 +288,7 @@ BUILT |= {f"around {name}": guarded(make()) for name, make in INSIDE.items()}
 
 
 @pytest.mark.parametrize("name", costly(BUILT, {"optax.inject_hyperparams", "around groups"}))
-def test_the_loss_comes_through_all_that_stands_around_a_guard(name):
+def test_the_loss_comes_through_all_that_stands_around_a_guard(name, standard_promotion):
     tx = BUILT[name]
     params = jax.tree.map(jnp.bfloat16, PARAMS) if name == "around whole weights" else PARAMS
 
@@ -302,7 +318,7 @@ def test_with_a_loss_scale_the_loss_is_as_it_is():
     assert (float(updates[0]), float(state.scale)) == (0.0, 1024.0)  # the gradients did not overflow
 
 
-def test_around_an_accumulation_each_part_is_judged_by_its_loss_and_inside_the_batch_by_the_last():
+def test_around_an_accumulation_each_part_is_judged_by_its_loss_and_inside_the_batch_by_the_last(standard_promotion):
     def weights(tx):
         def step(carry, value):
             updates, state = tx.update(jnp.ones(1), carry[1], carry[0], value=value)

@@ -124,7 +124,7 @@ class OfWindow(Limit):
             )
         taken = increment(self.kept(state, "taken"))
         window = jnp.append(window[1:], number)
-        inside = jnp.arange(length) >= length - taken
+        inside = jnp.arange(length, dtype=taken.dtype) >= length - taken
         n = jnp.minimum(taken, length).astype(jnp.float32)
         # all from the last number on: the mean of equal ones is that number, and their spread is zero
         beyond = jnp.where(inside, window - number, 0.0)
@@ -146,7 +146,7 @@ def limits_of(deviations: object, decay: object, window: Window | None) -> dict[
         if window is not None:
             raise ValueError(f"guard: {window!r} came as window, but nothing is held to a limit. Give deviations, too.")
         return {}
-    if window is not None and not (isinstance(decay, float) and decay == DECAY):
+    if window is not None and isinstance(decay, float | int) and decay != DECAY:  # Optax injects the one by default
         raise ValueError(
             f"guard: decay={decay!r} and window={window!r} both came. Give one: each is a rule of its own."
         )
