@@ -275,6 +275,37 @@ def test_parameters_excluded_from_weight_decay_agree_with_keras_to_1e_12(standar
         interop.keras.from_config(optimizer.get_config(), exclude_from_weight_decay="bias")
 
 
+def test_a_multi_optimizer_gives_each_path_its_optimizer_and_agrees_with_keras_to_1e_12(standard_promotion):
+    shapes = {"dense/kernel": (3, 2), "dense/bias": (2,), "head/kernel": (2, 2)}
+    rng = np.random.default_rng(0)
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = [{name: rng.normal(size=shape) for name, shape in shapes.items()} for _ in range(5)]
+    with keras_dtype("float64"):
+        chosen = {"head/.*": keras.optimizers.SGD(0.1, momentum=0.9), "dense/bias": keras.optimizers.Lion(0.01)}
+        optimizer = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.Adam(0.01), chosen))
+        variables = {}
+        for path, value in start.items():
+            layer, _, name = path.partition("/")
+            with keras.name_scope(layer):
+                variables[path] = keras.Variable(value, name=name)
+        assert [variable.path for variable in variables.values()] == list(start)
+        optimizer.build(list(variables.values()))
+        for grad in grads:
+            optimizer.apply([jnp.asarray(grad[path]) for path in variables], list(variables.values()))
+
+        tree = {path: jnp.asarray(value) for path, value in start.items()}
+        tx = interop.keras.from_config(optimizer.get_config(), "MultiOptimizer")
+        ours = run.end_of_trees(tx, tree, [jax.tree.map(jnp.asarray, grad) for grad in grads])
+        for path, variable in variables.items():
+            assert run.relative_error(np.asarray(ours[path]), np.asarray(variable.value), start[path]) <= 1e-12
+
+
+def test_a_multi_optimizer_that_a_function_makes_is_refused():
+    described = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.Adam())).get_config()
+    with pytest.raises(ValueError, match="it must be a serialised OptimizerMap; of a function no configuration says"):
+        interop.keras.from_config(described | {"optimizer_map": {"class_name": "function"}}, "MultiOptimizer")
+
+
 @pytest.mark.exhaustive
 def test_a_loss_scale_optimizer_agrees_with_keras_in_weights_and_scale(standard_promotion):
     """Float16 gradients of which some overflow, with a scale that grows every three steps."""

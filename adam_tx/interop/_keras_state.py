@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from adam_tx.interop._config import check_int, keras_inner, keras_settings, number
+from adam_tx.interop._keras_groups import matrices_of
 from adam_tx.interop._parameters import Entries, Parameters
 from adam_tx.state import roles
 from adam_tx.state.arrays import Array
@@ -37,7 +38,11 @@ class Slot(NamedTuple):
     unless_factored: bool = False
 
 
+_Z = Role("step_schedule_free.z")
+_OF_AVERAGE = {name: Role(f"step_schedule_free.{name}") for name in ("weight_sum", "largest_rate", "blend")}
+"""What schedule-free learning knows of its average. That of Keras is a plain mean, which follows from the count."""
 _MOMENTS = (Slot("momentum", roles.MU), Slot("velocity", roles.NU))
+_OF_MATRIX = (Slot("momentum", roles.TRACE),)
 _SLOTS: Mapping[str, Sequence[Slot]] = {
     "adam": (*_MOMENTS, Slot("velocity_hat", roles.NU_MAX, together=True, only_if="amsgrad")),
     "adamw": (*_MOMENTS, Slot("velocity_hat", roles.NU_MAX, together=True, only_if="amsgrad")),
@@ -52,17 +57,21 @@ _SLOTS: Mapping[str, Sequence[Slot]] = {
     "lamb": _MOMENTS,
     "lion": (Slot("momentum", roles.MU),),
     "sgd": (Slot("momentum", roles.TRACE.marked(["steps"]), only_if="momentum"),),
+    "muon": _MOMENTS,  # of matrices a sum in the place of both
+    "schedulefreeadamw": (Slot("momentum", _Z), Slot("velocity", roles.NU)),
     "adafactor": (Slot("", roles.NU_ROW), Slot("", roles.NU_COL), Slot("velocity", roles.NU, unless_factored=True)),
 }
 _ADAM = {roles.MU: "beta_1", roles.NU: "beta_2"}
 _DECAYS: Mapping[str, Mapping[Role, str]] = {
     **dict.fromkeys(("adam", "adamw", "lamb", "nadam"), _ADAM),
     "adamax": {roles.MU: "beta_1"},
+    "muon": {roles.MU: "adam_beta_1", roles.NU: "adam_beta_2"},
+    "schedulefreeadamw": {roles.NU: "beta_2"},
     "lion": {roles.MU: "beta_2"},
     "rmsprop": {roles.NU: "rho"},
 }
 """The averages of a class, and the settings that are their decays."""
-_DEBIASED = ("adam", "adamw", "lamb", "nadam", "adamax")
+_DEBIASED = ("adam", "adamw", "lamb", "nadam", "adamax", "muon", "schedulefreeadamw")
 _ALWAYS = ("learning_rate", "use_ema", "gradient_accumulation_steps", "loss_scale_factor")
 _GOOD = Role("guard.good_in_a_row")
 _SCALE = Role("guard.scale")
@@ -161,6 +170,8 @@ def from_variables(
             found[Key(variable.role, variable.path)] = _ours(variable, value)
         if variable.role and variable.path and (rate := _rate(variable, config)) != 1.0:
             found[Key(variable.role, about="rate")] = np.asarray(rate)
+    if kind == "schedulefreeadamw":
+        found |= _of_average(found[Key(roles.COUNT)], config)
     found |= _counts(found.pop(Key(roles.COUNT)), config, Key(_SCALE) in found)
     found |= {Key(role, about="decay"): np.asarray(decay) for role, decay in _decays(what, kind, config).items()}
     return {str(key): value for key, value in found.items()}
@@ -222,9 +233,21 @@ def to_variables(
     values = [_theirs(what, variable, entries, config) for variable in variables]
     used = {Key(variable.role, variable.path) for variable in variables if variable.role and variable.path}
     entries.check_nothing_is_lost(used, drop)
+    if kind == "schedulefreeadamw":
+        _check_average(what, entries)
     for path in parameters.paths if kind in _DEBIASED else ():
         entries.check_weights(path, _decays(what, kind, config), int(entries.get(Key(roles.COUNT, path))))
     return outer + values
+
+
+def _check_average(what: str, entries: Entries) -> None:
+    """Refuse an average in which iterates counted otherwise than Keras will go on."""
+    weights, count = (float(entries.needed(Key(role))) for role in (_OF_AVERAGE["weight_sum"], roles.COUNT))
+    if not math.isclose(weights, count, rel_tol=1e-4):
+        raise ValueError(
+            f"{what}: the weights of the average sum to {weights:.6g} after {count:g} updates, but each is 1 in Keras. "
+            "Only an average of weight_lr_power=0 and r=0 can go on there."
+        )
 
 
 def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[str, Any]]:
@@ -232,6 +255,11 @@ def _described(config: Any, optimizer: str | None) -> tuple[str, str, Mapping[st
     what, kind, config = keras_settings(config, optimizer)
     if kind == "lossscaleoptimizer":
         return what, kind, config
+    if kind == "multioptimizer":
+        raise ValueError(
+            f"{what}: the variables are those of several. Give those of each of optimizer.optimizers with its own "
+            "config, params and names, and put the dicts that come together."
+        )
     if kind not in _SLOTS:
         raise ValueError(f"{what} is not known, only {sorted(_SLOTS)}; pass optimizer= if it is one by another name.")
     needed = (*_ALWAYS, *(slot.only_if for slot in _SLOTS[kind] if slot.only_if), *_DECAYS.get(kind, {}).values())
@@ -259,7 +287,11 @@ def _variables(kind: str, config: Mapping[str, Any], parameters: Parameters) -> 
         if config[flag]:
             yield from (Variable(ending, role, path, parameters.shapes[path]) for path in parameters.paths)
     slots = [slot for slot in _SLOTS[kind] if not slot.only_if or config[slot.only_if]]
-    pairs = [(slot, path) for path in parameters.paths for slot in slots if not slot.together]
+    is_matrix = matrices_of(config) if kind == "muon" else None
+    of_path = {
+        path: _OF_MATRIX if is_matrix and is_matrix(path, shape) else slots for path, shape in parameters.shapes.items()
+    }
+    pairs = [(slot, path) for path in parameters.paths for slot in of_path[path] if not slot.together]
     pairs += [(slot, path) for slot in slots if slot.together for path in parameters.paths]
     yield from (_variable(slot, path, parameters.shapes[path]) for slot, path in pairs)
     if kind == "nadam":
@@ -286,13 +318,20 @@ def _ours(variable: Variable, value: Array) -> Array:
 
 def _rate(variable: Variable, config: Mapping[str, Any]) -> float:
     """The factor of the gradient in Keras: a loss scale is taken away, and a momentum has the learning rate in it."""
-    if variable.role in (None, _WEIGHTS_AVERAGE, roles.GATHERED):
+    if variable.role in (None, _WEIGHTS_AVERAGE, _Z, roles.GATHERED):
         return 1.0
     scale = 1.0 / float(config["loss_scale_factor"] or 1.0)
     if not variable.role.is_of_steps:
         return scale
     rate = config["learning_rate"]
     return math.nan if isinstance(rate, Mapping) else -float(rate) * scale
+
+
+def _of_average(iteration: Array, config: Mapping[str, Any]) -> dict[Key, Any]:
+    """Our numbers of an average of all iterates that there were, each of which counts once."""
+    count = float(iteration // (config["gradient_accumulation_steps"] or 1))
+    values = {"weight_sum": count, "largest_rate": 0.0, "blend": float(config["beta_1"]) if count else 0.0}
+    return {Key(_OF_AVERAGE[name]): np.asarray(value) for name, value in values.items()}
 
 
 def _counts(iteration: Array, config: Mapping[str, Any], guarded: bool) -> dict[Key, Any]:
