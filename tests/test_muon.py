@@ -7,6 +7,7 @@ import optax
 import oracles
 import pytest
 import run
+from catalogue import costly
 from optax.contrib import MuonDimensionNumbers
 from optax.contrib import muon as optax_muon
 
@@ -225,7 +226,7 @@ def muon_ends(request):
         return jax.jit(lambda: {name: both(name) for name in run.asked_for(request)})()
 
 
-@pytest.mark.parametrize("name", ["default", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in [*OPTAX][1:])])
+@pytest.mark.parametrize("name", costly(OPTAX, ()))
 def test_a_hundred_float64_steps_are_those_of_optax(name, muon_ends):
     for leaf, ours in muon_ends[name][0].items():
         start = as_tree(PARAMS, deep=name == "heads")[leaf]

@@ -169,10 +169,10 @@ MINI = EPS | DECAY | NO_HAT
 STABLE = EPS | DECAY | NO_HAT | {"b2": [0.99], "max_rms": [1.0], "clip_decay_too": [True]}
 ATAN2 = LR | DECAY | {"b2": [0.99], "a": [1.27], "b": [1.0]}
 RADAM = EPS | HAT | {"b2": [0.9, 0.999], "rho_min": [5], "degenerated_to_sgd": [False, True]}
-NORMUON = LR | DECAY | {"b1": [0.95], "b2": [0.9]}
-FREE = EPS | DECAY | {"steps": [200]}
+NORMUON = LR | {"weight_decay": [0.1]} | {"b1": [0.95], "b2": [0.9]}
+FREE = EPS | {"weight_decay": [0.1], "steps": [200]}
 WARM = {"warmup_steps": [50], "r": [0.5], "weight_lr_power": [1.0]}
-FREE_SGD = LR | DECAY | WARM | {"lr": [1e-4], "steps": [200]}
+FREE_SGD = LR | WARM | {"lr": [1e-4], "weight_decay": [0.1], "steps": [200]}
 MIX = EPS | DECAY | NO_HAT | {"b3": [0.999], "alpha": [2.0]}
 
 # Member, repository, constructor, shape of the problem, grid of options.

@@ -9,6 +9,7 @@ import optax
 import oracles
 import pytest
 import run
+from catalogue import costly
 from optax.contrib import _muon
 
 import adam_tx
@@ -60,7 +61,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", costly(SETTINGS, ["as PyTorch", "heads"]))
 def test_scale_by_orthogonalization_is_its_formula(name):
     settings, oracle, shape = SETTINGS[name]
     run.assert_follows(adam_tx.scale_by_orthogonalization(**settings), oracle, shape=shape, steps=3)
@@ -69,7 +70,7 @@ def test_scale_by_orthogonalization_is_its_formula(name):
 PRECONDITIONINGS = ("frobenius", "spectral", "aol", "schatten")
 
 
-@pytest.mark.parametrize("coefficients", ["standard", "dion"])
+@pytest.mark.parametrize("coefficients", costly(["standard", "dion"], ["dion"]))
 def test_its_formula_is_that_of_optax_with_every_preconditioning_and_preset(coefficients, x64, standard_promotion):
     grad = jnp.asarray(np.random.default_rng(0).standard_normal((5, 3)))
 
@@ -124,7 +125,7 @@ def test_products_are_as_exact_as_a_device_can_make_them_unless_a_dtype_is_given
         assert ("HIGHEST" in jaxpr) == (dtype is None)
 
 
-@pytest.mark.parametrize("preconditioning", PRECONDITIONINGS)
+@pytest.mark.parametrize("preconditioning", costly(PRECONDITIONINGS, ["aol"]))
 def test_zero_updates_stay_zero_and_derivatives_finite(preconditioning):
     tx = adam_tx.scale_by_orthogonalization(eps=0.0, preconditioning=preconditioning)
 
