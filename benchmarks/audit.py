@@ -9,6 +9,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 import time
@@ -123,7 +124,7 @@ TORCH: list[tuple[str, dict[str, Any], str | None]] = [
     ("Adam", {"amsgrad": True}, "amsgrad, of the largest moment"),
     ("AdamW", {}, f"adam{W}"),
     ("Adamax", {}, "adamax"),
-    ("ASGD", {}, None),
+    ("ASGD", {}, f"sgd{W}"),
     ("NAdam", {}, "nadam, growing momentum"),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}, f"nadam, growing momentum{W}"),
     ("RAdam", {}, "radam, epsilon before the correction"),
@@ -147,7 +148,7 @@ class Row(NamedTuple):
     subject: str
     right: bool
     said: str
-    difference: float
+    difference: float | None
     findings: list[str]
     broken: list[str]
     seconds: float
@@ -158,10 +159,12 @@ def row_of(subject: str, audit: Callable[[], Audit], expected: str | None, words
     began = time.perf_counter()
     found = audit()
     seconds = round(time.perf_counter() - began, 2)
-    right = all(word in str(found) for word in words) if words else found.dialect == expected and not found.findings
+    printed = " ".join(str(found).split())
+    right = all(word in printed for word in words) if words else found.dialect == expected and not found.findings
+    difference = float(f"{found.difference:.2g}") if math.isfinite(found.difference) else None
     broken = [f"{promise.name}: {promise.shown}" for promise in found.broken]
     said = found.dialect or (f"none; nearest {found.nearest}" if found.nearest else "none")
-    return Row(subject, right, said, float(f"{found.difference:.2g}"), list(found.findings), broken, seconds)
+    return Row(subject, right, said, difference, list(found.findings), broken, seconds)
 
 
 def rows(only: str | None, *, promises: bool) -> Iterator[Row]:
@@ -201,9 +204,7 @@ def main() -> int:
     found = []
     for row in rows(options.only, promises=True):
         found.append(row)
-        print(
-            f"{'right' if row.right else 'WRONG'} | {row.subject} | {row.said} | {row.difference:.1e} | {row.seconds} s"
-        )
+        print(f"{'right' if row.right else 'WRONG'} | {row.subject} | {row.said} | {row.difference} | {row.seconds} s")
         for line in (*row.findings, *row.broken):
             print(f"      {line}")
     wrong = [row.subject for row in found if not row.right]

@@ -142,11 +142,11 @@ MISTAKES = {
     "the second moment of the momentum": (of_momentum, ("the second moment is of the momentum",)),
     "b2 rounded to bfloat16": (
         lambda: adam(v=lambda b, old, new: (jnp.asarray(b, old.dtype) * old + (1 - b) * new).astype(old.dtype)),
-        ("bfloat16: the second moment forgets                        NO",),
+        ("large gradients are forgotten NO",),
     ),
     "a sum in place of the average": (lambda: adam(v=lambda b, old, new: old + (1 - b) * new), ("root of the sum",)),
 }
-"""Name -> the optimizer, and what its printed audit must have."""
+"""Name -> the optimizer, and what its printed audit must have, with one space for many."""
 
 
 def decay_without_rate(learning_rate):

@@ -6,6 +6,7 @@ Formulas in NumPy stand for optimizers here, so that what names them is held to 
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -59,6 +60,10 @@ def algorithm_1(kept, g, p, t):
 
 def adamw(kept, g, p, t):
     return algorithm_1(kept, g, p, t) - LR * WD * p
+
+
+def uphill(kept, g, p, t):
+    return -adamw(kept, g, p, t)
 
 
 def adam_l2(kept, g, p, t):
@@ -152,13 +157,15 @@ def test_another_optimizer_than_was_said_is_an_error_that_says_where_and_by_how_
     assert "it differs from step 1 on, at most by" in said
     with pytest.raises(AssertionError, match=r"but its b2 is 0\.99, not 0\.999"):
         audit_of(adamw).assert_is("optax.adamw", b2=0.999)
+    with pytest.raises(AssertionError, match=r"(?s)a formula is not optax\.adamw.*Updates go up the gradient"):
+        audit_of(uphill).assert_is("optax.adamw")
     with pytest.raises(ValueError, match=r"assert_is: name must be one of .*'torch.optim.Adam'.*, got 'torch.Adam'"):
         audit_of(adamw).assert_is("torch.Adam")
 
 
 @pytest.mark.parametrize("name", in_turn(planted.MISTAKES, ("a count that is never incremented",)))
 def test_a_planted_mistake_is_found_and_named(name):
-    printed = str(mistake(name, promises="bfloat16" in name))
+    printed = " ".join(str(mistake(name, promises="bfloat16" in name)).split())
     for words in planted.MISTAKES[name][1]:
         assert words in printed
 
@@ -227,3 +234,13 @@ def test_each_dialect_has_a_name_of_its_own():
     names = [dialect.name for dialect in dialects.DIALECTS]
     assert len(set(names)) == len(names)
     assert not [name for name in dialects.known_names() if not dialects.by_alias(name)]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", [dialect.name for dialect in dialects.DIALECTS])
+def test_each_dialect_is_found_to_be_itself(name):
+    dialect = next(dialect for dialect in dialects.DIALECTS if dialect.name == name)
+    numbers = {"learning_rate": 1e-3, **dialect.numbers}
+    with jax.enable_x64(True):
+        made = dialect.make("none", numbers)
+    assert adam_tx.audit(made, promises=False, name=name).dialect == name

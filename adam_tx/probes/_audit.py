@@ -36,7 +36,8 @@ def audit(
     gradient, sizes down to 1e-24, parameters that are not zero. What it answers says where
     epsilon stands, which averages are corrected, their order and decays, what weight decay
     multiplies. Then the dialects with these parts are fitted to it. It is called one of them
-    only if 60 random steps from the same start differ by less than 1e-10 of a step.
+    only if 60 random steps, of the same gradients and parameters, differ by less than 1e-10
+    of a step.
 
     The limits of that:
 
@@ -46,7 +47,9 @@ def audit(
       function of it.
     - A schedule is told from a correction by the powers of `1 - b1^t` and `1 - b2^t` that
       the steps follow, so a schedule that follows these is taken for a mistake.
-    - Gradients here are as large as 1e10. What clips them is "nearest" at best.
+    - Gradients here are as large as 1e10. What clips by a norm is named by what it does to
+      gradients below 1e-3, and the report says so; what clips these too is not named.
+    - A state in fewer bits than the parameters' is not its dialect in float64. It is "nearest".
     - What happens after 60 steps, or to leaves that are neither matrix nor vector, is not
       seen. Nor are the groups of a tree whose leaves are told apart by their names.
     - `update` must need no more than gradients, state and parameters.

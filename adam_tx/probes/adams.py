@@ -125,10 +125,10 @@ ADAMS = (
     Dialect(
         "nadam", _nadam(), ADAM, _AHEAD, aliases(plain="optax.nadam adam_tx.nadam", w="optax.nadamw adam_tx.nadamw")
     ),
+    Dialect("nadam, fast growing momentum", _nadam(1.0), ADAM, _AHEAD, aliases(w="keras.optimizers.Nadam")),
     Dialect(
         "nadam, growing momentum", _nadam(), {**ADAM, "momentum_decay": 0.004}, _AHEAD, aliases("torch.optim.NAdam")
     ),
-    Dialect("nadam, fast growing momentum", _nadam(1.0), ADAM, _AHEAD, aliases(w="keras.optimizers.Nadam")),
     Dialect(
         "radam", part(optimizers.radam), ADAM, seen(**AFTER, rises=True), aliases(plain="optax.radam adam_tx.radam")
     ),

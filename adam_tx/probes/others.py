@@ -12,7 +12,6 @@ from adam_tx.links.clip import clip_by_rms
 from adam_tx.links.heavy_ball import scale_by_heavy_ball
 from adam_tx.links.learning_rate import scale_by_learning_rate
 from adam_tx.links.lion_momentum import scale_by_lion_momentum
-from adam_tx.links.momentum import scale_by_momentum
 from adam_tx.links.rms import scale_by_rms
 from adam_tx.links.row_column_rms import last_axes, scale_by_row_column_rms
 from adam_tx.links.summed_rms import scale_by_summed_rms
@@ -119,10 +118,6 @@ def _nothing(_: Numbers) -> Links:
     return ()
 
 
-def _average(n: Numbers) -> Links:
-    return (scale_by_momentum(n["b1"]),)
-
-
 def _heavy_ball(*, nesterov: bool) -> Direction:
     def direction(n: Numbers) -> Links:
         return (scale_by_heavy_ball(n["momentum"], dampening=n.get("dampening", 0.0), nesterov=nesterov),)
@@ -144,8 +139,6 @@ def _without_first_moment() -> Iterator[Dialect]:
         yield Dialect(f"sgd with momentum{how}", direction, {"momentum": 0.9}, facts, sgd)
         dampened = {"momentum": 0.9, "dampening": 0.5}
         yield Dialect(f"sgd with dampened momentum{how}", direction, dampened, facts, aliases("torch.optim.SGD"))
-    average = aliases(plain="optax.ema(debias=False) adam_tx.scale_by_momentum")
-    yield Dialect("average", _average, {"b1": 0.9}, {**_LINEAR, "keeps": True}, average)
 
 
 OTHERS = (*_others(), *_without_first_moment())

@@ -60,7 +60,7 @@ class Effects(NamedTuple):
 
 
 def _all(one: Any, other: Any) -> bool:
-    return bool(np.all(np.abs(one - other) <= 1e-9 * np.abs(other)))
+    return bool(np.all(np.abs(one - other) <= 1e-6 * np.abs(other)))
 
 
 def _rising(count: Any) -> Any:

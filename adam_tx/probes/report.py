@@ -24,7 +24,7 @@ _DECAYS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Audit:
     """What `audit` found of an optimizer; printed, it is a table.
 
@@ -73,14 +73,16 @@ class Audit:
           This audit.
 
         Raises:
-          AssertionError: it is another; the message says what, and in which parts and by how much they differ.
+          AssertionError: it is another, or goes the other way; the message says what it is, which mistakes are
+            seen, and from which step on and by how much the two differ.
           ValueError: the name is not known.
         """
         options = dialects.by_alias(name)
         if not options and name != self.dialect:
             near = difflib.get_close_matches(name, dialects.known_names(), 3)
             raise ValueError(f"assert_is: name must be one of {near or dialects.known_names()}, got {name!r}.")
-        if self.dialect is None or (name not in self.names and not self.dialect.startswith(name)):
+        backwards = self.anatomy.uphill or self.measured.get("weight_decay", 0.0) < 0.0
+        if backwards or name not in (*self.names, self.dialect):
             raise AssertionError("\n".join([f"{self.subject} is not {name}: {self.verdict}.", *self._unlike(options)]))
         for key, wanted in hyperparams.items():
             found = self.measured.get(key, float("nan"))
@@ -93,11 +95,11 @@ class Audit:
         yield from (f"- {finding}" for finding in self.findings)
         for dialect, decay in options[:1]:
             match = compared_with(self.problem, self.anatomy, dialect, decay)
-            step = first_step(match)
-            yield (
-                f"- From {dialect.name}{_DECAYS.get(match.decay, '')}, fitted, it differs from step {step} on, "
-                f"at most by {match.largest:.1e} of a step."
-            )
+            if not match.same:
+                yield (
+                    f"- From {dialect.name}{_DECAYS.get(match.decay, '')}, fitted, it differs from step "
+                    f"{first_step(match)} on, at most by {match.largest:.1e} of a step."
+                )
 
     @property
     def verdict(self) -> str:
