@@ -168,11 +168,6 @@ class Wrapper(AbstractLink):
         emitted, new = leaves.replace(count=count).run_member(self.member, self.inner, updates, state)
         return emitted, self.inner.with_count(new, None if count is None else increment(count))
 
-    @property
-    def front(self) -> Sequence[Any]:
-        """That of the link inside."""
-        return self.inner.front
-
     def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
         """Those of the link inside make their step."""
         inner = self.inner.run_front(leaves.within(self.member), updates, getattr(state, self.member))

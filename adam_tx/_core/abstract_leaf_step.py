@@ -70,11 +70,13 @@ class AbstractLeafStep:
     @property
     def front(self) -> Sequence[Any]:
         """The links inside that have to step all leaves before one is stepped: those from elsewhere that are first."""
-        return ()
+        return [first for member in self.stepping.values() for first in member.front]
 
     def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
         """The state in which those have made their step: see `front.Fronted`."""
         del leaves, updates
+        if self.front:
+            raise NotImplementedError(f"{self.name} needs a run_front, which lets {self.front[0].name} step all leaves")
         return state
 
     @property

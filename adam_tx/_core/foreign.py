@@ -89,7 +89,7 @@ class Foreign(AbstractLink):
         column = [numerics.cast(x, leaves.dtypes[i]) if i in leaves.present else x for i, x in enumerate(given)]
         token = LIFTED.set(self.name if lifted else LIFTED.get())  # once lifted they stay so, however deep
         try:
-            with _with_layers(leaves):
+            with with_layers(leaves):
                 return self._inner.init(cast(optax.Params, leaves.tree(column)))
         finally:
             LIFTED.reset(token)
@@ -117,7 +117,7 @@ class Foreign(AbstractLink):
         params = None if leaves.params is None else cast(optax.Params, leaves.tree(leaves.params))
         extra = leaves.extra if leaves.grad is None else {**leaves.extra, "grad": leaves.tree(leaves.grad)}
         try:
-            with _with_layers(leaves):
+            with with_layers(leaves):
                 emitted, new = self._inner.update(cast(optax.Updates, leaves.tree(updates)), given, params, **extra)
         except FloatingPointError as error:  # under jax_debug_nans
             raise FloatingPointError(f"{self.name}: {error}") from error
@@ -169,7 +169,7 @@ class Foreign(AbstractLink):
 
 
 @contextlib.contextmanager
-def _with_layers(leaves: Leaves) -> Generator[None]:
+def with_layers(leaves: Leaves) -> Generator[None]:
     """Links inside know what is stacked, by the paths of leaves."""
     if not leaves.layers:
         yield

@@ -12,7 +12,7 @@ from adam_tx._core import front
 from adam_tx._core.abstract_leaf_step import KeptOfLeaf
 from adam_tx._core.abstract_link import AbstractLink
 from adam_tx._core.call import Call
-from adam_tx._core.foreign import Foreign
+from adam_tx._core.foreign import Foreign, with_layers
 from adam_tx._core.front import FRONT, Fronted
 from adam_tx._core.leaf_step import Leaf
 from adam_tx._core.leaves import Column, Leaves, increment
@@ -74,7 +74,8 @@ class ForeignChain(Foreign):
         grad: Any = None if leaves.grad is None else leaves.tree(leaves.grad)
         new: list[State] = []
         for member, kept in zip(self._others, old, strict=True):
-            tree, after = member.update(tree, kept, params, grad=grad)
+            with with_layers(leaves):
+                tree, after = member.update(tree, kept, params, grad=grad)
             new.append(after)
         updates = leaves.column(tree, self.name)
         before = (*old, self._last.run_front(leaves, updates, own))
@@ -127,7 +128,7 @@ class ForeignChain(Foreign):
     def _known(self, numbers: _Numbers, leaf: Leaf, kept: Mapping[str, Any]) -> Leaf:
         """The leaf as the last knows it, which is the outermost link to itself."""
         updates = kept.get(FRONT, leaf.updates)
-        alone = Leaves(updates, leaf.grad, leaf.params)
+        alone = Leaves(updates, leaf.grad, leaf.params).replace(is_alone=True)
         positions = {(*leaf.place, *place): name for place, name in self._last.positions.items()}
         return leaf._replace(
             updates=updates,

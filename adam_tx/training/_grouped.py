@@ -258,6 +258,11 @@ class Groups(AbstractLink):
         return [(group, link) for group, link in linked if not any(_obstacles(link, tiled=tiled))]
 
     @property
+    def front(self) -> Sequence[Any]:
+        """What steps all leaves of a group together is left to XLA."""
+        return ()
+
+    @property
     def surveys(self) -> bool:
         """What looks at all leaves of a group is left to XLA."""
         return False

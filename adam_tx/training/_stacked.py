@@ -229,6 +229,10 @@ class Stacked(AbstractLink):
             ways[i] = _Way(layers, ways[i])
         return ways
 
+    def run_front(self, leaves: Leaves, updates: Column, state: State) -> State:
+        """Those of the link inside make their step."""
+        return self.inner.run_front(self.leaves_inside(leaves).within("inner"), updates, state)
+
     def fusing_obstacles(self, way: Hashable = None, *, tiled: bool = False) -> Iterator[str]:
         """Those of the link inside; scales that are not of rows, and so not of a layer, where several are given."""
         yield from self.inner.fusing_obstacles(_inside(way), tiled=tiled)
@@ -291,7 +295,7 @@ def _inside(way: Hashable) -> Hashable:
 def _mixes(link: AbstractLink, layers: Layers) -> bool:
     """Whether a storage of it, or of a link inside, takes numbers of several layers together."""
     own = any(layers.cross(storage) for storage in link.storage.values())
-    return own or any(_mixes(member, layers) for member in link.members.values())
+    return own or any(_mixes(member, layers) for member in link.stepping.values())
 
 
 def _obstacle(part: visit.Part, leaves: Leaves, *, is_in_ours: bool) -> str:

@@ -74,6 +74,9 @@ OTHERS = {
     ),
     "a loss scale around a clip": lambda: adam_tx.guard(clipped(), loss_scale=adam_tx.LossScale(8.0, every=2)),
     "figures behind a clip of Optax's": lambda: adam_tx.monitor(clipped()),
+    "a stack around a clip": lambda: adam_tx.guard(
+        adam_tx.stacked(optax.chain(adam_tx.clip_by_rms(0.5), problems.STORAGES["eight bits"]()), "matrix")
+    ),
     "some figures": lambda: adam_tx.monitor(adamw(), every=2),
     "figures and a mask": lambda: adam_tx.monitor(adam_tx.adamw(1e-2, mask=adam_tx.matching("matrix"))),
 }
