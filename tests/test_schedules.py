@@ -156,12 +156,13 @@ def test_a_schedule_is_data_and_pickled_as_such(name):
 
 def test_every_optimizer_takes_such_a_learning_rate():
     params = {"w": jnp.ones((2, 3))}
+    needed = {"max_learning_rate": 0.3, "others": adam_tx.adamw(WSD)}
     tried = 0
     for name in adam_tx.optimizers.__all__:
         make = getattr(adam_tx, name)
         taken = inspect.signature(make).parameters
         if "learning_rate" in taken:
-            tx = make(WSD, **({"max_learning_rate": 0.3} if "max_learning_rate" in taken else {}))
+            tx = make(WSD, **{key: value for key, value in needed.items() if key in taken})
             state = jax.eval_shape(tx.init, params)
             updates, after = jax.eval_shape(tx.update, params, state, params)
             assert (updates["w"].dtype, after) == (jnp.float32, state), name
