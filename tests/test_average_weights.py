@@ -377,6 +377,14 @@ def test_zero1_splits_it_like_a_moment():
     assert_close(averaged(grads, state)["w"], jnp.full((16, 8), 1 - 0.02 / 3))
 
 
+def test_it_may_lie_in_host_memory_by_itself():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"w": jax.ShapeDtypeStruct((16, 8), jnp.float32)}
+    places = adam_tx.state_sharding(average(), params, mesh=mesh, memory_kind={"average": "pinned_host"})
+    kinds = {place.memory_kind for place in jax.tree.leaves(places.inner)}
+    assert places.average.weights["w"].memory_kind == "pinned_host" not in kinds
+
+
 # In one pass
 
 
