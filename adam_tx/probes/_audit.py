@@ -52,7 +52,8 @@ def audit(
     - A state in fewer bits than the parameters' is not its dialect in float64. It is "nearest".
     - What happens after 60 steps, or to leaves that are neither matrix nor vector, is not
       seen. Nor are the groups of a tree whose leaves are told apart by their names.
-    - `update` must need no more than gradients, state and parameters.
+    - `update` must need no more than gradients, state and parameters, and run within
+      `jax.jit` and `jax.vmap`.
 
     Args:
       tx: any Optax transformation; or a function that makes one of `learning_rate`, such as

@@ -30,8 +30,15 @@ class Effects(NamedTuple):
 
     def promises(self) -> Iterator[Promise]:
         """What a learning rate should do."""
-        share = self.twice[0] / self.once[0]
-        yield Promise("the step is proportional to the learning rate", _all(share, 2.0), f"{share[-1]:.6g} at twice it")
+        with np.errstate(all="ignore"):
+            yield from self._promises()
+
+    def _promises(self) -> Iterator[Promise]:
+        share = self.twice[0][-1] / self.once[0][-1]
+        linear = _all(
+            self.twice[0], 2.0 * self.once[0], 1e-3
+        )  # a decay of the stepped weights has a share in its square
+        yield Promise("the step is proportional to the learning rate", linear, f"{share:.6g} at twice it")
         lost = [steps[0] - steps[1] for steps in (self.once, self.twice)]
         if np.any(np.abs(lost[0]) > 1e-9 * np.abs(self.once[0])):
             times = float(lost[1][-1] / lost[0][-1])
@@ -41,9 +48,10 @@ class Effects(NamedTuple):
 
     def _schedule(self, scheduled: Array | str) -> Promise:
         name = "a schedule is read at the number of earlier updates"
-        if isinstance(scheduled, str):
-            return Promise(name, None, f"refused: {scheduled}")
-        share, counts = scheduled[0] / self.once[0], np.arange(1.0, STEPS + 1)
+        moved = self.once[0] != 0.0
+        if isinstance(scheduled, str) or not np.any(moved):
+            return Promise(name, None, f"refused: {scheduled}" if isinstance(scheduled, str) else "nothing moves")
+        share, counts = (scheduled[0] / self.once[0])[moved], np.arange(1.0, STEPS + 1)[moved]
         if _all(share, counts):
             return Promise(name, True, "at update t with t - 1")
         if _all(share, counts + 1.0):
@@ -59,8 +67,8 @@ class Effects(NamedTuple):
             yield "Weight decay is not multiplied by the learning rate: at twice the rate it is the same."
 
 
-def _all(one: Any, other: Any) -> bool:
-    return bool(np.all(np.abs(one - other) <= 1e-6 * np.abs(other)))
+def _all(one: Any, other: Any, within: float = 1e-6) -> bool:
+    return bool(np.all(np.abs(one - other) <= within * np.abs(other)))
 
 
 def _rising(count: Any) -> Any:
@@ -81,5 +89,4 @@ def effects_of_rates(make: Callable[[Any], Subject], *, schedules: bool) -> Effe
             scheduled = steps(_rising)
     except Exception as error:
         scheduled = type(error).__name__
-    with np.errstate(all="ignore"):
-        return Effects(steps(RATE), steps(2.0 * RATE), scheduled)
+    return Effects(steps(RATE), steps(2.0 * RATE), scheduled)
