@@ -150,6 +150,9 @@ PER_TENSOR = {
 }
 """Those whose rule of an element depends on its whole tensor."""
 
+FOR_MATRICES = {name for name in PER_TENSOR if name.split(",")[0] in ("muon", "normuon", "adamh", "muonh")}
+"""Those that want to know which leaves are matrices."""
+
 SMALL_STATE = {
     "adam, bf16 mu": lambda: adam_tx.adam(1e-3, mu_dtype=jnp.bfloat16),
     "adam, bf16 mu and nu": lambda: adam_tx.adam(1e-3, b2=0.95, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16),

@@ -298,8 +298,7 @@ class InBasis(Wrapper):
             kept = [column[i] for column in columns]
             wrong = len(columns) < len(shape) or any(m is not None for m in kept[len(shape) :])
             expected = [(*numbers, n) for n in shape]
-            wrong |= any(m is not None and m.shape[: len(e)] != e for e, m in zip(expected, of_leaf, strict=True))
-            if wrong:
+            if wrong or any(m is not None and m.shape[: len(e)] != e for e, m in zip(expected, of_leaf, strict=True)):
                 raise ValueError(
                     f"leaf {leaves.path(i)} has shape {whole}, but its basis is that of another. Give update the "
                     "gradient of the params that init was given, or call init anew."
