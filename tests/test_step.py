@@ -578,6 +578,15 @@ def test_state_and_params_in_each_others_place_are_told_apart_by_step():
     assert any("step(grads, state, params), and not update" in note for note in caught.value.__notes__)
 
 
+@needs_llvmlite
+def test_a_link_that_is_given_no_gradient_is_refused_as_update_refuses_it():
+    step = adam_tx.step(adam_tx.guard(adam_tx.scale_by_rms()))
+    params = {"w": jnp.ones(3)}
+    assert step.reasons(params) == {"w": "guard reads the gradient, and stands in no chain that gives it"}
+    with pytest.raises(TypeError, match="guard reads the gradient, and update was called without grad"):
+        step(params, step.tx.init(params), params)
+
+
 def test_importing_adam_tx_imports_no_compiler():
     code = "import sys, adam_tx; print(any(name.startswith('llvmlite') for name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

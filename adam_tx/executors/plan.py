@@ -128,6 +128,8 @@ def plan(
         try:
             for why in link.fusing_obstacles(ways[i], tiled=True):
                 raise Unsupported(why)
+            if link.facts.reads_grad:
+                raise Unsupported(f"{link.name} reads the gradient, and stands in no chain that gives it")
             recipe = executor.recipe(link, params[i], updates[i], kept[i], ways[i])
         except Unsupported as why:
             choices[i] = Choice(str(why))

@@ -49,8 +49,6 @@ def run_link(executor: Executor, link: AbstractLink, grads: Any, state: Any, par
 
 def planned(executor: Executor, link: AbstractLink, grads: Any, state: Any, params: Any) -> Planned:
     """Who runs each leaf, once what has to be run before is."""
-    if link.facts.reads_grad:
-        link.update(grads, state, params)  # which says what is missing
     leaves = Leaves(grads, None, params, count=link.count_of(state), positions=link.positions)
     state = link.run_front(leaves, leaves.updates, state)
     kept = link.kept_of_leaves(leaves, state)
