@@ -35,7 +35,7 @@ def export_state(opt_state: optax.OptState, params: optax.Params, tx: optax.Grad
         sum_of_squares, trace, mean   of Adagrad, SGD's momentum, centered RMSprop
         nu_row, nu_col, nu_of_blocks  of Adafactor, Adam-mini
         nu_yogi, nu_belief            of Yogi, AdaBelief
-        previous_gradient             of MARS
+        previous_gradient, start      of MARS, of `decay_to_start`
         average, average.<name>       of `average_weights`, and of Keras's `use_ema`
         residual_of_8_bits, …         of parameters with fewer bits than their updates
         weight_mu_read                1 - Π decay of what NAdam looks ahead with,
