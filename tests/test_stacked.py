@@ -22,16 +22,17 @@ from adam_tx.storage import Storage, Stored
 LAYERS = 3
 CATALOGUE = OPTIMIZERS | PER_TENSOR | SMALL_STATE
 # a norm of a tensor, blocks and sums of them, rows and columns with a part of Optax's, and a surprise
+PRODUCTS = {"soap", "muon", "normuon", "muonh", "adamh"}
 REDUCES = {"lamb", "adam_mini", "novograd", "adafactor", "stable_adamw"}
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # Optax's parts in some of them need it
 
 
 def params_of(layers=LAYERS):
     numbers = np.random.default_rng(0)
-    shapes = {"blocks": {"w": (layers, 4, 6), "b": (layers, 6)}, "head": (6, 2)}
+    shapes = {"blocks": {"w": (layers, 4, 6), "b": (layers, 6)}, "last": (6, 2)}
     sizes = {
         "blocks": {"w": 3.0 ** np.arange(layers)[:, None, None], "b": 3.0 ** np.arange(layers)[:, None]},
-        "head": 1.0,
+        "last": 1.0,
     }
     return jax.tree.map(
         lambda size, shape: jnp.asarray(size * numbers.standard_normal(shape), jnp.float32), sizes, shapes
@@ -118,9 +119,13 @@ def test_what_steps_each_element_by_itself_runs_the_program_that_it_ran_before(n
     params, tx = params_of(), CATALOGUE[name]()
     state = jax.eval_shape(tx.init, params)
     assert jax.eval_shape(stacked(tx).init, params) == state
-    assert str(jax.make_jaxpr(stacked(tx).update)(params, state, params)) == str(
-        jax.make_jaxpr(tx.update)(params, state, params)
-    )
+    assert program(stacked(tx), params, state) == program(tx, params, state)
+
+
+def program(tx, params, state):
+    """The equations of an update, without those that nothing reads: injected numbers are looked at once more."""
+    lines = str(jax.make_jaxpr(tx.update)(params, state, params)).splitlines()
+    return [line for line in lines if not line.strip().startswith("_:")]
 
 
 def test_a_trust_ratio_is_that_of_a_layer_and_without_it_that_of_all():
@@ -231,7 +236,7 @@ def test_functions_of_a_shape_get_that_of_a_layer():
     )
     params = params_of()
     updates = jax.jit(lambda p: stacked(tx).update(grads_of(p, 0), stacked(tx).init(p), p)[0])(params)
-    assert seen == {"['blocks']['b']": (6,), "['blocks']['w']": (4, 6), "['head']": (6, 2)}
+    assert seen == {"['blocks']['b']": (6,), "['blocks']['w']": (4, 6), "['last']": (6, 2)}
     assert not jnp.any(updates["blocks"]["b"])
     assert jnp.all(updates["blocks"]["w"] != 0)
 
@@ -319,7 +324,7 @@ AROUND = {
     "with_gradient": lambda tx: adam_tx.chain(adam_tx.with_gradient(tx, lambda grad, updates: grad)),
     "optax.chain": lambda tx: optax.chain(optax.clip_by_global_norm(1e9), tx),
     "optax.masked": lambda tx: optax.masked(tx, lambda tree: jax.tree.map(lambda _: True, tree)),
-    "optax.partition": lambda tx: optax.partition({"a": tx, "b": tx}, {"blocks": "a", "head": "b"}),
+    "optax.partition": lambda tx: optax.partition({"a": tx, "b": tx}, {"blocks": "a", "last": "b"}),
     "optax.MultiSteps": lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
     "optax.apply_if_finite": lambda tx: optax.apply_if_finite(tx, 2),
     "optax.inject_hyperparams": lambda tx: optax.inject_hyperparams(lambda rate: adam_tx.chain(tx, optax.scale(rate)))(
@@ -431,7 +436,7 @@ def test_a_transformation_of_which_it_is_said_that_it_is_elementwise_is_taken():
 
 
 def test_what_is_not_stacked_may_be_of_any_transformation():
-    tx = adam_tx.groups({"blocks/*": adam_tx.lamb(1e-3), "head": optax.contrib.muon(1e-3)})
+    tx = adam_tx.groups({"blocks/*": adam_tx.lamb(1e-3), "last": optax.contrib.muon(1e-3)})
     jax.eval_shape(stacked(tx).init, params_of())
 
 
@@ -543,7 +548,10 @@ def test_an_exported_program_steps_layers():
         (lambda: adam_tx.monitor(stacked(adam_tx.adamw(1e-3))), ""),
         (lambda: adam_tx.adamw(1e-3, nu_dtype=storage.EightBit(min_size=1)), ""),
         (lambda: adam_tx.lamb(1e-3), "scale_by_trust_ratio does not step each element by itself"),
-        (lambda: adam_tx.scale_by_rms(dtype=OneScale()), "what is stored of its layers has to be told apart"),
+        (
+            lambda: adam_tx.chain(adam_tx.scale_by_rms(dtype=OneScale())),
+            "what is stored of its layers has to be told apart",
+        ),
     ],
     ids=["adamw", "around", "eight bits", "trust ratio", "one scale"],
 )
@@ -576,11 +584,14 @@ def test_a_layout_may_split_layers_and_what_stands_for_blocks_of_them():
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["automatic", "explicit"])
-@pytest.mark.parametrize("name", [*PER_TENSOR, "adamw, eight bit"])
+# of products of matrices sums are made in another order, and of SOAP a null space has an arbitrary basis
+@pytest.mark.parametrize(
+    "name", [*(name for name in PER_TENSOR if not PRODUCTS & {*name.split(",")}), "adamw, eight bit"]
+)
 def test_a_state_whose_layers_are_split_gives_the_numbers_of_one_device(name, kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     whole = NamedSharding(mesh, P())
-    start, tx = params_of(8) | {"head": jnp.ones((8, 2))}, stacked(CATALOGUE[name]())
+    start, tx = params_of(8) | {"last": jnp.ones((8, 2))}, stacked(CATALOGUE[name]())
 
     def step(params, state):
         updates, state = tx.update(grads_of(params, 0), state, params)
@@ -597,7 +608,7 @@ def test_a_state_whose_layers_are_split_gives_the_numbers_of_one_device(name, ki
     with jax.numpy_rank_promotion("allow"):
         params = jax.device_put(start, whole)
         places = adam_tx.state_sharding(tx, params, zero1="data", min_size=1)
-        assert not any(place.is_fully_replicated for place in jax.tree.leaves(places.get("scale_by_rms", [])))
+        assert not all(place.is_fully_replicated for place in jax.tree.leaves(places))
         assert_same(steps(params, places), steps(start, None))
 
 

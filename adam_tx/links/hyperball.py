@@ -63,4 +63,9 @@ def step_on_hyperball(learning_rate: NonNegative, *, axes: MatrixAxes = None) ->
         along = rate * radius * reciprocal(reached)
         return -(params * scalar(shrunk, params) + direction * scalar(along, direction))
 
-    return Rule(rule, formula="p' of the norm of p, learning_rate · ||p|| from it along u; p' - p", is_step=True)
+    return Rule(
+        rule,
+        formula="p' of the norm of p, learning_rate · ||p|| from it along u; p' - p",
+        elementwise=False,
+        is_step=True,
+    )

@@ -59,4 +59,5 @@ def scale_by_shape(factor: str = "width", times: NonNegative = 1.0, *, axes: Mat
         size = FACTORS[factor](max(matrix.fan_in, 1), max(matrix.fan_out, 1))
         return updates * scalar(now.times * size, updates)
 
-    return Rule(rule, formula=f"u · times · {factor} of the shape")
+    # a tile, or a stack of layers, has another shape than the matrix
+    return Rule(rule, formula=f"u · times · {factor} of the shape", elementwise=False)
