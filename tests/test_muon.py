@@ -231,3 +231,32 @@ def test_a_hundred_float64_steps_are_those_of_optax(name, muon_ends):
     for leaf, ours in muon_ends[name][0].items():
         start = as_tree(PARAMS, deep=name == "heads")[leaf]
         assert run.relative_error(np.asarray(ours), np.asarray(muon_ends[name][1][leaf]), start) <= 1e-10, leaf
+
+
+def adamh_direction(grads, b1=0.9, b2=0.95, eps=1e-8):
+    m = v = 0.0
+    for t, g in enumerate(grads, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        yield m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+
+
+def muonh_direction(grads, b1=0.95):
+    trace = 0.0
+    for g in grads:
+        trace = b1 * trace + g
+        yield oracles.newton_schulz(b1 * trace + g, (oracles.JORDAN,) * 5, eps=1e-8)
+
+
+HYPERBALL = {"adamh": (adam_tx.adamh, adamh_direction), "muonh": (adam_tx.muonh, muonh_direction)}
+
+
+@pytest.mark.parametrize("name", costly(HYPERBALL, ["adamh"]))
+def test_a_hundred_float64_steps_on_the_hyperball_are_those_that_its_authors_write_to_1e_10(name, x64):
+    make, direction = HYPERBALL[name]
+    start, grads = oracles.matrix_problem(steps=100)
+    p, radius = start, np.linalg.norm(start)
+    for u in direction(grads):
+        beyond = p - 0.02 * radius * u / np.linalg.norm(u)
+        p = beyond / np.linalg.norm(beyond) * radius
+    ours = run.trajectory(make(0.02, OTHERS), start, grads)[-1]
+    assert run.relative_error(ours, p, start) <= 1e-10

@@ -329,7 +329,7 @@ def _rate(variable: Variable, config: Mapping[str, Any]) -> float:
 
 def _of_average(iteration: Array, config: Mapping[str, Any]) -> dict[Key, Any]:
     """Our numbers of an average of all iterates that there were, each of which counts once."""
-    count = float(iteration // (config["gradient_accumulation_steps"] or 1))
+    count = float(int(iteration) // (config["gradient_accumulation_steps"] or 1))
     values = {"weight_sum": count, "largest_rate": 0.0, "blend": float(config["beta_1"]) if count else 0.0}
     return {Key(_OF_AVERAGE[name]): np.asarray(value) for name, value in values.items()}
 

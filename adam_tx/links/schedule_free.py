@@ -130,7 +130,8 @@ def schedule_free_weights(params: optax.Params, opt_state: optax.OptState) -> op
             if is_absent(y) or is_absent(z):
                 return y
             away = jnp.where(b1 == 0, 0.0, 1.0 - 1.0 / jnp.where(b1 == 0, 1.0, b1))
-            return (y + cast(z - y.astype(z.dtype), z.dtype) * scalar(away, z)).astype(y.dtype)
+            of_y = y.astype(z.dtype)
+            return (of_y + (z - of_y) * scalar(away, z)).astype(y.dtype)
 
         given, kept = (jax.tree.structure(tree, is_leaf=is_absent) for tree in (weights, state.z))
         if given != kept:

@@ -96,7 +96,7 @@ def test_singular_values_come_near_one(name):
     steps, least, most = REACHED[name]
     values = jnp.geomspace(0.01, 1.0, 8)
     tx = adam_tx.scale_by_orthogonalization(steps, coefficients=name, preconditioning="spectral")
-    emitted, _ = tx.update(jnp.diag(values), tx.init(values))
+    emitted, _ = jax.jit(tx.update)(jnp.diag(values), tx.init(values))
     reached = np.diagonal(np.asarray(emitted))
     assert least < reached.min()
     assert reached.max() < most
@@ -112,7 +112,7 @@ def test_more_steps_of_polar_express_give_the_orthogonal_factor():
 def test_products_may_be_made_in_bfloat16():
     grad = jnp.asarray(np.random.default_rng(0).standard_normal((6, 4)), jnp.float32)
     exact, coarse = (adam_tx.scale_by_orthogonalization(dtype=dtype) for dtype in (None, jnp.bfloat16))
-    (a, _), (b, _) = (tx.update(grad, tx.init(grad)) for tx in (exact, coarse))
+    (a, _), (b, _) = (jax.jit(tx.update)(grad, tx.init(grad)) for tx in (exact, coarse))
     assert b.dtype == jnp.float32
     # each step may multiply by 3.4445 what the first has rounded
     assert 0 < np.abs(a - b).max() < 3.4445**4 * 2.0**-9
@@ -125,7 +125,7 @@ def test_products_are_as_exact_as_a_device_can_make_them_unless_a_dtype_is_given
         assert ("HIGHEST" in jaxpr) == (dtype is None)
 
 
-@pytest.mark.parametrize("preconditioning", costly(PRECONDITIONINGS, ["aol"]))
+@pytest.mark.parametrize("preconditioning", costly(PRECONDITIONINGS, ["frobenius"]))
 def test_zero_updates_stay_zero_and_derivatives_finite(preconditioning):
     tx = adam_tx.scale_by_orthogonalization(eps=0.0, preconditioning=preconditioning)
 
@@ -133,8 +133,9 @@ def test_zero_updates_stay_zero_and_derivatives_finite(preconditioning):
         return jnp.sum(tx.update(grad, tx.init(grad))[0])
 
     zero = jnp.zeros((3, 2))
-    assert emitted(zero) == 0
-    assert np.isfinite(jax.grad(emitted)(zero)).all()
+    value, slope = jax.jit(jax.value_and_grad(emitted))(zero)
+    assert value == 0
+    assert np.isfinite(slope).all()
 
 
 @pytest.mark.parametrize(

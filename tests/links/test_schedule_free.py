@@ -49,9 +49,9 @@ def test_step_schedule_free_is_its_formula(number, standard_promotion):
 
 
 def trained(tx, params, steps=5):
-    state = tx.init(params)
+    state, update = tx.init(params), jax.jit(tx.update)
     for _ in range(steps):
-        updates, state = tx.update(params, state, params)
+        updates, state = update(params, state, params)
         params = run.apply_updates(params, updates)
     return params, state
 
