@@ -225,7 +225,8 @@ def _measured(anatomy: Anatomy, dialect: Dialect) -> dict[str, float]:
     elif anatomy.first_correction == 0.0 or not (dialect.whole or np.isnan(anatomy.first_correction)):
         values["learning_rate"] = anatomy.learning_rate
     if anatomy.linear or anatomy.second == "sign":
-        values |= {"b1": anatomy.b1, "momentum": anatomy.b1}
+        if anatomy.b1 < 1.0 - 1e-9:  # else nothing fades, and that is no decay of an average
+            values |= {"b1": anatomy.b1, "momentum": anatomy.b1}
         values |= {"b2": anatomy.b2} if anatomy.second in ("average", "sign") else {}
         shown = anatomy.second == "average" or np.isfinite(anatomy.first_correction)  # else it may be an initial value
         values |= {"eps": epsilon.value if epsilon else 0.0} if shown else {}

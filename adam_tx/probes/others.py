@@ -44,7 +44,7 @@ def _cautious_adamw(n: Numbers) -> Links:
 
 
 def _others() -> Iterator[Dialect]:
-    """Those whose rule of a number is another one, and those that look at whole tensors."""
+    """Those whose rule of a number is another one."""
     belief, eps_1e3 = {**BETAS, "eps": 1e-16, "eps_root": 1e-16}, {**BETAS, "eps": 1e-3}
     yogi = seen("maximum", **AFTER)
     adopt, floor = {"b1": 0.9, "b2": 0.9999, "eps": 1e-6}, seen(None, None, place="floor")
@@ -61,6 +61,17 @@ def _others() -> Iterator[Dialect]:
     atan2 = {"b1": 0.9, "b2": 0.99, "b": 1.0}
     bounded = {**_ODD, "place": None}
     yield Dialect("adam_atan2", part(optimizers.adam_atan2), atan2, bounded, aliases(w="adam_tx.adam_atan2"))
+    free, running = {**_ADAMW, "learning_rate": 2.5e-3}, {"degree": 0.0, "order": "root first", "place": "outside"}
+    names = own("optax.contrib.schedule_free_adamw adam_tx.schedule_free_adamw")
+    yield Dialect("schedule_free_adamw", whole(optimizers.schedule_free_adamw), free, running, names)
+    adadelta = {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-6}
+    delta = seen("maximum", None, place="inside")
+    yield Dialect("adadelta", whole(optax.adadelta), adadelta, delta, own("optax.adadelta torch.optim.Adadelta"))
+    yield Dialect("rprop", whole(optax.rprop), _RATE, _ODD, own("optax.rprop"))
+
+
+def _of_tensors() -> Iterator[Dialect]:
+    """Those that look at whole tensors."""
     mini = {**seen(), **_TENSOR}
     yield Dialect("adam_mini", part(optimizers.adam_mini), ADAM, mini, aliases(w="adam_tx.adam_mini"))
     yield Dialect("lamb", whole(optimizers.lamb), _ADAMW, _TENSOR, own("optax.lamb adam_tx.lamb"))
@@ -78,10 +89,9 @@ def _others() -> Iterator[Dialect]:
     yield Dialect(
         "cautious adamw", _cautious_adamw, _ADAMW, {**_ODD, **_TENSOR}, own("adam_tx.cautious(adam_tx.adamw)")
     )
-    adadelta = {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-6}
-    delta = seen("maximum", None, place="inside")
-    yield Dialect("adadelta", whole(optax.adadelta), adadelta, delta, own("optax.adadelta torch.optim.Adadelta"))
-    yield Dialect("rprop", whole(optax.rprop), _RATE, _ODD, own("optax.rprop"))
+    muon = {**_RATE, "weight_decay": 0.0}
+    ahead = {**_TENSOR, "ahead": True}
+    yield Dialect("muon", whole(optimizers.muon), muon, ahead, own("optax.contrib.muon adam_tx.muon"))
 
 
 def _rmsprop(*, inside: bool, centered: bool, nesterov: bool) -> Direction:
@@ -141,4 +151,4 @@ def _without_first_moment() -> Iterator[Dialect]:
         yield Dialect(f"sgd with dampened momentum{how}", direction, dampened, facts, aliases("torch.optim.SGD"))
 
 
-OTHERS = (*_others(), *_without_first_moment())
+OTHERS = (*_others(), *_of_tensors(), *_without_first_moment())
