@@ -356,6 +356,7 @@ CHECKS = {
     "Change the recipe of a run": every_change_of_recipe_goes_on_from_the_state,
     "Go on from PyTorch, Keras or Optax": a_state_of_torch_comes_in_and_goes_out_again,
     "Keep the settings of a run": a_config_gives_the_same_optimizer,
+    "Ask which Adam a transformation is": nothing_more,
     "Write your own link": the_link_is_its_formula_and_the_rest_comes_for_nothing,
     "The dialects of Adam": the_dialects_are_what_the_chains_say,
     "The family": swapping_links_gives_the_namesakes_bit_for_bit,
