@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from catalogue import costly
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import PartitionSpec as P
@@ -112,6 +113,7 @@ def assert_as_plain(results, plain):
             np.testing.assert_allclose(params[part], plain[name][part], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.exhaustive
 def test_every_optimizer_trains_in_flax_nnx_as_in_a_plain_loop(plain, standard_promotion):
     models = {name: nnx.Linear(3, 2, rngs=nnx.Rngs(0)) for name in OPTIMIZERS}
     for model in models.values():
@@ -250,7 +252,7 @@ STATIC = {"adafactor": ("min_dim_size_to_factor", "dtype_momentum"), "soap": ("e
 STATIC |= {"muon": ("ns_coeffs", "ns_steps"), "muonh": ("steps",), "normuon": ("steps",)}
 
 
-@pytest.mark.parametrize("name", INJECTED)
+@pytest.mark.parametrize("name", costly(INJECTED))
 def test_an_injected_optimizer_has_the_state_of_the_plain_one(name):
     """Compared as Optax compares its own: relative to each number, and to nothing else."""
     params = {"kernel": KERNEL, "bias": BIAS}

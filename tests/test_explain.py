@@ -69,6 +69,7 @@ def test_the_first_number_that_is_not_finite_is_found_where_it_arose():
     assert explained(tx, state=state).first[:2] == ("state", "scale_by_momentum/mu/w")
 
 
+@pytest.mark.exhaustive
 def test_links_are_found_in_wrappers_of_ours_and_in_chains_of_optax():
     groups = adam_tx.groups({"bias": "freeze"}, adam_tx.adam(0.1))
     found = names(explained(optax.chain(optax.clip_by_global_norm(1.0), adam_tx.guard(groups))))

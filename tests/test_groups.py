@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import run
+from catalogue import costly
 from cost import compiled_cost
 from flax import linen, nnx
 
@@ -99,7 +100,7 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", costly(SPLITS, ("optimizers", "norms of a group")))
 def test_every_leaf_trains_as_under_optax_partition_bit_for_bit(split, standard_promotion, usual_compiler):
     tx, transforms, by_label = SPLITS[split]
     ours, _ = after_five(tx)
@@ -271,7 +272,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("wrapper", costly(WRAPPED, ("optax.chain", "MultiSteps")))
 def test_groups_stand_in_every_wrapper_and_come_back_from_config_and_pickle(
     wrapper, standard_promotion, usual_compiler
 ):
@@ -309,6 +310,7 @@ def test_a_pattern_is_a_mask_for_weight_decay_and_for_optax(usual_compiler):
     assert repr(adam_tx.from_config(adam_tx.get_config(masked))) == repr(masked)
 
 
+@pytest.mark.exhaustive
 def test_moments_in_eight_bits_can_be_moved_between_groups():
     small = adam_tx.storage.EightBit(block=4, min_size=1)
     recipe = RECIPE | {"mu_dtype": small, "nu_dtype": small}

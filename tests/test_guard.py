@@ -54,7 +54,9 @@ def runs(request):
         return clean, faulty, int(bad.sum())
 
 
-@pytest.mark.parametrize("name", catalogue.costly(ALL))
+@pytest.mark.parametrize(
+    "name", catalogue.costly(ALL, {"adam", "amsgrad", "lion", "adafactor", "soap", "adamw, eight bit"})
+)
 def test_after_bad_steps_everything_is_to_the_last_bit_as_if_they_had_not_been(name, runs):
     (params, state), (faulty_params, faulty_state), bad = runs[0][name], runs[1][name], runs[2]
     assert int(state.skipped) == 0
@@ -86,7 +88,9 @@ OPTAX = {name: getattr(optax, name) for name in ("adam", "adagrad", "rmsprop", "
 SPIKED = ALL | {f"Optax's {name}": lambda make=make: make(1e-3) for name, make in OPTAX.items()}
 
 
-@pytest.mark.parametrize("name", catalogue.costly(SPIKED, {*catalogue.BUILDS, "Optax's adam"}))
+@pytest.mark.parametrize(
+    "name", catalogue.costly(SPIKED, {"amsgrad", "adafactor", "soap", "adamw, eight bit", "Optax's adam"})
+)
 def test_a_huge_finite_gradient_leaves_nothing_infinite_and_later_steps_are_taken(name, after_spikes):
     for after in after_spikes.values():
         params, state = after[name]
@@ -155,7 +159,7 @@ MAKERS = {
 DERIVED = [(name, bad) for name in MAKERS for bad in (np.nan, np.inf)]
 
 
-@pytest.mark.parametrize(("name", "bad"), catalogue.costly(DERIVED, {("adam", np.inf), ("scaled", np.inf)}))
+@pytest.mark.parametrize(("name", "bad"), catalogue.costly(DERIVED, {("scaled", np.inf)}))
 def test_derivatives_through_a_step_that_is_skipped_are_those_without_it(name, bad):
     scale = adam_tx.LossScale(1.0) if name == "scaled" else None
 

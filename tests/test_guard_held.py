@@ -189,7 +189,7 @@ DIVIDED = {
 }
 
 
-@pytest.mark.parametrize("inside", DIVIDED)
+@pytest.mark.parametrize("inside", costly(DIVIDED, ("codes", "under a mask")))
 def test_what_a_link_divides_by_zero_is_held_and_all_else_steps(inside, as_written):
     params = {**PARAMS, "w": PARAMS["w"].at[1, 1].set(0.0)}
     dead = jax.tree.map(lambda p: p == 0, params)
@@ -275,7 +275,7 @@ def test_it_holds_wherever_it_stands(around):
     assert float(moved["w"][0, 0]) != 1.0
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("kind", costly([AxisType.Auto, AxisType.Explicit], (AxisType.Explicit,)))
 def test_on_a_mesh_the_count_is_of_all_devices_and_nothing_moves(kind):
     place = NamedSharding(jax.make_mesh((8,), ("x",), axis_types=(kind,)), P("x"))
     params = jax.device_put(jnp.ones(16).at[13].set(0.0).at[2].set(0.0), place)
@@ -357,6 +357,7 @@ def test_under_debug_nans_it_makes_no_nan_of_its_own():
             assert (int(state.held), int(state.skipped)) == (0, 0)
 
 
+@pytest.mark.exhaustive
 def test_derivatives_through_a_step_that_is_skipped_are_those_without_it():
     def loss(rate, bad):
         tx, params = guard(adam_tx.adam(rate)), jnp.array([1.0, -2.0])

@@ -179,6 +179,7 @@ def adamw_of_layers(learning_rate: adam_tx.NonNegative, weight_decay: adam_tx.No
     return adamw if layer_decay is None else adam_tx.chain(adamw, scale_by_layer(layer_decay))
 
 
+@pytest.mark.exhaustive
 def test_stacked_layers_get_the_rates_of_layers_by_themselves_from_a_link_of_a_few_lines():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731

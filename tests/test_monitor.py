@@ -103,7 +103,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", costly(CASES, ("Keras", "in a guard", "groups that differ in decay")))
 def test_every_figure_is_that_of_float64_from_outside(case):
     tx, known = CASES[case]
     state, seen = after(adam_tx.monitor(tx))
@@ -127,6 +127,7 @@ def test_an_epsilon_whose_square_is_zero_is_compared_with_the_root_it_is_added_t
     assert figures(state)["eps_share"] == below / 4
 
 
+@pytest.mark.exhaustive
 def test_figures_are_the_same_whether_sums_are_formed_at_once_or_each_by_itself(monkeypatch):
     tx = adam_tx.monitor(adam_tx.adamw(RATE))
     ours = figures(after(tx, 2)[0])
@@ -173,6 +174,7 @@ def test_updates_that_bfloat16_rounds_away_are_counted(standard_promotion):
     assert figures(state)["rounded_away"] == 0.0
 
 
+@pytest.mark.exhaustive
 def test_moments_in_eight_bits_are_decoded_for_the_figures():
     small = EightBit(block=10, min_size=1)
     state, seen = after(adam_tx.monitor(adam_tx.adam(0.01, mu_dtype=small, nu_dtype=small)))
@@ -205,7 +207,7 @@ READABLE = {
 }
 
 
-@pytest.mark.parametrize("case", READABLE)
+@pytest.mark.parametrize("case", costly(READABLE, ("schedule", "MultiSteps inside", "partition")))
 def test_the_learning_rate_in_force_is_readable(case, standard_promotion):
     tx, rate = READABLE[case]
     state, _ = after(tx)
@@ -326,7 +328,7 @@ INSIDE = {
 EVERY = [(inside, every) for every in (1, 2) for inside in INSIDE]
 
 
-@pytest.mark.parametrize(("inside", "every"), costly(EVERY, {("adamw", 2), ("adafactor", 1), ("MultiSteps", 1)}))
+@pytest.mark.parametrize(("inside", "every"), costly(EVERY, {("adamw", 2)}))
 def test_under_debug_nans_a_monitor_makes_no_nan_of_its_own(inside, every, standard_promotion):
     params = parameters()
     zero = jax.tree.map(jnp.zeros_like, params)
@@ -432,6 +434,7 @@ def test_derivatives_are_those_without_a_monitor(usual_compiler):
     np.testing.assert_array_equal(*derivatives)
 
 
+@pytest.mark.exhaustive
 def test_a_monitor_works_on_an_explicit_mesh():
     mesh = jax.make_mesh((8,), ("m",), axis_types=(jax.sharding.AxisType.Explicit,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "m"))

@@ -115,6 +115,7 @@ def test_a_guard_around_it_leaves_its_average_as_it_was_where_a_step_is_bad():
     assert int(after.skipped) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_guard_inside_it_and_a_monitor_on_either_side_change_no_update():
     plain, _ = stepped(clipped())
     for tx in (clipped(adam_tx.guard(adam())), clipped(adam_tx.monitor(adam())), adam_tx.monitor(clipped())):

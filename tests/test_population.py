@@ -27,6 +27,7 @@ def trained():
         return settings, batched, population.one_by_one(jax.jit(single), settings), traced
 
 
+@pytest.mark.exhaustive
 def test_64_settings_of_adamw_in_one_call_end_with_the_bits_of_64_single_runs(trained):
     settings, batched, single, _ = trained
     assert len(set(zip(*map(np.ndarray.tolist, map(np.asarray, settings)), strict=True))) == 64

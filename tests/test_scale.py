@@ -81,7 +81,7 @@ def work(make, leaves):
     }
 
 
-@pytest.mark.parametrize("name", costly(ALL, {*WRAPPERS, "adamw, eight bit", "adafactor"}))
+@pytest.mark.parametrize("name", costly(ALL, {"guard, monitor", "groups", "optax.MultiSteps", "adamw, eight bit"}))
 def test_work_grows_no_faster_than_the_number_of_leaves(name):
     work(ALL[name], 2)  # what is done once and remembered
     few, many = (work(ALL[name], leaves) for leaves in (5, 20))

@@ -159,6 +159,7 @@ class BySize(adam_tx.Basis):
         return adam_tx.Turn(jnp.eye(len(basis))[:, order], jnp.argmax(basis.T[:, order], axis=0))
 
 
+@pytest.mark.exhaustive
 def test_each_layer_has_a_basis_of_its_own():
     tx = adam_tx.chain(adam_tx.in_basis(adam_tx.scale_by_momentum(0.5), BySize()), adam_tx.scale_by_learning_rate(0.01))
 
@@ -615,6 +616,7 @@ def test_a_state_whose_layers_are_split_gives_the_numbers_of_one_device(name, ki
 # Models that scan over their layers
 
 
+@pytest.mark.exhaustive
 def test_a_model_of_linen_that_scans_over_its_layers_is_trained_layer_by_layer():
     class Block(linen.Module):
         @linen.compact

@@ -49,7 +49,7 @@ def close(one, other, atol=1e-6):
 
 @needs_llvmlite
 @pytest.mark.usefixtures("as_written", "standard_promotion")
-@pytest.mark.parametrize("make", [adamw, five_bytes])
+@pytest.mark.parametrize("make", [adamw, pytest.param(five_bytes, marks=pytest.mark.exhaustive)])
 def test_steps_and_updates_take_turns(make):
     tx = make()
     dtype = jnp.bfloat16 if make is five_bytes else jnp.float32
@@ -120,6 +120,7 @@ def test_under_vmap_and_derivatives_it_is_xla():
 
 @needs_llvmlite
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.exhaustive
 def test_a_population_of_rates_is_stepped_by_xla():
     params, grads = problem()
 
@@ -245,6 +246,7 @@ def test_a_state_of_nnx_optimizer_is_taken_as_it_is_and_given_back_in_its_boxes(
         pytest.param(lambda: optax.inject_hyperparams(adam_tx.adam)(1e-2), marks=pytest.mark.exhaustive),
     ],
 )
+@pytest.mark.exhaustive
 def test_no_array_of_a_step_outlives_its_trace(make):
     params, grads = problem()
     tx = make()

@@ -376,7 +376,7 @@ def paths(request):
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("kind", catalogue.costly(STORAGES, every_run={"eight bit"}))
+@pytest.mark.parametrize("kind", catalogue.costly(STORAGES, every_run=()))
 def test_every_optimizer_gets_about_as_far_with_every_storage(name, kind, paths):
     exact, got = (paths[f"{name}, {which}"].astype(np.float64) for which in ("float32", kind))
     moved = np.sqrt(np.mean((exact - 1.0) ** 2))

@@ -131,6 +131,7 @@ def test_a_guard_takes_and_skips_the_steps_of_update_to_the_last_bit(storage):
     assert int(state.skipped_in_a_row) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_spike_is_one_for_a_kernel_too():
     tx = adam_tx.guard(adamw(), deviations=3.0, decay=0.5)
     state = assert_steps_alike(tx, jnp.float32, ["good", "good", "good", "spike", "good", "nan"])
@@ -162,6 +163,7 @@ def test_what_an_optax_chain_keeps_of_a_finite_gradient_may_be_infinite_and_is_n
     assert reasons == {"w": "guard holds numbers one by one, also those that trace keeps of all leaves"}
 
 
+@pytest.mark.exhaustive
 def test_what_becomes_infinite_behind_a_watched_gradient_is_held_and_counted():
     state = assert_steps_alike(OTHERS["the gradient, and an infinite step"](), jnp.float32, ["good", "good", "nan"])
     assert int(state.skipped) == 1
@@ -186,7 +188,7 @@ def test_a_sample_is_of_the_elements_of_which_update_takes_it():
     assert_same(ours, problems.updated(tx, grads, state, params))
 
 
-@pytest.mark.parametrize("make", [adam_tx.guard, adam_tx.monitor])
+@pytest.mark.parametrize("make", [adam_tx.guard, pytest.param(adam_tx.monitor, marks=pytest.mark.exhaustive)])
 def test_guarded_and_watched_leaves_are_written_in_their_place(make):
     shapes = {"w": (400, 300), "b": (7,)}
     params, grads = problems.tree(shapes, jnp.bfloat16), problems.tree(shapes, jnp.bfloat16, seed=1)
@@ -199,6 +201,7 @@ def test_guarded_and_watched_leaves_are_written_in_their_place(make):
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((params, state.inner)))
 
 
+@pytest.mark.exhaustive
 def test_guarded_steps_and_updates_take_turns():
     tx = adam_tx.guard(adamw())
     step = adam_tx.step(tx, "cpu")
