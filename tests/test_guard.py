@@ -29,6 +29,9 @@ def stepped(optimizers, carry, grad):
     return after
 
 
+FEW = {"adam", "amsgrad", "lion", "adafactor", "soap", "adamw, eight bit"}
+
+
 @pytest.fixture(scope="module")
 def runs(request):
     """The optimizers over the good gradients of a thousand, and over all; one program for both."""
@@ -54,9 +57,7 @@ def runs(request):
         return clean, faulty, int(bad.sum())
 
 
-@pytest.mark.parametrize(
-    "name", catalogue.costly(ALL, {"adam", "amsgrad", "lion", "adafactor", "soap", "adamw, eight bit"})
-)
+@pytest.mark.parametrize("name", catalogue.costly(ALL, FEW))
 def test_after_bad_steps_everything_is_to_the_last_bit_as_if_they_had_not_been(name, runs):
     (params, state), (faulty_params, faulty_state), bad = runs[0][name], runs[1][name], runs[2]
     assert int(state.skipped) == 0
@@ -88,9 +89,7 @@ OPTAX = {name: getattr(optax, name) for name in ("adam", "adagrad", "rmsprop", "
 SPIKED = ALL | {f"Optax's {name}": lambda make=make: make(1e-3) for name, make in OPTAX.items()}
 
 
-@pytest.mark.parametrize(
-    "name", catalogue.costly(SPIKED, {"amsgrad", "adafactor", "soap", "adamw, eight bit", "Optax's adam"})
-)
+@pytest.mark.parametrize("name", catalogue.costly(SPIKED, FEW | {"Optax's adam"}))
 def test_a_huge_finite_gradient_leaves_nothing_infinite_and_later_steps_are_taken(name, after_spikes):
     for after in after_spikes.values():
         params, state = after[name]
