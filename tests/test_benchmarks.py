@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text())
 PRINTS = {
-    "audit": [r"right \| optax\.adamw \| adam with decoupled weight decay", r"1 of 1 are right"],
+    "audit": [r"right \| optax\.adamw \| adam with decoupled weight decay", r"2 of 2 are right"],
     "around": [r"guard, deviations +│ +\d+\.\d"],
     "calls": [r'"update": \{"calls": \d+'],
     "fixed_cost": [r"compile, ms"],

@@ -64,7 +64,7 @@ WRAPPERS = {
 @pytest.mark.parametrize("name", catalogue.costly(catalogue.OPTIMIZERS | catalogue.PER_TENSOR))
 def test_every_optimizer_keeps_the_types_of_its_state_in_every_wrapper(name):
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones(4)}
-    is_step = ALL[name]().implementation.facts.is_step
+    is_step = adam_tx.as_link(ALL[name]()).implementation.facts.is_step
     for wrapper in WRAPPERS.values():
         if is_step and wrapper is adam_tx.cautious:  # which would change what the weights' norm or average relies on
             with pytest.raises(ValueError, match="whole step"):

@@ -27,7 +27,8 @@ NESTED = {
     f"{outer} | {inner}": (outer, inner)
     for outer in SEVERAL | MAKE
     for inner in SEVERAL | MAKE
-    if "optax.flatten" not in (outer, inner) or "groups, two alike" not in (outer, inner)  # whose pattern is of a leaf
+    if "optax.flatten" not in (outer, inner)
+    or not {"groups, two alike", "stacked"} & {outer, inner}  # which are of leaves
 }
 
 

@@ -109,7 +109,7 @@ def assert_stands_stress(variables):
     steps, differing, grown = map(int, done.stdout.split())
     assert steps > 10_000
     assert differing == 0
-    assert grown < 500_000  # 62 bytes for each step that is made after the first reading
+    assert grown < 125_000  # 62 bytes for each step of a round
 
 
 @pytest.mark.exhaustive
