@@ -163,7 +163,11 @@ def test_another_optimizer_than_was_said_is_an_error_that_says_where_and_by_how_
         audit_of(adamw).assert_is("torch.Adam")
 
 
-@pytest.mark.parametrize("name", in_turn(planted.MISTAKES, ("a count that is never incremented",)))
+# what is left out here and below is in the table of benchmarks/audit.py
+OFTEN = ["a count that is never incremented", *list(planted.MISTAKES)[1::3]]
+
+
+@pytest.mark.parametrize("name", in_turn(OFTEN, OFTEN[:1]))
 def test_a_planted_mistake_is_found_and_named(name):
     printed = " ".join(str(mistake(name, promises="bfloat16" in name)).split())
     for words in planted.MISTAKES[name][1]:
@@ -208,9 +212,7 @@ threshold, a warm-up or weights of the average."""
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "name", ["adam", "adamc", "lion", "muon", "schedule_free_adamw"]
-)  # the others: benchmarks/audit.py
+@pytest.mark.parametrize("name", ["adam", "adamc", "lion", "radam", "schedule_free_adamw"])
 def test_our_optimizers_keep_their_promises(name):
     """But one: a gradient of 1e30 makes squares that are no float32."""
     found = adam_tx.audit(OPTIMIZERS[name](), name=name)
@@ -247,7 +249,7 @@ def test_each_dialect_has_a_name_of_its_own():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", [dialect.name for dialect in dialects.DIALECTS])
+@pytest.mark.parametrize("name", [dialect.name for dialect in dialects.DIALECTS[::4]])
 def test_each_dialect_is_found_to_be_itself(name):
     dialect = next(dialect for dialect in dialects.DIALECTS if dialect.name == name)
     numbers = {"learning_rate": 1e-3, **dialect.numbers}
