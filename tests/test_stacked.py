@@ -564,6 +564,13 @@ def test_a_step_is_made_in_one_pass_where_each_element_is_stepped_by_itself(tx, 
     assert {*step.reasons(params).values()} == {reason}
 
 
+def test_what_groups_freeze_inside_is_not_averaged_outside():
+    params = {"blocks": {"w": jnp.ones((3, 4))}, "head": jnp.ones(2)}
+    inside = stacked(adam_tx.groups({"head": "freeze"}, adam_tx.sgd(0.1)))
+    average = adam_tx.average_weights(inside, 0.9).init(params).average
+    assert [leaf.shape for leaf in jax.tree.leaves(average)] == [(3, 4)]
+
+
 # Over a mesh
 
 

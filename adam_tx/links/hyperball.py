@@ -40,7 +40,7 @@ def step_on_hyperball(learning_rate: NonNegative, *, axes: MatrixAxes = None) ->
     Raises:
       ValueError: a negative number; `update` without params; another link behind it.
 
-    Reference: Wen et al., Hyperball Optimization, 2025 (https://arxiv.org/abs/2606.16899);
+    Reference: Wen et al., Hyperball Optimization, 2026 (https://arxiv.org/abs/2606.16899);
     Levanter's adamh and muonh.
 
     >>> import adam_tx

@@ -55,7 +55,7 @@ def muonh(
     Raises:
       ValueError: at `init` and `update`, leaves of which it is not clear whether they are matrices.
 
-    Reference: Wen et al., Hyperball Optimization, 2025 (https://arxiv.org/abs/2606.16899), as
+    Reference: Wen et al., Hyperball Optimization, 2026 (https://arxiv.org/abs/2606.16899), as
     Levanter's muonh.
 
     >>> import adam_tx

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -210,6 +210,10 @@ class Stacked(AbstractLink):
     def full_precision_params(self, leaves: Leaves, state: State) -> Leaves:
         """The parameters as the link inside knows them."""
         return self.inner.full_precision_params(leaves, state)
+
+    def moved(self, leaves: Leaves) -> Collection[int]:
+        """Those that the link inside may move."""
+        return self.inner.moved(self.leaves_inside(leaves))
 
     def debiased_square(self) -> tuple[str, str] | None:
         """That of the link inside."""
